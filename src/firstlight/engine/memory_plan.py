@@ -1,0 +1,149 @@
+"""How much memory a model needs, from its spec and its files' headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+from firstlight.engine.engine import PAGE_TOKENS, pages_per_sequence
+from firstlight.errors import InsufficientMemoryError
+from firstlight.formats.base import Format
+from firstlight.formats.registry import get_format
+from firstlight.model import attention
+from firstlight.model.spec import ModelSpec, TensorSource
+from firstlight.model.stream import StreamSpec
+from firstlight.model.weights import TensorFiles
+
+TOKEN_BUDGET = 512
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of memory for one sequence at a context length.
+
+    Attributes:
+        weights: in the formats they are kept in.
+        state: pages of all streams at the full context length.
+        activations: the largest step's intermediate values, estimated from above.
+    """
+
+    context_length: int
+    weights: int
+    state: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.state + self.activations
+
+
+def plan_memory(
+    spec: ModelSpec,
+    files: TensorFiles,
+    context_length: int,
+    target: Format | None = None,
+    state_dtype: str = "float32",
+    sequences: int = 1,
+) -> MemoryPlan:
+    """The plan for a model with `target` as its weights' format (None: as stored)."""
+    return MemoryPlan(
+        context_length,
+        weight_bytes(spec, files, target),
+        sequences * state_bytes(spec, context_length, state_dtype),
+        activation_bytes(spec),
+    )
+
+
+def weight_bytes(spec: ModelSpec, files: TensorFiles, target: Format | None = None) -> int:
+    """Bytes of all weights."""
+    return sum(_source_bytes(source, files, target) for source in spec.sources())
+
+
+def _source_bytes(source: TensorSource, files: TensorFiles, target: Format | None) -> int:
+    if len(source.shape) == 1:
+        return 4 * source.shape[0]
+    stored = get_format(files.tensors[source.name].format)
+    rows, columns = prod(source.shape[:-1]), source.shape[-1]
+    kept = target if target is not None and columns % target.block_values == 0 else stored
+    return rows * kept.row_bytes(columns)
+
+
+def state_bytes(spec: ModelSpec, context_length: int, dtype: str = "float32") -> int:
+    """Bytes of the pages that one sequence of that length holds at most."""
+    return sum(
+        pages_per_sequence(stream.window, context_length, TOKEN_BUDGET, PAGE_TOKENS)
+        * (PAGE_TOKENS // stream.stride)
+        * stream.entry_bytes(dtype)
+        for stream in _streams(spec)
+    )
+
+
+def state_bytes_per_token(spec: ModelSpec, dtype: str = "float32") -> int:
+    """Bytes that one more token adds while no window is full."""
+    return sum(stream.entry_bytes(dtype) // stream.stride for stream in _streams(spec))
+
+
+def _streams(spec: ModelSpec) -> list[StreamSpec]:
+    return [stream for layer in spec.layers for stream in attention.streams(layer.attention)]
+
+
+def activation_bytes(spec: ModelSpec) -> int:
+    """An upper estimate of a step's float32 intermediates: four rows of the widest layer for each
+    token, and the logits of one."""
+    widest = max(
+        max(layer.feed_forward.up.weight.shape[0], layer.attention.query.weight.shape[0])
+        for layer in spec.layers
+    )
+    return 4 * (TOKEN_BUDGET * 4 * (widest + spec.hidden_size) + 2 * spec.vocabulary_size)
+
+
+def fit_context(
+    spec: ModelSpec,
+    plan: Callable[[int], MemoryPlan],
+    available: int,
+    wanted: int | None,
+    subject: object,
+) -> MemoryPlan:
+    """The plan at the wanted context length, or else at the longest that fits.
+
+    Args:
+        plan: the plan at a context length.
+        available: bytes that may be used.
+        wanted: None for the model's own context length, shortened where memory is short.
+
+    Raises:
+        InsufficientMemoryError: it does not fit; foreseen, before anything is loaded.
+    """
+    full = plan(wanted or spec.context_length)
+    if full.total <= available:
+        return full
+    smallest = plan(min(PAGE_TOKENS, spec.context_length))
+    if smallest.total > available:
+        raise InsufficientMemoryError(
+            subject,
+            f"it needs {gibibytes(smallest.total)} of memory ({gibibytes(smallest.weights)} of "
+            f"weights) and {gibibytes(available)} is available",
+            "Convert the weights on loading with --weights int4, free memory, or use a larger "
+            "machine",
+        )
+    low, high = 1, -(-full.context_length // PAGE_TOKENS)
+    while low < high - 1:  # low fits, high does not
+        middle = (low + high) // 2
+        low, high = (
+            (middle, high) if plan(middle * PAGE_TOKENS).total <= available else (low, middle)
+        )
+    longest = plan(low * PAGE_TOKENS)
+    if wanted is not None:
+        raise InsufficientMemoryError(
+            subject,
+            f"a context of {wanted} tokens needs {gibibytes(full.total)} of memory and "
+            f"{gibibytes(available)} is available",
+            f"Use a context of at most {longest.context_length} tokens, or --state bfloat16",
+        )
+    return longest
+
+
+def gibibytes(count: int) -> str:
+    """Bytes as a person reads them."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.1f} MiB"

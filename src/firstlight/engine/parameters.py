@@ -1,0 +1,82 @@
+"""What a request may ask of a generation, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from firstlight.errors import RequestError
+
+
+@dataclass(frozen=True)
+class SamplingParameters:
+    """How the next token is chosen from the logits.
+
+    Attributes:
+        temperature: logits are divided by it; 0 takes the likeliest token.
+        top_k: only the k likeliest tokens; 0 means all.
+        top_p: only the fewest likeliest tokens whose probabilities reach p (Holtzman et al. 2019,
+            arXiv:1904.09751).
+        min_p: only tokens at least min_p times as probable as the likeliest (Nguyen et al. 2024,
+            arXiv:2407.01082).
+        repetition_penalty: divides positive and multiplies negative logits of tokens in the
+            prompt or the output (Keskar et al. 2019, arXiv:1909.05858, section 4.1).
+        presence_penalty: subtracted from the logit of every token in the output.
+        frequency_penalty: subtracted once for every time the token stands in the output.
+        logit_bias: token id -> added to its logit.
+        seed: with the position, decides the random number; any whole number from 0.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _within("temperature", self.temperature, 0.0, 100.0)
+        _within("top_k", self.top_k, 0, 1 << 31)
+        _within("top_p", self.top_p, 0.0, 1.0)
+        _within("min_p", self.min_p, 0.0, 1.0)
+        _within("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
+        _within("presence_penalty", self.presence_penalty, -100.0, 100.0)
+        _within("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
+        _within("seed", self.seed, 0, (1 << 64) - 1)
+        for token, bias in self.logit_bias.items():
+            _within(f"logit_bias[{token}]", bias, -1e4, 1e4)
+        if self.top_p == 0.0:
+            raise RequestError(
+                "top_p", "is 0, which leaves no token", "Use a value above 0, up to 1"
+            )
+
+
+@dataclass(frozen=True)
+class StopConditions:
+    """When a generation ends.
+
+    Attributes:
+        max_tokens: at most so many new tokens; None: until the context is full.
+        end_ids: token ids that end the text and are not part of it.
+        stop: strings that end the text and are not part of it.
+    """
+
+    max_tokens: int | None = None
+    end_ids: frozenset[int] = frozenset()
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            _within("max_tokens", self.max_tokens, 0, 1 << 31)
+        if "" in self.stop:
+            raise RequestError("stop", "has an empty string, which ends every text", "Leave it out")
+
+
+def _within(name: str, value: float, least: float, most: float) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or math.isnan(value) or not least <= value <= most:
+        raise RequestError(name, f"is {value!r}", f"Use a number from {least:g} to {most:g}")

@@ -1,0 +1,1 @@
+"""Families: a short file each, from config and tensor names to a `ModelSpec`."""

@@ -1,0 +1,207 @@
+"""The parts that families put their specs together from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from firstlight.model.families.config import Config
+from firstlight.model.families.names import GGUF, HUGGING_FACE
+from firstlight.model.spec import (
+    GatedFeedForwardSpec,
+    GroupedQuerySpec,
+    LayerSpec,
+    LinearSpec,
+    ModelSpec,
+    NormSpec,
+    ResidualSpec,
+    RopeSpec,
+    TensorSource,
+)
+from firstlight.model.weights import TensorFiles
+from firstlight.ops.elementwise import Activation
+
+_MOST_LAYERS = 4096
+
+# The names that configs give to activations -> ours.
+_ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "relu": "relu",
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A checkpoint's config and files, and the sizes that every family reads from them.
+
+    `config` is in Hugging Face's vocabulary whatever the files' layout (see `gguf.py`).
+
+    Attributes:
+        gguf: the tensors are named and laid out as in GGUF files.
+        renamed: role -> tensor name where a family departs from the layout's common names.
+        norm_offset: added to norm weights on loading.
+    """
+
+    config: Config
+    files: TensorFiles
+    gguf: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    norm_offset: float = 0.0
+
+    # Sizes -------------------------------------------------------------------------------
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.integer("hidden_size")
+
+    @property
+    def layers(self) -> int:
+        return self.config.integer("num_hidden_layers", most=_MOST_LAYERS)
+
+    @property
+    def heads(self) -> int:
+        return self.config.integer("num_attention_heads", most=1 << 16)
+
+    @property
+    def key_value_heads(self) -> int:
+        found = self.config.integer("num_key_value_heads", self.heads, most=1 << 16)
+        if self.heads % found:
+            raise self.config.error(
+                "num_key_value_heads", f"is {found}, which does not divide {self.heads} heads"
+            )
+        return found
+
+    @property
+    def head_size(self) -> int:
+        if not self.config.has("head_dim") and self.hidden_size % self.heads:
+            raise self.config.error(
+                "hidden_size", f"is {self.hidden_size}, not a multiple of {self.heads} heads"
+            )
+        return self.config.integer("head_dim", self.hidden_size // self.heads, most=1 << 16)
+
+    def activation(self, key: str = "hidden_act", default: str = "silu") -> Activation:
+        """The activation that the config names."""
+        name = self.config.text(key, default)
+        if name not in _ACTIVATIONS:
+            known = ", ".join(_ACTIVATIONS)
+            raise self.config.error(key, f"is {name!r}; firstlight knows {known}")
+        return _ACTIVATIONS[name]
+
+    def layer_types(self, default: Callable[[int], bool]) -> tuple[bool, ...]:
+        """For each layer whether its attention slides; `default` where the config is silent."""
+        if not self.config.has("layer_types"):
+            return tuple(default(layer) for layer in range(self.layers))
+        names = self.config.texts("layer_types", self.layers)
+        for name in names:
+            if name not in ("full_attention", "sliding_attention"):
+                raise self.config.error("layer_types", f"has a layer of unknown type {name!r}")
+        return tuple(name == "sliding_attention" for name in names)
+
+    def rename(self, **last: str) -> Parts:
+        """The same where some roles' tensors have another last component of their name."""
+        stems = {role: self._pattern(role).rpartition(".")[0] for role in last}
+        renamed = {role: f"{stem}.{last[role]}" for role, stem in stems.items()}
+        return replace(self, renamed={**self.renamed, **renamed})
+
+    # Tensors -----------------------------------------------------------------------------
+
+    def tensor_name(self, role: str, layer: int | None = None) -> str:
+        """The checkpoint's name of a role, without ".weight" or ".bias"."""
+        return self._pattern(role).format(layer=layer)
+
+    def _pattern(self, role: str) -> str:
+        return self.renamed.get(role) or (GGUF if self.gguf else HUGGING_FACE)[role]
+
+    def has(self, role: str, layer: int | None = None, part: str = "weight") -> bool:
+        """Whether the checkpoint has the tensor."""
+        return f"{self.tensor_name(role, layer)}.{part}" in self.files.tensors
+
+    def matrix(self, role: str, rows: int, columns: int, layer: int | None = None) -> TensorSource:
+        return TensorSource(f"{self.tensor_name(role, layer)}.weight", (rows, columns))
+
+    def linear(
+        self,
+        role: str,
+        rows: int,
+        columns: int,
+        layer: int | None = None,
+        *,
+        bias: bool = False,
+        first_row: int | None = None,
+    ) -> LinearSpec:
+        """A product; with `first_row`, a part of the rows of a fused tensor."""
+        name = self.tensor_name(role, layer)
+        weight = TensorSource(f"{name}.weight", (rows, columns), first_row)
+        if not bias:
+            return LinearSpec(weight)
+        return LinearSpec(weight, TensorSource(f"{name}.bias", (rows,), first_row))
+
+    def norm(self, role: str, size: int, layer: int | None = None) -> NormSpec:
+        source = TensorSource(
+            f"{self.tensor_name(role, layer)}.weight", (size,), offset=self.norm_offset
+        )
+        return NormSpec(size, self.config.positive("rms_norm_eps", 1e-6), source)
+
+    # Blocks, as in Llama; families change what differs --------------------------------------
+
+    def attention(
+        self, layer: int, rope: RopeSpec | None, *, bias: bool = False, **changes: Any
+    ) -> GroupedQuerySpec:
+        """Grouped-query attention with separate projections; `bias` is for query, key, value."""
+        width, key_value_width = (
+            self.heads * self.head_size,
+            self.key_value_heads * self.head_size,
+        )
+        spec = GroupedQuerySpec(
+            heads=self.heads,
+            key_value_heads=self.key_value_heads,
+            head_size=self.head_size,
+            query=self.linear("query", width, self.hidden_size, layer, bias=bias),
+            key=self.linear("key", key_value_width, self.hidden_size, layer, bias=bias),
+            value=self.linear("value", key_value_width, self.hidden_size, layer, bias=bias),
+            output=self.linear("attention_output", self.hidden_size, width, layer),
+            scale=self.head_size**-0.5,
+            rope=rope,
+        )
+        return replace(spec, **changes)
+
+    def feed_forward(
+        self, layer: int, *, bias: bool = False, activation: Activation | None = None
+    ) -> GatedFeedForwardSpec:
+        """The gated network with separate gate and up; the activation is the config's."""
+        hidden, width = self.hidden_size, self.config.integer("intermediate_size")
+        return GatedFeedForwardSpec(
+            gate=self.linear("gate", width, hidden, layer, bias=bias),
+            up=self.linear("up", width, hidden, layer, bias=bias),
+            down=self.linear("down", hidden, width, layer, bias=bias),
+            activation=activation or self.activation(),
+        )
+
+    def residual(self, role: str, layer: int, *, scale: float = 1.0) -> ResidualSpec:
+        """Norm before the block `role` ("attention" or "feed_forward") and none after."""
+        return ResidualSpec(self.norm(f"{role}_norm", self.hidden_size, layer), scale=scale)
+
+    def model(self, family: str, layers: tuple[LayerSpec, ...], **changes: Any) -> ModelSpec:
+        """The whole model around its layers."""
+        vocabulary = self.config.integer("vocab_size")
+        embedding = self.matrix("embedding", vocabulary, self.hidden_size)
+        tied = self.config.boolean("tie_word_embeddings", not self.has("head"))
+        head = LinearSpec(embedding)
+        if not tied:
+            head = self.linear("head", vocabulary, self.hidden_size)
+        spec = ModelSpec(
+            family=family,
+            vocabulary_size=vocabulary,
+            hidden_size=self.hidden_size,
+            context_length=self.config.integer("max_position_embeddings", 2048),
+            embedding=embedding,
+            layers=layers,
+            final_norm=self.norm("final_norm", self.hidden_size),
+            head=head,
+        )
+        return replace(spec, **changes)

@@ -1,0 +1,127 @@
+"""Which family a checkpoint belongs to, and from there its spec."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+from firstlight.errors import CheckpointError, UnsupportedModelError
+from firstlight.model.families.config import Config
+from firstlight.model.families.gguf import config_from_metadata
+from firstlight.model.families.names import HUGGING_FACE
+from firstlight.model.families.parts import Parts
+from firstlight.model.spec import ModelSpec
+from firstlight.model.weights import TensorFiles, check_sources
+
+
+class ModelFiles(TensorFiles, Protocol):
+    """A checkpoint, as far as a family needs it."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family, read from its own module `families/<name>.py` when it is needed.
+
+    Attributes:
+        model_types: values of `model_type` in config.json.
+        architectures: values of `general.architecture` in GGUF files.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    architectures: tuple[str, ...]
+
+    def spec(self, parts: Parts) -> ModelSpec:
+        """The family's own function from config and tensor names to a spec."""
+        module = import_module(f"firstlight.model.families.{self.name}")
+        build: Callable[[Parts], ModelSpec] = module.spec
+        return build(parts)
+
+
+FAMILIES = (
+    Family("gemma3", ("gemma3_text", "gemma3"), ("gemma3",)),
+    Family("llama", ("llama",), ("llama",)),
+)
+
+
+def find_family(files: ModelFiles) -> Family:
+    """The family that knows this checkpoint.
+
+    Raises:
+        CheckpointError: the config does not say what kind of model it is.
+        UnsupportedModelError: no family knows it; the message names those that are known, the
+            nearest, and whether the checkpoint asks to run code of its own.
+    """
+    gguf = files.kind == "gguf"
+    key = "general.architecture" if gguf else "model_type"
+    name = files.config.get(key)
+    if not isinstance(name, str):
+        raise CheckpointError(
+            files.location,
+            f"the config has no {key!r}, so the model's family is unknown",
+            "Check that this is a language model's own directory or file",
+        )
+    known: dict[str, Family] = {}
+    for family in FAMILIES:
+        for kind in family.architectures if gguf else family.model_types:
+            known[kind] = family
+    if name in known:
+        return known[name]
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    code = files.config.get("auto_map")
+    reason = f"its family {name[:80]!r} is not one that firstlight knows: {', '.join(known)}"
+    if nearest:
+        reason += f"; the nearest is {nearest[0]!r}"
+    if code:
+        reason += (
+            "; its config asks to run code from its own repository (auto_map), which firstlight "
+            "never does"
+        )
+    raise UnsupportedModelError(
+        files.location,
+        reason,
+        "Convert it to a family above, or add one: CONTRIBUTING.md shows how, in a short file",
+    )
+
+
+def make_spec(files: ModelFiles) -> ModelSpec:
+    """The checkpoint's spec, with every tensor it needs checked against the headers.
+
+    Raises:
+        CheckpointError: the config or the tensors are wrong or contradict each other.
+        UnsupportedModelError: the family, or a variant within it, is not known.
+    """
+    family = find_family(files)
+    spec = family.spec(_parts(files))
+    check_sources(spec, files)
+    return spec
+
+
+def _parts(files: ModelFiles) -> Parts:
+    if files.kind == "gguf":
+        values = config_from_metadata(files.config, files)
+        return Parts(Config(files.location, values), files, gguf=True)
+    config = Config(files.location, files.config)
+    text = config.section("text_config")
+    if text is None:
+        return Parts(config, files)
+    # A text model inside a larger one: its tensors stand under a prefix, in one of two orders.
+    prefix = "language_model."
+    if "model.language_model.embed_tokens.weight" in files.tensors:
+        prefix = ""
+    inside = "model.language_model." if not prefix else "language_model.model."
+    names = {
+        role: name.replace("model.", inside, 1) if name.startswith("model.") else prefix + name
+        for role, name in HUGGING_FACE.items()
+    }
+    tied = {"tie_word_embeddings": files.config.get("tie_word_embeddings", True)}
+    return Parts(Config(files.location, {**tied, **text.values}), files, renamed=names)

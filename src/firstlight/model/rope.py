@@ -1,0 +1,129 @@
+"""The angles of rotary position embedding, in all its variants, as a table per step.
+
+Frequencies are made on the host: a step needs one row of cosines and sines per token, which is
+little beside anything else, and so no backend needs to know the variants.
+
+Two variants make a position's frequencies depend on how long its sequence is. State that is
+addressed by position must not change when tokens are added, so "how long" is fixed per row
+by the engine: the length of the prompt, or the position's own where that is longer. `replay_length`
+says where a model needs its whole state made anew instead.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from firstlight.formats.base import Floats
+from firstlight.model.spec import (
+    DynamicScaling,
+    FactorScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    ModelSpec,
+    RopeSpec,
+    YarnScaling,
+)
+
+Integers = NDArray[np.int32]
+Doubles = NDArray[np.float64]
+
+
+def cosines_and_sines(rope: RopeSpec, positions: Integers, lengths: Integers) -> Floats:
+    """The table that the op `rotary` takes.
+
+    Args:
+        positions: int32 [n].
+        lengths: int32 [n]: the sequence length in force for each row's frequencies.
+
+    Returns:
+        float32 [n, 2, rope.size / 2]: cosines, then sines. The angle itself is a float32 product
+        of position and float32 frequency, as in the implementations that models are trained
+        with; at large positions its rounding is part of what the model learnt.
+    """
+    table = np.empty((len(positions), 2, rope.size // 2), np.float32)
+    groups = _frequency_groups(rope, lengths)
+    for length in np.unique(groups):
+        chosen = groups == length
+        frequencies, magnitude = inverse_frequencies(rope, int(length))
+        angles = positions[chosen].astype(np.float32)[:, None] * frequencies[None, :]
+        wide = angles.astype(np.float64)
+        table[chosen, 0] = np.cos(wide) * magnitude
+        table[chosen, 1] = np.sin(wide) * magnitude
+    return table
+
+
+def replay_length(spec: ModelSpec) -> int | None:
+    """Length at which a growing sequence's whole state changes and is made anew, or None."""
+    lengths = [
+        rope.scaling.original_length
+        for rope in spec.ropes()
+        if isinstance(rope.scaling, LongRopeScaling)
+    ]
+    return min(lengths, default=None)
+
+
+def inverse_frequencies(rope: RopeSpec, length: int) -> tuple[Floats, float]:
+    """(float32 [rope.size / 2] angles per position, factor of cosines and sines) at a length."""
+    exponents = np.arange(0, rope.size, 2, dtype=np.float64) / rope.size
+    base = 1.0 / rope.theta**exponents
+    magnitude = 1.0
+    match rope.scaling:
+        case None:
+            scaled = base
+        case LinearScaling(factor):
+            scaled = base / factor
+        case FactorScaling(factors):
+            scaled = base / np.asarray(factors)
+        case DynamicScaling(factor, original_length):
+            growth = factor * max(length, original_length) / original_length - (factor - 1)
+            theta = rope.theta * growth ** (rope.size / (rope.size - 2))
+            scaled = 1.0 / theta**exponents
+        case Llama3Scaling() as scaling:
+            scaled = _llama3(base, scaling)
+        case YarnScaling() as scaling:
+            scaled, magnitude = _yarn(base, rope, scaling), scaling.magnitude
+        case LongRopeScaling() as scaling:
+            longer = length > scaling.original_length
+            scaled = base / np.asarray(scaling.long_factors if longer else scaling.short_factors)
+            magnitude = scaling.magnitude
+    return scaled.astype(np.float32), magnitude
+
+
+def _frequency_groups(rope: RopeSpec, lengths: Integers) -> Integers:
+    """Rows with equal entries have equal frequencies; the entry is a length that gives them."""
+    match rope.scaling:
+        case DynamicScaling(_, original_length):
+            return np.maximum(lengths, original_length).astype(np.int32)
+        case LongRopeScaling() as scaling:
+            longer = lengths > scaling.original_length
+            return np.where(longer, scaling.original_length + 1, 0).astype(np.int32)
+        case _:
+            return np.zeros_like(lengths)
+
+
+def _llama3(base: Doubles, scaling: Llama3Scaling) -> Doubles:
+    """Long wavelengths divided by the factor, short ones kept, those between blended."""
+    wavelength = 2 * math.pi / base
+    turns = scaling.original_length / wavelength
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    blend: Doubles = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (1 - blend) * base / scaling.factor + blend * base
+
+
+def _yarn(base: Doubles, rope: RopeSpec, scaling: YarnScaling) -> Doubles:
+    """Interpolated and original frequencies, mixed along the dimensions by a ramp."""
+
+    def dimension(turns: float) -> float:
+        wavelengths = scaling.original_length / (turns * 2 * math.pi)
+        return rope.size * math.log(wavelengths) / (2 * math.log(rope.theta))
+
+    low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.size - 1)
+    ramp: Doubles = np.clip((np.arange(rope.size // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
+    return ramp * base / scaling.factor + (1 - ramp) * base

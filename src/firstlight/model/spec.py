@@ -1,0 +1,248 @@
+"""What a model is, as data: everything the decoder needs to know, and where each tensor lies.
+
+A family (one file in `families/`) makes a `ModelSpec` from a checkpoint's config and tensor names.
+Nothing else in firstlight knows one model from another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from firstlight.ops.elementwise import Activation
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """Where a tensor of the model comes from.
+
+    Attributes:
+        name: the tensor's name in the checkpoint.
+        shape: what the model needs; the checkpoint's tensor has this shape, but for the rows
+            before and after `first_row` where it is fused with others.
+        first_row: where this part starts in a fused tensor of more rows; None: not fused.
+        offset: added to every value on loading (Gemma stores norm weights less one).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    first_row: int | None = None
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """A product with a weight [rows, columns], and a bias [rows] or none."""
+
+    weight: TensorSource
+    bias: TensorSource | None = None
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """Root mean square norm over the last `size` values; without a weight where it is None."""
+
+    size: int
+    epsilon: float
+    weight: TensorSource | None
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """Positions divided by a factor (Chen et al. 2023, arXiv:2306.15595)."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class DynamicScaling:
+    """Base frequency that grows with the sequence's length past `original_length` ("dynamic NTK").
+
+    The length is the longer of the prompt and the position's own: see `model.rope`.
+    """
+
+    factor: float
+    original_length: int
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (Peng et al. 2023, arXiv:2309.00071), equations 17 to 25.
+
+    Attributes:
+        magnitude: factor of cosines and sines; 0.1 * ln(factor) + 1 unless the config says.
+        truncate: round the correction range to whole dimensions.
+    """
+
+    factor: float
+    original_length: int
+    beta_fast: float
+    beta_slow: float
+    magnitude: float
+    truncate: bool = True
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1's scaling by wavelength (Grattafiori et al. 2024, arXiv:2407.21783)."""
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_length: int
+
+
+@dataclass(frozen=True)
+class LongRopeScaling:
+    """LongRoPE (Ding et al. 2024, arXiv:2402.13753): a factor for each frequency.
+
+    `short_factors` serve while a sequence is at most `original_length` long, `long_factors` for
+    the whole sequence as soon as it is longer.
+    """
+
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    original_length: int
+    magnitude: float
+
+
+@dataclass(frozen=True)
+class FactorScaling:
+    """Each frequency divided by a factor that the checkpoint lists (GGUF's `rope_freqs`)."""
+
+    factors: tuple[float, ...]
+
+
+RopeScaling = (
+    LinearScaling | DynamicScaling | YarnScaling | Llama3Scaling | LongRopeScaling | FactorScaling
+)
+
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """Rotary position embedding of one layer (Su et al. 2021, arXiv:2104.09864).
+
+    Attributes:
+        size: how many of a head's values turn; fewer than all where rotation is partial.
+        theta: base of the frequencies theta ** (-2i / size).
+        scaling: how frequencies are changed for longer contexts; None: not.
+        interleaved: pairs are neighbours (2i, 2i + 1) instead of (i, i + size / 2).
+    """
+
+    size: int
+    theta: float
+    scaling: RopeScaling | None = None
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class GroupedQuerySpec:
+    """Multi-head, grouped-query or multi-query attention, full or sliding.
+
+    Attributes:
+        query_norm, key_norm: of size `head_size` (each head by itself) or of the whole
+            projection; None: not normed.
+        scale: factor of the scores.
+        window: a position sees the last `window` positions, itself included; None: all.
+        soft_cap: of the scores; None: not capped.
+        rope: None for a layer without position embedding.
+    """
+
+    heads: int
+    key_value_heads: int
+    head_size: int
+    query: LinearSpec
+    key: LinearSpec
+    value: LinearSpec
+    output: LinearSpec
+    scale: float
+    rope: RopeSpec | None
+    query_norm: NormSpec | None = None
+    key_norm: NormSpec | None = None
+    window: int | None = None
+    soft_cap: float | None = None
+
+
+@dataclass(frozen=True)
+class GatedFeedForwardSpec:
+    """down(activation(gate(x)) * up(x))."""
+
+    gate: LinearSpec
+    up: LinearSpec
+    down: LinearSpec
+    activation: Activation
+
+
+AttentionSpec = GroupedQuerySpec
+FeedForwardSpec = GatedFeedForwardSpec
+
+
+@dataclass(frozen=True)
+class ResidualSpec:
+    """How a block joins the residual stream: x + scale * post_norm(block(pre_norm(x)))."""
+
+    pre_norm: NormSpec | None
+    post_norm: NormSpec | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer: attention, then feed-forward, each joined to the residual stream."""
+
+    attention: AttentionSpec
+    attention_residual: ResidualSpec
+    feed_forward: FeedForwardSpec
+    feed_forward_residual: ResidualSpec
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A whole decoder-only model.
+
+    Attributes:
+        family: name of the family that made this spec.
+        context_length: longest sequence, in tokens, that the model was made for.
+        embedding: [vocabulary_size, hidden_size].
+        head: [vocabulary_size, hidden_size]; equal to `embedding` where they are tied.
+        embedding_scale, logit_scale: factors of the embedding and of the logits.
+        logit_soft_cap: logits become cap * tanh(logits / cap); None: not.
+    """
+
+    family: str
+    vocabulary_size: int
+    hidden_size: int
+    context_length: int
+    embedding: TensorSource
+    layers: tuple[LayerSpec, ...]
+    final_norm: NormSpec
+    head: LinearSpec
+    embedding_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_soft_cap: float | None = None
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output head is the embedding table."""
+        return self.head.weight == self.embedding
+
+    def sources(self) -> tuple[TensorSource, ...]:
+        """Every tensor of the model, each once, in the order of use."""
+        return tuple(dict.fromkeys(_walk(self)))
+
+    def ropes(self) -> tuple[RopeSpec, ...]:
+        """Every distinct rotary embedding among the layers."""
+        found = (layer.attention.rope for layer in self.layers)
+        return tuple(dict.fromkeys(rope for rope in found if rope is not None))
+
+
+def _walk(part: Any) -> Iterator[TensorSource]:
+    if isinstance(part, TensorSource):
+        yield part
+    elif isinstance(part, tuple):
+        for item in part:
+            yield from _walk(item)
+    elif is_dataclass(part):
+        for field in fields(part):
+            yield from _walk(getattr(part, field.name))

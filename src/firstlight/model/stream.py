@@ -1,0 +1,53 @@
+"""Streams: what a layer remembers, addressed by token position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+VALUE_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """One position-addressed sequence of state entries.
+
+    Attributes:
+        name: what the entries are, for messages ("key", "value").
+        entry_shape: shape of one entry.
+        stride: one entry every `stride` tokens.
+        window: keep the entries of the last `window` tokens; None: all.
+    """
+
+    name: str
+    entry_shape: tuple[int, ...]
+    stride: int = 1
+    window: int | None = None
+
+    def entry_bytes(self, dtype: str) -> int:
+        """Bytes of one entry in that dtype ("float32" or "bfloat16")."""
+        return prod(self.entry_shape) * VALUE_BYTES[dtype]
+
+
+@dataclass(frozen=True)
+class StreamGroup:
+    """The streams of a model that share a stride and a window, and so share their pages.
+
+    Attributes:
+        members: (layer, index of the stream within the layer), in order.
+    """
+
+    stride: int
+    window: int | None
+    members: tuple[tuple[int, int], ...]
+
+
+def group_streams(layers: tuple[tuple[StreamSpec, ...], ...]) -> tuple[StreamGroup, ...]:
+    """The groups of a model's streams, given each layer's."""
+    members: dict[tuple[int, int | None], list[tuple[int, int]]] = {}
+    for layer, streams in enumerate(layers):
+        for index, stream in enumerate(streams):
+            members.setdefault((stream.stride, stream.window), []).append((layer, index))
+    return tuple(
+        StreamGroup(stride, window, tuple(found)) for (stride, window), found in members.items()
+    )

@@ -1,0 +1,140 @@
+"""Attention over paged streams of keys and values, and the writing of a stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from firstlight.formats.base import Floats
+from firstlight.ops.contract import Cost, Tolerance, define
+from firstlight.ops.paging import PagedRows
+
+# The pages of a stream: float32, or uint16 holding bfloat16 bit patterns
+# [pages, page_tokens, *entry_shape].
+StreamPages = NDArray[Any]
+
+
+def read_entries(entries: StreamPages) -> Floats:
+    """Stream entries as float32: uint16 holds the upper half of a float32 (bfloat16)."""
+    if entries.dtype == np.uint16:
+        return (entries.astype(np.uint32) << 16).view(np.float32)
+    return entries
+
+
+def round_entries(values: Floats, dtype: np.dtype[Any]) -> StreamPages:
+    """float32 values as a stream of that dtype stores them; bfloat16 rounds to nearest even."""
+    if dtype == np.uint16:
+        bits = np.ascontiguousarray(values).view(np.uint32)
+        rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+        quiet_nan = (bits >> 16) | 0x40
+        return np.where(np.isnan(values), quiet_nan, rounded).astype(np.uint16)
+    return values
+
+
+def _stream_write_cost(pages: StreamPages, values: Floats, rows: PagedRows) -> Cost:
+    return Cost(values.size * (4 + pages.dtype.itemsize), 0)
+
+
+@define(
+    Tolerance(0.0, 0.0, "a copy, with the one rounding that bfloat16 prescribes"),
+    _stream_write_cost,
+    writes=0,
+)
+def stream_write(pages: StreamPages, values: Floats, rows: PagedRows) -> None:
+    """Store each row's entry at its position.
+
+    Args:
+        pages: [pages, page_tokens, *entry_shape], float32 or bfloat16 (as uint16); changed.
+        values: float32 [rows, *entry_shape].
+        rows: whose page_table has a page for every position written.
+    """
+    page_index = rows.positions // rows.page_tokens
+    page = rows.page_table[rows.row_sequences(), page_index]
+    pages[page, rows.positions % rows.page_tokens] = round_entries(values, pages.dtype)
+
+
+def _attention_cost(
+    queries: Floats,
+    keys: StreamPages,
+    values: StreamPages,
+    rows: PagedRows,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+) -> Cost:
+    seen = rows.positions.astype(np.int64) + 1
+    if window is not None:
+        seen = np.minimum(seen, window)
+    # State is read once per sequence, for its last row, whose view covers nearly all others'.
+    ends = rows.row_starts[1:][np.diff(rows.row_starts) > 0] - 1
+    entry = keys[0, 0].nbytes + values[0, 0].nbytes if keys.size else 0
+    heads, key_size, value_size = queries.shape[1], keys.shape[-1], values.shape[-1]
+    moved = int(seen[ends].sum()) * entry + 4 * (queries.size + len(queries) * heads * value_size)
+    return Cost(moved, int(seen.sum()) * heads * 2 * (key_size + value_size))
+
+
+@define(
+    Tolerance(
+        relative=5e-6,
+        absolute=1e-6,
+        reason="float32 dot products and one softmax; an online softmax rescales partial sums",
+    ),
+    _attention_cost,
+)
+def attention(
+    queries: Floats,
+    keys: StreamPages,
+    values: StreamPages,
+    rows: PagedRows,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+) -> Floats:
+    """softmax(scale * q k^T) v for each row over its own sequence up to its own position.
+
+    Vaswani et al. 2017 (arXiv:1706.03762), equation 1; grouped-query attention of Ainslie et al.
+    2023 (arXiv:2305.13245): query head h reads key-value head h // (heads / key_value_heads).
+
+    Args:
+        queries: float32 [rows, heads, key_size].
+        keys: stream pages [pages, page_tokens, key_value_heads, key_size]; the rows' own keys
+            have been written already.
+        values: stream pages [pages, page_tokens, key_value_heads, value_size].
+        rows: where each row's sequence lies.
+        scale: factor of the scores, usually key_size ** -0.5.
+        window: a row at position p sees positions above p - window and up to p; None: all.
+        soft_cap: scores become soft_cap * tanh(scores / soft_cap) before the softmax; None: not.
+
+    Returns:
+        float32 [rows, heads, value_size]; scores and sums in float64.
+    """
+    _, heads, _ = queries.shape
+    key_value_heads, value_size = keys.shape[2], values.shape[3]
+    out = np.empty((len(queries), heads, value_size), np.float32)
+    for sequence in range(rows.sequences):
+        start, stop = rows.row_starts[sequence : sequence + 2]
+        if start == stop:
+            continue
+        positions = rows.positions[start:stop]
+        first = 0 if window is None else max(0, int(positions[0]) - window + 1)
+        entries = np.arange(first, int(positions[-1]) + 1)
+        page = rows.page_table[sequence, entries // rows.page_tokens]
+        slot = entries % rows.page_tokens
+        key = read_entries(keys[page, slot]).astype(np.float64)
+        value = read_entries(values[page, slot]).astype(np.float64)
+        query = queries[start:stop].astype(np.float64)
+        query = query.reshape(len(query), key_value_heads, heads // key_value_heads, -1)
+        scores = scale * np.einsum("rkgd,tkd->kgrt", query, key, optimize=True)
+        if soft_cap is not None:
+            scores = soft_cap * np.tanh(scores / soft_cap)
+        hidden = entries[None, :] > positions[:, None]
+        if window is not None:
+            hidden |= entries[None, :] <= positions[:, None] - window
+        scores[..., hidden] = -np.inf
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        scores /= scores.sum(axis=-1, keepdims=True)
+        mixed = np.einsum("kgrt,tkd->rkgd", scores, value, optimize=True)
+        out[start:stop] = mixed.reshape(len(query), heads, value_size)
+    return out

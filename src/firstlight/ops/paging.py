@@ -1,0 +1,42 @@
+"""Which sequence and position each row of a batch belongs to, and where its state lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class PagedRows:
+    """The rows of one step, as one group of streams (same stride, same window) sees them.
+
+    All arrays are int32, C-contiguous and on the host; a backend that needs them elsewhere
+    copies them once per object.
+
+    Attributes:
+        row_starts: [sequences + 1]; rows row_starts[s]:row_starts[s + 1] belong to sequence s.
+        positions: [rows]; within a sequence consecutive and rising by one.
+        page_table: [sequences, pages]; page_table[s, k] is the page that holds positions
+            k * page_tokens to (k + 1) * page_tokens - 1 of sequence s, or -1 where there is none
+            (not yet written, or gone out of the window).
+        page_tokens: token positions per page.
+    """
+
+    row_starts: Integers
+    positions: Integers
+    page_table: Integers
+    page_tokens: int
+
+    @property
+    def sequences(self) -> int:
+        return len(self.row_starts) - 1
+
+    def row_sequences(self) -> Integers:
+        """[rows]: the sequence that each row belongs to."""
+        return np.repeat(
+            np.arange(self.sequences, dtype=np.int32), np.diff(self.row_starts)
+        ).astype(np.int32)
