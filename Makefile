@@ -1,0 +1,49 @@
+# `make run` and `make test` do all set-up from a fresh clone: Python 3.11+ and make are enough,
+# and a C++20 compiler makes the cpu backend fast.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*)
+PROMPT ?= The first stars of the evening
+
+.PHONY: run test lint types unit test-slow bench clean
+
+# The demo model in the smallest environment: no PyTorch, no test tools.
+run: $(VENV)/.run
+	$(BIN)/firstlight run demo "$(PROMPT)" -n 64 --verbose
+
+test: lint types unit
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+unit: $(VENV)/.dev
+	$(BIN)/pytest -m "not slow and not hardware and not speed" -rs $(PYTEST_ARGUMENTS)
+
+test-slow: $(VENV)/.dev
+	$(BIN)/pytest -m "slow or speed" -rs
+
+bench: $(VENV)/.dev
+	$(BIN)/python bench/run.py
+
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+
+# Rebuilt when the native sources change; Python sources are used where they lie.
+$(VENV)/.run: $(BIN)/pip $(SOURCES)
+	$(BIN)/pip install -q -e ".[demo]"
+	touch $@
+
+$(VENV)/.dev: $(BIN)/pip $(SOURCES)
+	$(BIN)/pip install -q torch==2.13.0
+	$(BIN)/pip install -q -e ".[demo,dev]"
+	touch $@ $(VENV)/.run
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,111 @@
+"""What a storage format is, and what a weight is.
+
+Every format here lays a matrix out row by row, and a row as blocks: `block_values` consecutive
+values in `block_bytes` bytes. An unquantised format has blocks of one value. So a slice of rows
+is a slice of bytes, and a memory-mapped file is used where it lies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from firstlight.errors import FormatError
+
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to store the values of a matrix.
+
+    Attributes:
+        name: lower-case name, as GGUF or the field calls it ("bf16", "q4_k").
+        block_values: values per block; the last axis of a tensor is a multiple of it.
+        block_bytes: bytes per block.
+        decode: uint8 [..., blocks * block_bytes] -> float32 [..., blocks * block_values], exact.
+            The result may be a read-only view of its argument (f32 is). FormatError if the last
+            axis is not whole blocks.
+        encode: the inverse with rounding, float32 -> uint8, or None where firstlight only reads.
+            FormatError if a block format cannot express the values.
+    """
+
+    name: str
+    block_values: int
+    block_bytes: int
+    decode: Callable[[Bytes], Floats]
+    encode: Callable[[Floats], Bytes] | None = None
+
+    @property
+    def bits_per_value(self) -> float:
+        return 8 * self.block_bytes / self.block_values
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of one row of `columns` values; FormatError if they do not fill whole blocks."""
+        if columns % self.block_values:
+            raise FormatError(
+                f"{self.name} row of {columns} values",
+                f"{self.name} stores values in blocks of {self.block_values}",
+                "Choose a format whose block size divides the row",
+            )
+        return columns // self.block_values * self.block_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A tensor in its storage format. The last axis holds blocks; earlier axes are rows.
+
+    Attributes:
+        format: how the values are stored.
+        shape: of the values; a matrix is [rows, columns] and maps columns to rows. A scalar, (),
+            is one row of one column.
+        data: uint8 [rows, format.row_bytes(columns)], C-contiguous, possibly memory-mapped and
+            read-only. Rows are all axes but the last, multiplied; a vector has one row.
+        name: the tensor's name in the checkpoint, for messages.
+
+    Raises:
+        FormatError: the data do not have the type and shape stated above.
+    """
+
+    format: Format
+    shape: tuple[int, ...]
+    data: Bytes
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        expected = (self.rows, self.format.row_bytes(self.columns))
+        if self.data.shape != expected or self.data.dtype != np.uint8:
+            raise FormatError(
+                f"{self.name or 'a weight'} of shape {list(self.shape)} in {self.format.name}",
+                f"data are {self.data.dtype} {list(self.data.shape)}, not uint8 {list(expected)}",
+                "Give a tensor's bytes as one row of blocks for each row of values",
+            )
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.shape[:-1])
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.data.nbytes)
+
+    def decode(self, start: int = 0, stop: int | None = None) -> Floats:
+        """Rows start:stop as float32 [stop - start, columns]."""
+        return self.format.decode(self.data[start:stop])
+
+    def values(self) -> Floats:
+        """All values as float32 in the weight's own shape."""
+        return self.decode().reshape(self.shape)
+
+    def row_slice(self, start: int, stop: int) -> Weight:
+        """Rows start:stop of a matrix, as a view; FormatError if it has fewer."""
+        return Weight(self.format, (stop - start, self.columns), self.data[start:stop], self.name)

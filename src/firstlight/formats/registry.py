@@ -1,0 +1,107 @@
+"""The storage formats firstlight knows, by name, and conversion from one to another."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from firstlight.errors import FormatError
+from firstlight.formats import codebooks, float4, iq4, k_quants, legacy, plain, ternary
+from firstlight.formats.base import Format, Weight
+
+_FORMATS: dict[str, Format] = {
+    format.name: format
+    for formats in (
+        plain.FORMATS,
+        legacy.FORMATS,
+        k_quants.FORMATS,
+        float4.FORMATS,
+        iq4.FORMATS,
+        codebooks.FORMATS,
+        ternary.FORMATS,
+    )
+    for format in formats
+}
+
+# The names users ask for when a model is to be converted while it is loaded.
+ALIASES = {"int8": "q8_0", "int4": "q4_1"}
+
+_ACTIVATIONS_ONLY = "ggml keeps activations in it while it multiplies, and stores no weights so"
+_REPACKED = "it was a layout for one kind of processor, which ggml has since taken out of GGUF"
+_UNPROVEN = "there is no reference decoder yet that firstlight's own could be proven against"
+_NO_WEIGHTS = "it holds whole numbers, and a weight needs a floating-point or block format"
+
+# Names of GGUF types and of tensor types that are refused knowingly, and why.
+REFUSED = {
+    "q8_1": _ACTIVATIONS_ONLY,
+    "q8_k": _ACTIVATIONS_ONLY,
+    "q1_0": _UNPROVEN,
+    **dict.fromkeys(("q4_0_4_4", "q4_0_4_8", "q4_0_8_8"), _REPACKED),
+    **dict.fromkeys(("iq4_nl_4_4", "iq4_nl_4_8", "iq4_nl_8_8"), _REPACKED),
+    **dict.fromkeys(("i8", "i16", "i32", "i64"), _NO_WEIGHTS),
+}
+
+# Values decoded at a time by `convert`: 4 MiB of float32.
+_CONVERTED_VALUES = 1 << 20
+
+
+def known_formats() -> tuple[str, ...]:
+    """Names of all formats, aliases not included: the plain ones first, then GGUF's."""
+    return tuple(_FORMATS)
+
+
+def get_format(name: str) -> Format:
+    """The format called `name`, in any case; an alias (int8, int4) gives what it stands for.
+
+    Raises:
+        FormatError: no such format. It says which there are and which is nearest, or why a format
+            that exists elsewhere is refused.
+    """
+    key = name.lower()
+    format = _FORMATS.get(ALIASES.get(key, key))
+    if format is not None:
+        return format
+    known = ", ".join((*_FORMATS, *ALIASES))
+    if key in REFUSED:
+        raise FormatError(
+            f"storage format {name!r}",
+            f"firstlight does not read it: {REFUSED[key]}",
+            f"Use a checkpoint in one of: {known}",
+        )
+    import difflib
+
+    nearest = difflib.get_close_matches(key, (*_FORMATS, *ALIASES), n=1, cutoff=0.0)
+    raise FormatError(
+        f"storage format {name!r}",
+        f"firstlight does not know it; the nearest name is {nearest[0]!r}",
+        f"Use one of: {known}",
+    )
+
+
+def convert(weight: Weight, format: Format) -> Weight:
+    """`weight` in another format, a few rows at a time: no whole float32 matrix is ever made.
+
+    Returns `weight` itself where it is in `format` already.
+
+    Raises:
+        FormatError: the format is only read, the columns do not fill whole blocks, or the values
+            cannot be expressed (not finite, or beyond the range of a float16 scale).
+    """
+    if weight.format.name == format.name:
+        return weight
+    label = weight.name or f"a {weight.format.name} weight of shape {list(weight.shape)}"
+    if format.encode is None:
+        writable = ", ".join(f.name for f in _FORMATS.values() if f.encode is not None)
+        raise FormatError(
+            label,
+            f"firstlight reads {format.name} but does not write it",
+            f"Convert to one of: {', '.join(ALIASES)}, {writable}",
+        )
+    try:
+        data = np.empty((weight.rows, format.row_bytes(weight.columns)), np.uint8)
+        step = max(1, _CONVERTED_VALUES // max(1, weight.columns))
+        for start in range(0, weight.rows, step):
+            stop = min(start + step, weight.rows)
+            data[start:stop] = format.encode(weight.decode(start, stop))
+    except FormatError as error:
+        raise FormatError(label, f"{error.subject}: {error.reason}", error.remedy) from error
+    return Weight(format, weight.shape, data, weight.name)
