@@ -19,6 +19,11 @@ def backend_names() -> tuple[str, ...]:
     return tuple(_BACKENDS)
 
 
+def available_devices() -> tuple[str, ...]:
+    """The backends that can run on this machine."""
+    return tuple(_BACKENDS)
+
+
 def open_device(name: str) -> Backend:
     """The backend of that name, ready for use.
 

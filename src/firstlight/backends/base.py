@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from firstlight import __version__
 from firstlight.formats.base import Floats, Weight
+from firstlight.host.ceilings import Ceilings, cached_ceilings, measure_ceilings, read_ceilings
+from firstlight.host.processor import processor, usable_cores
 from firstlight.ops.contract import get_op
 from firstlight.ops.interface import Ops, PackedWeight, Tensor
 
@@ -79,6 +82,34 @@ class Backend(Ops):
     ) -> Tensor:
         storage = {"float32": np.float32, "bfloat16": np.uint16}[dtype]
         return np.zeros((pages, page_tokens, *entry), storage)
+
+    # What the device is ------------------------------------------------------------------
+
+    def device_name(self) -> str:
+        """The chip's name, as its maker or the system calls it."""
+        return processor().name
+
+    def device_key(self) -> str:
+        """All that decides how fast this device is, as a key for what was measured on it."""
+        return f"{self.name}: {self.device_name()}, {usable_cores()} cores"
+
+    def measure_ceilings(self) -> Ceilings:
+        """Measure memory bandwidth and matrix peaks now; takes seconds and shows progress."""
+        return measure_ceilings(self.device_name())
+
+    def ceilings(self, refresh: bool = False) -> Ceilings:
+        """What was measured on this device before, or now if it has not been."""
+        return cached_ceilings(
+            self.device_key(), __version__, self.measure_ceilings, refresh=refresh
+        )
+
+    def known_ceilings(self) -> Ceilings | None:
+        """What was measured on this device before, or None."""
+        return read_ceilings(self.device_key(), __version__)
+
+    def fast_formats(self) -> frozenset[str]:
+        """Storage formats for which `linear` has a kernel."""
+        return frozenset()
 
     # Dispatch ----------------------------------------------------------------------------
 

@@ -1,0 +1,1 @@
+"""Facts about the machine that firstlight runs on: memory, cores, caches, measured ceilings."""

@@ -1,0 +1,170 @@
+"""A loaded model: text in, text out."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from firstlight.backends.base import Backend
+from firstlight.checkpoint.checkpoint import Checkpoint
+from firstlight.checkpoint.generation import GenerationDefaults
+from firstlight.checkpoint.tokenizer import Tokenizer
+from firstlight.engine.engine import Engine
+from firstlight.engine.parameters import SamplingParameters, StopConditions
+from firstlight.errors import RequestError, TokenizerError
+from firstlight.formats.base import Floats
+from firstlight.generation import Generation
+from firstlight.model.spec import ModelSpec
+
+DEFAULT_MAX_TOKENS = 256
+
+
+class LanguageModel:
+    """What `firstlight.load` gives.
+
+    Attributes:
+        checkpoint: the files.
+        spec: what the model is.
+        tokenizer: text to token ids and back; None where the checkpoint has none that works. Then
+            only token ids can be used, and text is refused with the reason.
+        engine: runs the sequences.
+        backend: the chip that it runs on.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        spec: ModelSpec,
+        tokenizer: Tokenizer | TokenizerError,
+        engine: Engine,
+        backend: Backend,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.spec = spec
+        self.tokenizer = None if isinstance(tokenizer, TokenizerError) else tokenizer
+        self._tokenizer_error = tokenizer if isinstance(tokenizer, TokenizerError) else None
+        self.engine = engine
+        self.backend = backend
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = DEFAULT_MAX_TOKENS,
+        stop: str | Sequence[str] = (),
+        ignore_end: bool = False,
+        log_probabilities: int | None = None,
+        seed: int | None = None,
+        **sampling: Any,
+    ) -> Generation:
+        """Continue a prompt.
+
+        Args:
+            prompt: text, to which the tokenizer adds the special tokens that the model expects;
+                or token ids, taken as they are.
+            max_tokens: at most so many new tokens; None: until the model ends the text or the
+                context is full.
+            stop: strings that end the text and are not part of it.
+            ignore_end: go on past the model's own end tokens.
+            log_probabilities: give each token's log probability, and those of so many likeliest.
+            seed: makes sampling repeatable; None: drawn anew.
+            sampling: fields of `SamplingParameters`; those not given come from the model's own
+                generation config, and without one the likeliest token is taken.
+
+        Returns:
+            A `Generation`: iterate it for pieces as they come, or read its `text`.
+
+        Raises:
+            RequestError: a parameter is out of range, or the prompt does not fit.
+        """
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if self.tokenizer is not None and not ignore_end:
+            stops += self.checkpoint.generation.stop_strings
+        conditions = StopConditions(max_tokens, frozenset() if ignore_end else self.end_ids, stops)
+        if stops and self.tokenizer is None:
+            raise RequestError("stop", "needs a tokenizer, and this model has none", "Leave it out")
+        return Generation(
+            self.engine,
+            self.tokenizer,
+            self.encode(prompt) if isinstance(prompt, str) else list(prompt),
+            self.sampling(seed=seed, **sampling),
+            conditions,
+            log_probabilities,
+        )
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **parameters: Any) -> Generation:
+        """Answer a conversation; messages have "role" and "content". Parameters as `generate`.
+
+        Raises:
+            TokenizerError: the model has no chat template, or the template objects.
+        """
+        return self.generate(self.encode_chat(messages), **parameters)
+
+    def logits(self, token_ids: Sequence[int]) -> Floats:
+        """The model's logits after each token: float32 [tokens, vocabulary].
+
+        Raises:
+            RequestError: no tokens, too many, or ids outside the vocabulary.
+        """
+        return self.engine.logits(token_ids)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, with the special tokens that the model expects."""
+        return self._need_tokenizer().encode(text)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of a conversation, up to where the answer starts."""
+        tokenizer = self._need_tokenizer()
+        if tokenizer.chat_template is None:
+            raise TokenizerError(
+                self.checkpoint.location,
+                "the model has no chat template: it is a base model, which continues text",
+                "Use `firstlight run` or `generate`, or an instruction-tuned model",
+            )
+        return tokenizer.encode(tokenizer.chat_template.render(messages), add_special=False)
+
+    def sampling(self, seed: int | None = None, **given: Any) -> SamplingParameters:
+        """Sampling parameters: what is given, else the model's own defaults.
+
+        Raises:
+            RequestError: an unknown name or a value out of range.
+        """
+        unknown = given.keys() - SamplingParameters.__dataclass_fields__.keys()
+        if unknown:
+            known = ", ".join(SamplingParameters.__dataclass_fields__)
+            raise RequestError(sorted(unknown)[0], "is no sampling parameter", f"Known: {known}")
+        defaults = _sampling_defaults(self.checkpoint.generation)
+        chosen = {key: value for key, value in given.items() if value is not None}
+        parameters = SamplingParameters(**{**defaults, **chosen})
+        return replace(parameters, seed=secrets.randbits(63) if seed is None else seed)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a text."""
+        own = self.tokenizer.end_ids if self.tokenizer is not None else frozenset()
+        return own | frozenset(self.checkpoint.generation.stop_token_ids)
+
+    def _need_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            assert self._tokenizer_error is not None
+            raise self._tokenizer_error
+        return self.tokenizer
+
+
+def _sampling_defaults(published: GenerationDefaults) -> dict[str, Any]:
+    """The publisher's defaults. Sampling is on where do_sample says so, or where a temperature
+    stands without a do_sample; else the likeliest token is taken, as transformers does."""
+    sampled = published.do_sample
+    if sampled is None:
+        sampled = published.temperature is not None
+    temperature = published.temperature if published.temperature is not None else 1.0
+    defaults = {
+        "temperature": temperature if sampled else 0.0,
+        "top_k": published.top_k,
+        "top_p": published.top_p or None,
+        "min_p": published.min_p,
+        "repetition_penalty": published.repetition_penalty,
+    }
+    return {key: value for key, value in defaults.items() if value is not None}
