@@ -119,9 +119,7 @@ def small_gguf() -> bytes:
         ),
         gguf_key("tokenizer.ggml.scores", 9, struct.pack("<IQ5f", 6, 5, *range(5))),
         gguf_key("tokenizer.ggml.token_type", 9, struct.pack("<IQ5i", 5, 5, 3, 1, 1, 3, 6)),
-        gguf_key(
-            "nested", 9, struct.pack("<IQ", 9, 2) + struct.pack("<IQH", 2, 1, 7) * 2
-        ),
+        gguf_key("nested", 9, struct.pack("<IQ", 9, 2) + struct.pack("<IQH", 2, 1, 7) * 2),
     ]
     tensors = [
         gguf_tensor("a", (2, 3), 0, 0),

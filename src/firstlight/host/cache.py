@@ -17,10 +17,20 @@ def cache_directory() -> Path:
 
     The environment variable FIRSTLIGHT_CACHE names another one. Everything in it can be deleted
     at any time.
+
+    Raises:
+        FirstlightError: the variable names a home directory that nobody has.
     """
     chosen = os.environ.get("FIRSTLIGHT_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
+        try:
+            return Path(chosen).expanduser()
+        except RuntimeError as error:
+            raise FirstlightError(
+                "FIRSTLIGHT_CACHE",
+                f"names the home directory of an unknown user ({chosen})",
+                "Set it to a directory's path",
+            ) from error
     import platformdirs
 
     return platformdirs.user_cache_path("firstlight", appauthor=False)

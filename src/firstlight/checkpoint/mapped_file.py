@@ -1,0 +1,59 @@
+"""Memory-mapped files: weights are used where they lie, and never copied."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from firstlight.checkpoint.files import open_regular
+from firstlight.errors import CheckpointError
+from firstlight.formats.base import Bytes
+
+
+class MappedFile:
+    """A file of weights, memory-mapped read-only on first use and at most once.
+
+    The mapping lives as long as any array made from it; there is nothing to close. Cutting the
+    file short while it is mapped ends the process with a bus error, as with any mapped file.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        self.size = size
+        self._lock = threading.Lock()
+        self._bytes: Bytes | None = None
+
+    def bytes(self) -> Bytes:
+        """The whole file as a read-only uint8 [size] view; no page is read before it is used.
+
+        Raises:
+            CheckpointError: the file is gone, or no longer has the size it had when its header
+                was read; or the system refuses another mapping.
+        """
+        with self._lock:
+            if self._bytes is None:
+                self._bytes = self._map()
+            return self._bytes
+
+    def _map(self) -> Bytes:
+        with open_regular(self.path) as (file, size):
+            if size != self.size:
+                raise CheckpointError(
+                    self.path,
+                    f"has {size:,} bytes now and had {self.size:,} when its header was read",
+                    "Load the model again once nothing is writing to the file",
+                )
+            if not size:
+                return np.empty(0, np.uint8)
+            try:
+                mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+            except (OSError, ValueError, OverflowError) as error:
+                raise CheckpointError(
+                    self.path,
+                    f"cannot be memory-mapped ({error})",
+                    "Raise the limits on open files and address space (`ulimit -n`, `ulimit -v`)",
+                ) from None
+        return np.frombuffer(mapping, np.uint8)

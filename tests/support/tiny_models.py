@@ -1,0 +1,285 @@
+"""Tiny random checkpoints of every family, in the layouts that models are published in.
+
+Sizes are awkward on purpose: heads in groups, a vocabulary that is no round number, windows shorter
+than a page, and every weight random, norms and biases too, since a norm weight of one or a bias of
+zero would hide that it is not read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+# As the value of a config's key: the key is left out.
+ABSENT: Any = object()
+
+PROMPT_TOKENS = 90
+NEW_TOKENS = 64
+
+_COMMON = {
+    "vocab_size": 157,
+    "hidden_size": 48,
+    "intermediate_size": 68,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+# Factors of a rope with 3 frequencies.
+_SHORT, _LONG = [1.0, 1.25, 2.0], [1.5, 3.0, 7.5]
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A variant of a family.
+
+    Attributes:
+        name: "<family>" for the plain model, else "<family>-<variant>".
+        model_class: transformers' class, whose config class and model types follow from it.
+        changes: of the common sizes, in the vocabulary of transformers' version 5.
+        older: the same model's config.json in the vocabulary of version 4, as a change of what
+            version 5 writes. None: nothing in it differs from the plain model's, or the variant is
+            not expressible there.
+    """
+
+    name: str
+    model_class: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    older: Mapping[str, Any] | None = None
+
+    @property
+    def family(self) -> str:
+        return self.name.partition("-")[0]
+
+    def config(self) -> Any:
+        """The transformers config."""
+        model_class = getattr(transformers, self.model_class)
+        return model_class.config_class(**{**_COMMON, **self.changes})
+
+    def build(self) -> Any:
+        """The transformers model, every parameter random, in float32."""
+        model = getattr(transformers, self.model_class)(self.config())
+        randomise(model, seed=sum(self.name.encode()))
+        return model.eval()
+
+
+def _rope(kind: str, theta: float = 10_000.0, **more: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **more}}
+
+
+def _older(theta: Any = 10_000.0, scaling: Any = None, **more: Any) -> dict[str, Any]:
+    """Version 4's keys for what version 5 has in `rope_parameters`."""
+    return {"rope_parameters": ABSENT, "rope_theta": theta, "rope_scaling": scaling, **more}
+
+
+_LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_YARN = {"factor": 4.0, "original_max_position_embeddings": 48}
+_LONGROPE = {"short_factor": _SHORT, "long_factor": _LONG}
+
+TINY_MODELS = (
+    TinyModel("llama", "LlamaForCausalLM", _rope("default"), _older()),
+    TinyModel("llama-biases", "LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
+    TinyModel(
+        "llama-3",
+        "LlamaForCausalLM",
+        {"tie_word_embeddings": True, "head_dim": 16, **_rope("llama3", 500_000.0, **_LLAMA3)},
+        _older(500_000.0, {"rope_type": "llama3", **_LLAMA3}),
+    ),
+    TinyModel(
+        "llama-linear",
+        "LlamaForCausalLM",
+        _rope("linear", factor=4.0),
+        _older(scaling={"type": "linear", "factor": 4.0}),
+    ),
+    TinyModel(
+        "llama-dynamic",
+        "LlamaForCausalLM",
+        {"max_position_embeddings": 64, **_rope("dynamic", factor=4.0)},
+        _older(scaling={"type": "dynamic", "factor": 4.0}),
+    ),
+    TinyModel("mistral", "MistralForCausalLM", {"sliding_window": 13}, _older()),
+    TinyModel("mistral-wide-heads", "MistralForCausalLM", {"sliding_window": None, "head_dim": 12}),
+    TinyModel("qwen2", "Qwen2ForCausalLM", _rope("default", 1e6), _older(1e6, layer_types=ABSENT)),
+    TinyModel(
+        "qwen2-sliding",
+        "Qwen2ForCausalLM",
+        {"use_sliding_window": True, "sliding_window": 21, "max_window_layers": 1},
+        _older(layer_types=ABSENT),
+    ),
+    TinyModel(
+        "qwen2-yarn",
+        "Qwen2ForCausalLM",
+        {"max_position_embeddings": 48, **_rope("yarn", 1e6, **_YARN)},
+        _older(1e6, {"type": "yarn", **_YARN}, layer_types=ABSENT),
+    ),
+    TinyModel(
+        "qwen3",
+        "Qwen3ForCausalLM",
+        {"head_dim": 12, "tie_word_embeddings": True, **_rope("default", 1e6)},
+        _older(1e6, layer_types=ABSENT),
+    ),
+    TinyModel(
+        "qwen3-mixed",
+        "Qwen3ForCausalLM",
+        {
+            "head_dim": 12,
+            "attention_bias": True,
+            "num_hidden_layers": 3,
+            "use_sliding_window": True,
+            "sliding_window": 17,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+    ),
+    TinyModel(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        {
+            "head_dim": 12,
+            "query_pre_attn_scalar": 20,
+            "num_hidden_layers": 3,
+            "sliding_window": 15,
+            "attn_logit_softcapping": 3.0,
+            "final_logit_softcapping": 4.0,
+        },
+        _older(layer_types=ABSENT, hidden_act="gelu_pytorch_tanh", tie_word_embeddings=ABSENT),
+    ),
+    TinyModel(
+        "gemma3",
+        "Gemma3ForCausalLM",
+        {
+            "head_dim": 12,
+            "query_pre_attn_scalar": 20,
+            "num_hidden_layers": 7,
+            "sliding_window": 14,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+            },
+        },
+        _older(
+            1e6,
+            {"rope_type": "linear", "factor": 8.0},
+            rope_local_base_freq=10_000.0,
+            layer_types=ABSENT,
+            sliding_window_pattern=6,
+            tie_word_embeddings=ABSENT,
+        ),
+    ),
+    TinyModel(
+        "phi3",
+        "Phi3ForCausalLM",
+        {"sliding_window": 19, "rms_norm_eps": 1e-3, "original_max_position_embeddings": 512},
+        _older(),
+    ),
+    TinyModel(
+        "phi3-long",
+        "Phi3ForCausalLM",
+        {
+            "original_max_position_embeddings": 100,
+            **_rope("longrope", partial_rotary_factor=0.75, **_LONGROPE),
+        },
+        _older(scaling={"type": "longrope", **_LONGROPE}, partial_rotary_factor=0.75),
+    ),
+    TinyModel("olmo2", "Olmo2ForCausalLM", {"attention_bias": True}, _older()),
+    TinyModel(
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        {"num_hidden_layers": 5},
+        _older(ABSENT, tie_word_embeddings=ABSENT, layer_types=ABSENT, no_rope_layers=ABSENT),
+    ),
+    TinyModel(
+        "smollm3-sliding",
+        "SmolLM3ForCausalLM",
+        {
+            "num_hidden_layers": 3,
+            "no_rope_layers": [0, 1, 0],
+            "use_sliding_window": True,
+            "sliding_window": 18,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+    TinyModel(
+        "granite",
+        "GraniteForCausalLM",
+        {
+            "attention_multiplier": 0.25,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.7,
+            "logits_scaling": 0.5,
+            "attention_bias": True,
+        },
+        _older(),
+    ),
+)
+FAMILIES = tuple(dict.fromkeys(model.family for model in TINY_MODELS))
+
+
+def tiny_model(name: str) -> TinyModel:
+    """The variant of that name."""
+    return next(model for model in TINY_MODELS if model.name == name)
+
+
+def randomise(model: Any, seed: int) -> None:
+    """Give every parameter random values that keep activations near one.
+
+    Norm weights spread around what the class takes for one; matrices are scaled by their columns.
+    Where the embedding is also the head it is small, lest every token be followed by itself, and
+    the last norm makes up for it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tied = model.config.get_text_config().tie_word_embeddings
+    scaled = "Gemma" in type(model).__name__  # the embedding, by the root of the hidden size
+    embedding_size = 1.0 if not tied else 0.03 if scaled else 0.2
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "norm" in name:
+                last = tied and name.endswith("model.norm.weight")
+                parameter.copy_(parameter + 0.3 * noise + (0.15 / embedding_size if last else 0.0))
+            elif parameter.ndim == 1:
+                parameter.copy_(0.5 * noise)
+            elif "embed" in name:
+                parameter.copy_(embedding_size * noise)
+            else:
+                parameter.copy_(1.3 * noise / parameter.shape[-1] ** 0.5)
+
+
+def write_checkpoint(
+    model: Any, folder: Path, *, dtype: str = "float32", shard_size: str = "40KB"
+) -> Path:
+    """Save as published: config.json and safetensors shards."""
+    copied = model if dtype == "float32" else model.to(getattr(torch, dtype))
+    copied.save_pretrained(folder, max_shard_size=shard_size)
+    model.float()
+    return folder
+
+
+def rewrite_config(folder: Path, changes: Mapping[str, Any]) -> None:
+    """Change keys of config.json."""
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    kept = {key: value for key, value in config.items() if value is not ABSENT}
+    path.write_text(json.dumps(kept))
+
+
+def prompt(length: int = PROMPT_TOKENS, seed: int = 0) -> list[int]:
+    """Random token ids below every tiny model's vocabulary size."""
+    generator = np.random.default_rng(seed)
+    return [int(token) for token in generator.integers(0, _COMMON["vocab_size"], length)]
