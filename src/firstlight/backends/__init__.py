@@ -2,16 +2,58 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass
 from importlib import import_module
+from typing import Protocol, runtime_checkable
 
 from firstlight.backends.base import Backend
 from firstlight.errors import DeviceError
 
-# name -> module and class; imported only when used, so that no vendor's package is needed.
+
+class DeviceWarning(UserWarning):
+    """A device works, but not as it could."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where a backend is, and what happens where it cannot be imported.
+
+    Attributes:
+        module, backend: of the `Backend` class. One with kernels has `identity()` and takes
+            `leave_out`, the (op, kernel) pairs that must not serve.
+        instead: the backend that stands in where the import fails; None: that is an error.
+        missing: why it may fail, and what to do.
+    """
+
+    module: str
+    backend: str
+    instead: str | None = None
+    missing: tuple[str, str] = ("", "")
+
+
+# Imported only when used, so that no vendor's package is needed.
 _BACKENDS = {
-    "numpy": ("firstlight.backends.numpy.backend", "NumpyBackend"),
-    "cpu": ("firstlight.backends.cpu.backend", "CpuBackend"),
+    "numpy": _Entry("firstlight.backends.numpy.backend", "NumpyBackend"),
+    "cpu": _Entry(
+        "firstlight.backends.cpu.backend",
+        "CpuBackend",
+        instead="numpy",
+        missing=(
+            "firstlight was installed without its C++ extension, or the extension does not load",
+            "Install a C++20 compiler and reinstall firstlight",
+        ),
+    ),
 }
+
+
+@runtime_checkable
+class _Checkable(Protocol):
+    """A backend whose kernels are checked against the definitions before they serve."""
+
+    def identity(self) -> str:
+        """The device and the build of the kernels: what their results depend on."""
+        ...
 
 
 def backend_names() -> tuple[str, ...]:
@@ -20,22 +62,68 @@ def backend_names() -> tuple[str, ...]:
 
 
 def available_devices() -> tuple[str, ...]:
-    """The backends that can run on this machine."""
-    return tuple(_BACKENDS)
+    """The backends that can run on this machine as themselves."""
+    return tuple(name for name, entry in _BACKENDS.items() if _imports(entry.module))
 
 
-def open_device(name: str) -> Backend:
+def _imports(module: str) -> bool:
+    try:
+        import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
+def open_device(name: str, *, check_kernels: bool = True) -> Backend:
     """The backend of that name, ready for use.
+
+    Kernels serve only where they agreed with the definitions on this device; the check runs once
+    for each device and build, and a warning names the kernels that were left out. Where the cpu
+    backend's extension is missing, the numpy backend takes its place, with a warning.
+
+    Args:
+        name: one of backend_names().
+        check_kernels: False trusts every kernel unseen; so does the environment variable
+            FIRSTLIGHT_SKIP_KERNEL_CHECK=1.
 
     Raises:
         DeviceError: unknown name, or the backend cannot run on this machine.
     """
-    if name not in _BACKENDS:
+    entry = _BACKENDS.get(name)
+    if entry is None:
         raise DeviceError(
             f"device {name!r}",
             "firstlight has no backend of that name",
             f"Choose one of: {', '.join(_BACKENDS)}",
         )
-    module, attribute = _BACKENDS[name]
-    backend: Backend = getattr(import_module(module), attribute)()
+    try:
+        kind = getattr(import_module(entry.module), entry.backend)
+    except ImportError as error:
+        if entry.instead is None:
+            raise DeviceError(f"device {name!r}", str(error), entry.missing[1]) from error
+        _warn_once(
+            f"device {name}: {entry.missing[0]} ({error}). Running on the {entry.instead} "
+            f"backend, slowly. {entry.missing[1]}."
+        )
+        return open_device(entry.instead, check_kernels=check_kernels)
+    backend: Backend = kind()
+    if check_kernels and isinstance(backend, _Checkable):
+        from firstlight.verify.trust import distrusted_kernels
+
+        distrusted = distrusted_kernels(backend, backend.identity())
+        if distrusted:
+            _warn_once(
+                f"device {name}: kernels that disagree with their definition on this device were "
+                f"left out, and their ops run slowly: {'; '.join(d.why for d in distrusted)}"
+            )
+            backend = kind(leave_out={(d.op, d.kernel) for d in distrusted})
     return backend
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, DeviceWarning, stacklevel=3)

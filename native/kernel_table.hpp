@@ -1,0 +1,128 @@
+// What one instruction level offers: a table of kernels, and the arguments they take.
+//
+// Plain data only, for the reason given in thread_pool.hpp. Whoever fills these structures has
+// checked shapes, token ids and pages; a kernel trusts them. All pointers to float or integers are
+// aligned to their type, except weights, which lie in a file at any byte.
+
+#pragma once
+
+#include <cstdint>
+
+namespace firstlight {
+
+class ThreadPool;
+
+// The storage formats that the kernels decode, as `formats/` defines them.
+enum class BlockFormat : int {
+    f32, f16, bf16,
+    q4_0, q4_1, q5_0, q5_1, q8_0,
+    q2_k, q3_k, q4_k, q5_k, q6_k,
+};
+
+// A matrix [rows, columns] in a storage format; row r starts at data + r * row_bytes.
+struct StoredMatrix {
+    BlockFormat format;
+    const uint8_t* data;
+    int64_t rows, columns, row_bytes;
+};
+
+// out [count, rows] = x [count, columns] times the weight's transpose, plus bias [rows] or null.
+struct LinearCall {
+    StoredMatrix weight;
+    const float* x;
+    int64_t count;
+    const float* bias;
+    float* out;
+};
+
+// out [count, columns] = the rows token_ids [count] of the table.
+struct EmbedCall {
+    StoredMatrix table;
+    const int32_t* token_ids;
+    int64_t count;
+    float* out;
+};
+
+// x and out [rows, columns]; weight [columns] or null.
+struct NormCall {
+    const float* x;
+    const float* weight;
+    int64_t rows, columns;
+    double epsilon;
+    float* out;
+};
+
+enum class Activation : int { silu, gelu, gelu_tanh, relu };
+
+enum class Elementwise : int { gate, add, add_scaled, scale, soft_cap };
+
+// size values each; y is null where the function has one argument only.
+struct ElementwiseCall {
+    Elementwise function;
+    Activation activation;
+    const float* x;
+    const float* y;
+    float parameter;
+    int64_t size;
+    float* out;
+};
+
+// x and out [rows, heads, size]; cosine_sine [rows, 2, angles].
+struct RotaryCall {
+    const float* x;
+    const float* cosine_sine;
+    int64_t rows, heads, size, angles;
+    bool interleaved;
+    float* out;
+};
+
+enum class StreamType : int { float32, bfloat16 };
+
+// Row r of values [rows, entry_size] becomes entry slots[r] of the pages.
+struct StreamWriteCall {
+    StreamType type;
+    void* pages;
+    const float* values;
+    const int64_t* slots;
+    int64_t rows, entry_size;
+};
+
+// Consecutive rows of one sequence.
+struct AttentionRows {
+    int64_t sequence, begin, end;
+};
+
+// queries [rows, heads, key_size]; keys [pages, page_tokens, key_value_heads, key_size] and values
+// likewise; out [rows, heads, value_size]. window is at least 1; soft_cap 0 means none.
+struct AttentionCall {
+    StreamType key_type, value_type;
+    const float* queries;
+    const void* keys;
+    const void* values;
+    const int32_t* positions;
+    const int32_t* page_table;
+    int64_t table_width, page_tokens;
+    int64_t heads, key_value_heads, key_size, value_size;
+    const AttentionRows* groups;
+    int64_t group_count;
+    float scale, soft_cap;
+    int64_t window;
+    float* out;
+};
+
+struct KernelTable {
+    void (*linear)(ThreadPool&, const LinearCall&);
+    void (*embed)(ThreadPool&, const EmbedCall&);
+    void (*rms_norm)(ThreadPool&, const NormCall&);
+    void (*elementwise)(ThreadPool&, const ElementwiseCall&);
+    void (*rotary)(ThreadPool&, const RotaryCall&);
+    void (*stream_write)(ThreadPool&, const StreamWriteCall&);
+    void (*attention)(ThreadPool&, const AttentionCall&);
+    // Reads `bytes` at `data` once, with all threads.
+    uint64_t (*read_memory)(ThreadPool&, const void* data, int64_t bytes);
+    // Runs `rounds` rounds of multiply-adds in registers on every thread; returns how many
+    // operations that were.
+    double (*multiply_add_f32)(ThreadPool&, int64_t rounds);
+};
+
+}  // namespace firstlight

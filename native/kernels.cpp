@@ -1,0 +1,66 @@
+// All kernels of one instruction level. The build compiles this file once for each level, with
+// FIRSTLIGHT_TABLE naming the table that it defines.
+//
+// Everything but the table stands in an unnamed namespace, and no template or inline function of
+// the standard library is used. Otherwise the linker, which keeps one copy of equal symbols, could
+// take a copy with instructions that an older machine lacks.
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+#if defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#include "kernel_table.hpp"
+#include "thread_pool.hpp"
+
+// For what stands in the innermost loops, and for lambdas that do (before their body): there a
+// call, or a sum that goes through memory, costs several times what the arithmetic does.
+#if defined(__GNUC__) || defined(__clang__)
+#define FIRSTLIGHT_INLINE inline __attribute__((always_inline))
+#define FIRSTLIGHT_INLINED __attribute__((always_inline))
+#else
+#define FIRSTLIGHT_INLINE inline
+#define FIRSTLIGHT_INLINED
+#endif
+
+namespace firstlight {
+
+extern const KernelTable FIRSTLIGHT_TABLE;
+
+namespace {
+
+#include "vectors.inl"
+
+#include "bytes.inl"
+
+#include "functions.inl"
+
+#include "block_formats.inl"
+
+#include "products.inl"
+
+#include "linear.inl"
+
+#include "elementwise.inl"
+
+#include "attention.inl"
+
+#include "ceilings.inl"
+
+}  // namespace
+
+const KernelTable FIRSTLIGHT_TABLE = {
+    linear,       embed,     rms_norm,    elementwise,      rotary,
+    stream_write, attention, read_memory, multiply_add_f32,
+};
+
+}  // namespace firstlight

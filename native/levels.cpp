@@ -1,0 +1,71 @@
+#include "levels.hpp"
+
+#if defined(FIRSTLIGHT_X86_LEVELS)
+#include <cpuid.h>
+#endif
+
+namespace firstlight {
+
+extern const KernelTable kernels_baseline;
+#if defined(FIRSTLIGHT_X86_LEVELS)
+extern const KernelTable kernels_avx2;
+extern const KernelTable kernels_avx512;
+#endif
+
+namespace {
+
+const Level kLevels[] = {
+    {"baseline", &kernels_baseline},
+#if defined(FIRSTLIGHT_X86_LEVELS)
+    {"avx2", &kernels_avx2},
+    {"avx512", &kernels_avx512},
+#endif
+};
+
+#if defined(FIRSTLIGHT_X86_LEVELS)
+
+// __builtin_cpu_supports also asks whether the operating system keeps the registers. Some compilers
+// do not know its name for F16C, so that bit (leaf 1, ECX 29) is read directly.
+bool has_avx2() {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & 1u << 29)) return false;
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+#endif
+
+}  // namespace
+
+int level_count() { return static_cast<int>(sizeof kLevels / sizeof kLevels[0]); }
+
+Level level(int index) { return kLevels[index]; }
+
+bool runs_here(int index) {
+#if defined(FIRSTLIGHT_X86_LEVELS)
+    if (index == 1) return has_avx2();
+    if (index == 2) return has_avx512();
+#endif
+    return index == 0;
+}
+
+std::string processor_name() {
+    std::string name;
+#if defined(FIRSTLIGHT_X86_LEVELS)
+    // Extended leaves 2 to 4 hold 16 characters each, padded with zeros.
+    for (unsigned leaf = 0x80000002; leaf <= 0x80000004; ++leaf) {
+        unsigned registers[4] = {};
+        __get_cpuid(leaf, &registers[0], &registers[1], &registers[2], &registers[3]);
+        name.append(reinterpret_cast<const char*>(registers), sizeof registers);
+    }
+    name.resize(name.find_last_not_of(std::string(" \0", 2)) + 1);
+#endif
+    return name;
+}
+
+}  // namespace firstlight

@@ -1,0 +1,192 @@
+// out = x weight^T + bias, and rows of an embedding table.
+//
+// One row of x: weights are decoded in registers and used at once. Several: a tile of weights is
+// decoded to float32 in the second-level cache and used for all of them. Both add in the order of
+// products.inl, and decode to the same bits.
+
+// Weight rows of a tile: 32 * kChunk float32 are 128 KiB.
+constexpr int64_t kTileRows = 32;
+// Work below this many multiplications is not worth waking threads for.
+constexpr int64_t kWorthSharing = 1 << 15;
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// parallel_for, or the same in the calling thread if `work` is little.
+inline void share(ThreadPool& pool, int64_t work, int64_t count, void (*task)(void*, int64_t),
+                  void* context) {
+    if (work >= kWorthSharing) return parallel_for(pool, count, task, context);
+    for (int64_t i = 0; i < count; ++i) task(context, i);
+}
+
+struct LinearTiles {
+    const LinearCall* call;
+    int64_t tile_rows, panels, panel_inputs;
+};
+
+// One block of each row, a group of each in turn: their sums do not wait for one another.
+template <class Format, int Rows>
+FIRSTLIGHT_INLINE void fused_blocks(const uint8_t* const* rows, int64_t offset, const float* x,
+                                    Vector (&sum_of)[Rows]) {
+    const auto each_group = [&](const auto&... blocks) FIRSTLIGHT_INLINED {
+        for (int group = 0; group < Format::kValues / Format::kGroup; ++group) {
+            int r = 0;
+            const auto add = [&](const Format& block, Vector& total) FIRSTLIGHT_INLINED {
+                block.emit(group, [&](int i, Vector values) FIRSTLIGHT_INLINED {
+                    total = multiply_add(values, load(x + i), total);
+                });
+            };
+            (add(blocks, sum_of[r++]), ...);
+        }
+    };
+    if constexpr (Rows == 4) {
+        each_group(Format(rows[0] + offset), Format(rows[1] + offset), Format(rows[2] + offset),
+                   Format(rows[3] + offset));
+    } else {
+        static_assert(Rows == 1);
+        each_group(Format(rows[0] + offset));
+    }
+}
+
+// sums[r] = row r of the weight . x over one chunk, decoding on the way.
+template <class Format, int Rows>
+inline void fused_products(const uint8_t* const* rows, const float* x, int64_t count,
+                           float* sums) {
+    Vector sum_of[Rows];
+    for (Vector& one : sum_of) one = broadcast(0.0f);
+    if constexpr (Format::kSingleValues) {
+        int64_t i = 0;
+        for (; i + kWidth <= count; i += kWidth) {
+            const Vector input = load(x + i);
+            for (int r = 0; r < Rows; ++r) {
+                const Vector values = Format::vector(rows[r] + bytes_of<Format>(i));
+                sum_of[r] = multiply_add(values, input, sum_of[r]);
+            }
+        }
+        if (i < count) {
+            const Vector input = load_first(x + i, count - i);
+            for (int r = 0; r < Rows; ++r) {
+                const Vector values = last_vector<Format>(rows[r] + bytes_of<Format>(i), count - i);
+                sum_of[r] = multiply_add(values, input, sum_of[r]);
+            }
+        }
+    } else {
+        for (int64_t start = 0; start < count; start += Format::kValues) {
+            fused_blocks<Format, Rows>(rows, bytes_of<Format>(start), x + start, sum_of);
+        }
+    }
+    if constexpr (Rows == 4) {
+        sum4(sum_of[0], sum_of[1], sum_of[2], sum_of[3], sums);
+    } else {
+        for (int r = 0; r < Rows; ++r) sums[r] = sum(sum_of[r]);
+    }
+}
+
+template <class Format, int Rows>
+inline void fused_rows(const LinearCall& call, int64_t first) {
+    const StoredMatrix& weight = call.weight;
+    float total[Rows] = {};
+    for (int64_t start = 0; start < weight.columns; start += kChunk) {
+        const uint8_t* rows[Rows];
+        for (int r = 0; r < Rows; ++r) {
+            rows[r] = weight.data + (first + r) * weight.row_bytes + bytes_of<Format>(start);
+        }
+        float sums[Rows];
+        const int64_t count = least(kChunk, weight.columns - start);
+        fused_products<Format, Rows>(rows, call.x + start, count, sums);
+        for (int r = 0; r < Rows; ++r) total[r] = start ? total[r] + sums[r] : sums[r];
+    }
+    for (int r = 0; r < Rows; ++r) {
+        call.out[first + r] = call.bias ? total[r] + call.bias[first + r] : total[r];
+    }
+}
+
+template <class Format>
+inline void one_input_tile(const LinearCall& call, int64_t first, int64_t end) {
+    for (; first + 4 <= end; first += 4) fused_rows<Format, 4>(call, first);
+    for (; first < end; ++first) fused_rows<Format, 1>(call, first);
+}
+
+template <class Format>
+inline void many_inputs_tile(const LinearCall& call, int64_t first, int64_t end,
+                             int64_t input_begin, int64_t input_end) {
+    const StoredMatrix& weight = call.weight;
+    const int64_t rows = end - first, inputs = input_end - input_begin;
+    float* out = call.out + input_begin * weight.rows + first;
+    constexpr bool in_place = Format::kBytes == 4 * Format::kValues;  // float32 itself
+    float* tile = nullptr;
+    if constexpr (!in_place) {
+        tile = static_cast<float*>(thread_scratch(kTileRows * kChunk * sizeof(float)));
+    }
+    for (int64_t start = 0; start < weight.columns; start += kChunk) {
+        const int64_t count = least(kChunk, weight.columns - start);
+        const uint8_t* left[kTileRows];
+        for (int64_t r = 0; r < rows; ++r) {
+            left[r] = weight.data + (first + r) * weight.row_bytes + bytes_of<Format>(start);
+            if constexpr (!in_place) {
+                decode_to<Format>(left[r], count, tile + r * kChunk);
+                left[r] = reinterpret_cast<const uint8_t*>(tile + r * kChunk);
+            }
+        }
+        const float* right = call.x + input_begin * weight.columns + start;
+        all_dot_products(left, rows, right, inputs, weight.columns, count, start > 0, out,
+                         weight.rows);
+    }
+    for (int64_t x = 0; x < inputs; ++x) {
+        float* target = out + x * weight.rows;
+        for (int64_t r = 0; r < rows; ++r) {
+            if (weight.columns == 0) target[r] = 0.0f;
+            if (call.bias) target[r] += call.bias[first + r];
+        }
+    }
+}
+
+inline void linear_task(void* context, int64_t index) {
+    const LinearTiles& tiles = *static_cast<const LinearTiles*>(context);
+    const LinearCall& call = *tiles.call;
+    const int64_t first = index / tiles.panels * tiles.tile_rows;
+    const int64_t end = least(first + tiles.tile_rows, call.weight.rows);
+    const int64_t input = index % tiles.panels * tiles.panel_inputs;
+    with_format(call.weight.format, [&](auto format) {
+        using Format = typename decltype(format)::type;
+        if (call.count == 1) return one_input_tile<Format>(call, first, end);
+        const int64_t input_end = least(input + tiles.panel_inputs, call.count);
+        return many_inputs_tile<Format>(call, first, end, input, input_end);
+    });
+}
+
+void linear(ThreadPool& pool, const LinearCall& call) {
+    const StoredMatrix& weight = call.weight;
+    if (call.count == 0 || weight.rows == 0) return;
+    LinearTiles tiles{&call, kTileRows, 1, call.count};
+    const int64_t wanted = 8 * thread_count(pool);
+    if (call.count == 1) {
+        // At least 16 KiB of weights at a time; many more tiles than threads, for their balance.
+        const int64_t rows = divide_up(16384, weight.row_bytes + 1);
+        const int64_t fair = divide_up(weight.rows, 2 * wanted);
+        tiles.tile_rows = divide_up(fair > rows ? fair : rows, 4) * 4;
+    }
+    const int64_t row_tiles = divide_up(weight.rows, tiles.tile_rows);
+    if (call.count > 1 && row_tiles < wanted) {
+        const int64_t panels = least(divide_up(wanted, row_tiles), divide_up(call.count, 24));
+        tiles.panel_inputs = divide_up(divide_up(call.count, panels), kMostInputs) * kMostInputs;
+        tiles.panels = divide_up(call.count, tiles.panel_inputs);
+    }
+    const int64_t work = weight.rows * weight.columns * call.count;
+    share(pool, work, row_tiles * tiles.panels, linear_task, &tiles);
+}
+
+void embed_task(void* context, int64_t index) {
+    const EmbedCall& call = *static_cast<const EmbedCall*>(context);
+    const StoredMatrix& table = call.table;
+    const uint8_t* row = table.data + call.token_ids[index] * table.row_bytes;
+    float* out = call.out + index * table.columns;
+    with_format(table.format, [&](auto format) {
+        decode_to<typename decltype(format)::type>(row, table.columns, out);
+    });
+}
+
+void embed(ThreadPool& pool, const EmbedCall& call) {
+    EmbedCall copy = call;
+    share(pool, call.count * call.table.columns, call.count, embed_task, &copy);
+}

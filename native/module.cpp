@@ -1,0 +1,377 @@
+// firstlight.backends.cpu._native: the kernels, as Python sees them.
+//
+// Functions here check their arguments and release the interpreter lock while a kernel runs.
+// Results are written to arrays that the caller made.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "arguments.hpp"
+#include "kernel_table.hpp"
+#include "levels.hpp"
+#include "thread_pool.hpp"
+
+namespace firstlight {
+namespace {
+
+using namespace nb::literals;
+
+// Queries of one attention tile: enough to share what is read of the state, few enough that
+// their partial results stay in the first-level cache.
+constexpr int64_t kTileQueries = 32;
+
+struct DeletePool {
+    void operator()(ThreadPool* pool) const { delete_thread_pool(pool); }
+};
+
+const KernelTable& kernels_of(const std::string& name) {
+    for (int i = 0; i < level_count(); ++i) {
+        if (name != level(i).name) continue;
+        require(runs_here(i), "this processor lacks the instruction level");
+        return *level(i).kernels;
+    }
+    throw nb::value_error("there is no instruction level of that name");
+}
+
+StreamType stream_type(const nb::dlpack::dtype& dtype) {
+    if (dtype == nb::dtype<float>()) return StreamType::float32;
+    require(dtype == nb::dtype<uint16_t>(), "pages must be float32, or bfloat16 as uint16");
+    return StreamType::bfloat16;
+}
+
+Activation activation_of(const std::string& name) {
+    if (name == "silu") return Activation::silu;
+    if (name == "gelu") return Activation::gelu;
+    if (name == "gelu_tanh") return Activation::gelu_tanh;
+    if (name == "relu") return Activation::relu;
+    throw nb::value_error("unknown activation");
+}
+
+// The kernels of one instruction level with a pool of threads.
+class Kernels {
+public:
+    Kernels(const std::string& level, int threads)
+        : table_(kernels_of(level)), pool_(new_thread_pool(threads)) {}
+
+    void linear(In<float> x, const std::string& format, In<uint8_t> data, int64_t columns,
+                std::optional<In<float>> bias, Out<float> out) const {
+        LinearCall call{stored_matrix(format, data, columns), x.data(), 0, nullptr, out.data()};
+        require(x.ndim() == 2 && extent(x, 1) == columns, "x must be [count, columns]");
+        call.count = extent(x, 0);
+        require(out.ndim() == 2 && extent(out, 0) == call.count &&
+                    extent(out, 1) == call.weight.rows,
+                "out must be [count, rows]");
+        if (bias) {
+            require(bias->ndim() == 1 && extent(*bias, 0) == call.weight.rows,
+                    "bias must be [rows]");
+            call.bias = bias->data();
+        }
+        run(table_.linear, call);
+    }
+
+    void embed(const std::string& format, In<uint8_t> data, int64_t columns,
+               In<int32_t> token_ids, Out<float> out) const {
+        EmbedCall call{stored_matrix(format, data, columns), token_ids.data(), 0, out.data()};
+        require(token_ids.ndim() == 1, "token_ids must be [count]");
+        call.count = extent(token_ids, 0);
+        require(out.ndim() == 2 && extent(out, 0) == call.count && extent(out, 1) == columns,
+                "out must be [count, columns]");
+        require_indices(token_ids, call.table.rows, "a token id lies outside the vocabulary");
+        run(table_.embed, call);
+    }
+
+    void rms_norm(In<float> x, std::optional<In<float>> weight, double epsilon,
+                  Out<float> out) const {
+        require(x.ndim() >= 1, "x must have at least one axis");
+        require_same_shape(x, out, "out must have the shape of x");
+        NormCall call{x.data(), nullptr, 0, extent(x, x.ndim() - 1), epsilon, out.data()};
+        if (call.columns) call.rows = static_cast<int64_t>(x.size()) / call.columns;
+        if (weight) {
+            require(weight->ndim() == 1 && extent(*weight, 0) == call.columns,
+                    "weight must be [columns]");
+            call.weight = weight->data();
+        }
+        run(table_.rms_norm, call);
+    }
+
+    void gate(In<float> gate_values, In<float> up, const std::string& activation,
+              Out<float> out) const {
+        elementwise(Elementwise::gate, activation_of(activation), gate_values, &up, 0.0f, out);
+    }
+
+    void add(In<float> x, In<float> y, float scale, Out<float> out) const {
+        const auto function = scale == 1.0f ? Elementwise::add : Elementwise::add_scaled;
+        elementwise(function, {}, x, &y, scale, out);
+    }
+
+    void scale(In<float> x, float factor, Out<float> out) const {
+        elementwise(Elementwise::scale, {}, x, nullptr, factor, out);
+    }
+
+    void soft_cap(In<float> x, float cap, Out<float> out) const {
+        elementwise(Elementwise::soft_cap, {}, x, nullptr, cap, out);
+    }
+
+    // Rows are found as an embedding finds them, in a table of float32.
+    void take_rows(In<float> x, In<int32_t> indices, Out<float> out) const {
+        require(x.ndim() >= 1 && out.ndim() == x.ndim(), "out must have as many axes as x");
+        require(indices.ndim() == 1, "indices must be [count]");
+        int64_t columns = 1;
+        for (size_t i = 1; i < x.ndim(); ++i) {
+            require(x.shape(i) == out.shape(i), "rows of out must be as those of x");
+            columns *= extent(x, i);
+        }
+        const int64_t count = extent(indices, 0);
+        require(extent(out, 0) == count, "out must have a row for each index");
+        require_indices(indices, extent(x, 0), "an index lies outside the rows of x");
+        const auto* data = reinterpret_cast<const uint8_t*>(x.data());
+        const StoredMatrix rows{BlockFormat::f32, data, extent(x, 0), columns, 4 * columns};
+        run(table_.embed, EmbedCall{rows, indices.data(), count, out.data()});
+    }
+
+    void rotary(In<float> x, In<float> cosine_sine, bool interleaved, Out<float> out) const {
+        require(x.ndim() == 3, "x must be [rows, heads, size]");
+        require_same_shape(x, out, "out must have the shape of x");
+        require(cosine_sine.ndim() == 3 && extent(cosine_sine, 0) == extent(x, 0) &&
+                    extent(cosine_sine, 1) == 2,
+                "cosine_sine must be [rows, 2, angles]");
+        const RotaryCall call{x.data(),     cosine_sine.data(), extent(x, 0),
+                              extent(x, 1), extent(x, 2),       extent(cosine_sine, 2),
+                              interleaved,  out.data()};
+        require(call.angles <= call.size / 2, "there are more angles than pairs of values");
+        run(table_.rotary, call);
+    }
+
+    void stream_write(AnyOut pages, In<float> values, In<int32_t> row_starts,
+                      In<int32_t> positions, In<int32_t> page_table, int64_t page_tokens) const {
+        const PagedRowsView rows(row_starts, positions, page_table, page_tokens);
+        require(pages.ndim() >= 2 && extent(pages, 1) == page_tokens,
+                "pages must be [pages, page_tokens, *entry]");
+        require(values.ndim() + 1 == pages.ndim() && extent(values, 0) == rows.rows,
+                "values must be [rows, *entry]");
+        int64_t entry_size = 1;
+        for (size_t i = 1; i < values.ndim(); ++i) {
+            require(values.shape(i) == pages.shape(i + 1), "an entry of values must fit the pages");
+            entry_size *= extent(values, i);
+        }
+        std::vector<int64_t> slots(static_cast<size_t>(rows.rows));
+        for (int64_t s = 0; s < rows.sequences; ++s) {
+            for (int64_t row = rows.row_starts[s]; row < rows.row_starts[s + 1]; ++row) {
+                const int64_t position = rows.positions[row];
+                const int64_t page = rows.page(s, position, extent(pages, 0));
+                slots[static_cast<size_t>(row)] = page * page_tokens + position % page_tokens;
+            }
+        }
+        run(table_.stream_write, StreamWriteCall{stream_type(pages.dtype()), pages.data(),
+                                                 values.data(), slots.data(), rows.rows,
+                                                 entry_size});
+    }
+
+    void attention(In<float> queries, AnyIn keys, AnyIn values, In<int32_t> row_starts,
+                   In<int32_t> positions, In<int32_t> page_table, int64_t page_tokens, float scale,
+                   int64_t window, float soft_cap, Out<float> out) const {
+        const PagedRowsView rows(row_starts, positions, page_table, page_tokens);
+        require(queries.ndim() == 3 && extent(queries, 0) == rows.rows,
+                "queries must be [rows, heads, key_size]");
+        require(keys.ndim() == 4 && values.ndim() == 4 && extent(keys, 1) == page_tokens &&
+                    extent(values, 1) == page_tokens && extent(keys, 0) == extent(values, 0) &&
+                    extent(keys, 2) == extent(values, 2),
+                "keys and values must be [pages, page_tokens, key_value_heads, size]");
+        AttentionCall call{};
+        call.key_type = stream_type(keys.dtype());
+        call.value_type = stream_type(values.dtype());
+        call.queries = queries.data();
+        call.keys = keys.data();
+        call.values = values.data();
+        call.positions = rows.positions;
+        call.page_table = rows.page_table;
+        call.table_width = rows.table_width;
+        call.page_tokens = page_tokens;
+        call.heads = extent(queries, 1);
+        call.key_value_heads = extent(keys, 2);
+        call.key_size = extent(queries, 2);
+        call.value_size = extent(values, 3);
+        call.scale = scale;
+        call.soft_cap = soft_cap;
+        call.window = window;
+        call.out = out.data();
+        require(extent(keys, 3) == call.key_size, "queries and keys differ in size");
+        require(call.key_value_heads >= 1 && call.heads % call.key_value_heads == 0,
+                "heads must be a multiple of the key-value heads");
+        require(out.ndim() == 3 && extent(out, 0) == rows.rows &&
+                    extent(out, 1) == call.heads && extent(out, 2) == call.value_size,
+                "out must be [rows, heads, value_size]");
+        require(window >= 1, "a window must hold at least one position");
+        require(soft_cap >= 0.0f, "a soft cap must be positive");
+        if (call.heads == 0 || call.value_size == 0) return;
+        const std::vector<AttentionRows> groups = attention_groups(rows, call, extent(keys, 0));
+        call.groups = groups.data();
+        call.group_count = static_cast<int64_t>(groups.size());
+        run(table_.attention, call);
+    }
+
+    // Bytes per second that all threads together read from a buffer of `bytes`, the best of
+    // several passes.
+    double measure_bandwidth(int64_t bytes) const {
+        require(bytes >= 1 << 20, "the buffer must have at least 1 MiB");
+        nb::gil_scoped_release release;
+        // Written first: untouched pages would all be one and the same page of zeros.
+        const std::vector<uint8_t> buffer(static_cast<size_t>(bytes), 1);
+        double best = 0.0;
+        uint64_t mixed = 0;
+        for (int pass = 0; pass < 6; ++pass) {
+            const double seconds =
+                time([&] { mixed += table_.read_memory(*pool_, buffer.data(), bytes); });
+            best = std::max(best, static_cast<double>(bytes) / seconds);
+        }
+        require(mixed != 0, "memory did not hold what was written to it");
+        return best;
+    }
+
+    // float32 operations per second of all threads together in multiply-adds between registers.
+    double measure_multiply_add(double seconds) const {
+        require(seconds > 0, "the time must be positive");
+        nb::gil_scoped_release release;
+        int64_t rounds = 1 << 14;
+        double best = 0.0;
+        for (double spent = 0.0; spent < seconds;) {
+            double operations = 0.0;
+            const double took =
+                time([&] { operations = table_.multiply_add_f32(*pool_, rounds); });
+            best = std::max(best, operations / took);
+            spent += took;
+            if (took < seconds / 16) rounds *= 2;
+        }
+        return best;
+    }
+
+private:
+    template <class Call>
+    void run(void (*kernel)(ThreadPool&, const Call&), const Call& call) const {
+        nb::gil_scoped_release release;
+        kernel(*pool_, call);
+    }
+
+    template <class Work>
+    static double time(Work work) {
+        const auto start = std::chrono::steady_clock::now();
+        work();
+        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+        return std::max(took.count(), 1e-9);
+    }
+
+    static void require_indices(const In<int32_t>& indices, int64_t end, const char* message) {
+        for (size_t i = 0; i < indices.size(); ++i) {
+            const int32_t index = indices.data()[i];
+            if (index < 0 || index >= end) throw nb::index_error(message);
+        }
+    }
+
+    void elementwise(Elementwise function, Activation activation, const In<float>& x,
+                     const In<float>* y, float parameter, Out<float>& out) const {
+        require_same_shape(x, out, "out must have the shape of x");
+        if (y) require_same_shape(x, *y, "both arguments must have the same shape");
+        const auto size = static_cast<int64_t>(x.size());
+        run(table_.elementwise, ElementwiseCall{function, activation, x.data(),
+                                                y ? y->data() : nullptr, parameter, size,
+                                                out.data()});
+    }
+
+    // The rows in groups of one sequence each; every page that they will read is checked here.
+    static std::vector<AttentionRows> attention_groups(const PagedRowsView& rows,
+                                                       const AttentionCall& call, int64_t pages) {
+        const int64_t queries = call.heads / call.key_value_heads;
+        const int64_t step = std::max<int64_t>(1, kTileQueries / queries);
+        std::vector<AttentionRows> groups;
+        for (int64_t s = 0; s < rows.sequences; ++s) {
+            const int64_t begin = rows.row_starts[s], end = rows.row_starts[s + 1];
+            if (begin == end) continue;
+            for (int64_t row = begin + 1; row < end; ++row) {
+                require(rows.positions[row] == rows.positions[row - 1] + 1,
+                        "positions of a sequence must rise by one");
+            }
+            const int64_t first = std::max<int64_t>(0, rows.positions[begin] - call.window + 1);
+            const int64_t last = rows.positions[end - 1];
+            for (int64_t k = first / rows.page_tokens; k <= last / rows.page_tokens; ++k) {
+                rows.page(s, k * rows.page_tokens, pages);
+            }
+            for (int64_t row = begin; row < end; row += step) {
+                groups.push_back({s, row, std::min(row + step, end)});
+            }
+        }
+        return groups;
+    }
+
+    const KernelTable& table_;
+    std::unique_ptr<ThreadPool, DeletePool> pool_;
+};
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+    module.doc() = "Kernels of the cpu backend; see native/ in the sources.";
+
+    module.def(
+        "levels",
+        [] {
+            nb::list names;
+            for (int i = 0; i < level_count(); ++i) {
+                if (runs_here(i)) names.append(level(i).name);
+            }
+            return names;
+        },
+        "Names of the instruction levels that run here, the highest last.");
+
+    module.def("processor_name", processor_name,
+               "What the processor calls itself; empty where it does not say.");
+
+    module.def(
+        "formats",
+        [] {
+            nb::dict formats;
+            for (const FormatInfo& info : kFormats) {
+                formats[info.name] = nb::make_tuple(info.block_values, info.block_bytes);
+            }
+            return formats;
+        },
+        "Storage formats that the kernels decode: name -> (values, bytes) of a block.");
+
+    // An argument of another dtype or layout raises instead of being copied.
+    nb::class_<Kernels>(module, "Kernels", "The kernels of one level, with a pool of threads.")
+        .def(nb::init<const std::string&, int>(), "level"_a, "threads"_a)
+        .def("linear", &Kernels::linear, "x"_a.noconvert(), "format"_a, "data"_a.noconvert(),
+             "columns"_a, "bias"_a.noconvert().none(), "out"_a.noconvert())
+        .def("embed", &Kernels::embed, "format"_a, "data"_a.noconvert(), "columns"_a,
+             "token_ids"_a.noconvert(), "out"_a.noconvert())
+        .def("rms_norm", &Kernels::rms_norm, "x"_a.noconvert(), "weight"_a.noconvert().none(),
+             "epsilon"_a, "out"_a.noconvert())
+        .def("gate", &Kernels::gate, "gate_values"_a.noconvert(), "up"_a.noconvert(),
+             "activation"_a, "out"_a.noconvert())
+        .def("add", &Kernels::add, "x"_a.noconvert(), "y"_a.noconvert(), "scale"_a,
+             "out"_a.noconvert())
+        .def("scale", &Kernels::scale, "x"_a.noconvert(), "factor"_a, "out"_a.noconvert())
+        .def("soft_cap", &Kernels::soft_cap, "x"_a.noconvert(), "cap"_a, "out"_a.noconvert())
+        .def("take_rows", &Kernels::take_rows, "x"_a.noconvert(), "indices"_a.noconvert(),
+             "out"_a.noconvert())
+        .def("rotary", &Kernels::rotary, "x"_a.noconvert(), "cosine_sine"_a.noconvert(),
+             "interleaved"_a, "out"_a.noconvert())
+        .def("stream_write", &Kernels::stream_write, "pages"_a.noconvert(),
+             "values"_a.noconvert(), "row_starts"_a.noconvert(), "positions"_a.noconvert(),
+             "page_table"_a.noconvert(), "page_tokens"_a)
+        .def("attention", &Kernels::attention, "queries"_a.noconvert(), "keys"_a.noconvert(),
+             "values"_a.noconvert(), "row_starts"_a.noconvert(), "positions"_a.noconvert(),
+             "page_table"_a.noconvert(), "page_tokens"_a, "scale"_a, "window"_a, "soft_cap"_a,
+             "out"_a.noconvert())
+        .def("measure_bandwidth", &Kernels::measure_bandwidth, "bytes"_a)
+        .def("measure_multiply_add", &Kernels::measure_multiply_add, "seconds"_a);
+}
+
+}  // namespace firstlight

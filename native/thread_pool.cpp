@@ -1,0 +1,258 @@
+#include "thread_pool.hpp"
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <vector>
+
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+namespace firstlight {
+namespace {
+
+// How long a thread looks for work, or for the others to finish, before it lets the system run
+// something else. The pause between two ops of one step is shorter, so in the middle of a step
+// no thread has to be woken.
+constexpr std::chrono::microseconds kSpinTime{60};
+constexpr int kPausesBetweenClocks = 32;
+
+void pause_briefly() {
+#if defined(__x86_64__) || defined(_M_X64)
+    _mm_pause();
+#elif defined(__aarch64__) && defined(__GNUC__)
+    asm volatile("yield");
+#endif
+}
+
+// Counts the forks that led to this process, so that a pool can tell that its threads are gone.
+std::atomic<uint64_t> fork_generation{0};
+
+void watch_forks() {
+#if !defined(_WIN32)
+    static const int registered = pthread_atfork(
+        nullptr, nullptr, [] { fork_generation.fetch_add(1, std::memory_order_relaxed); });
+    (void)registered;
+#endif
+}
+
+// One call of parallel_for. It lives on the caller's stack, and no helper touches it after the
+// last of them has left.
+struct Job {
+    int64_t count;
+    void (*task)(void*, int64_t);
+    void* context;
+    std::atomic<int64_t> next{0};
+    std::atomic<bool> failed{false};
+    std::exception_ptr error;
+
+    void work() {
+        try {
+            for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+                task(context, i);
+            }
+        } catch (...) {
+            next.store(count, std::memory_order_relaxed);
+            if (!failed.exchange(true)) error = std::current_exception();
+        }
+    }
+};
+
+// The helpers of one pool in one process.
+//
+// All that they and the caller agree on is one word, the door: which call this is (upper half),
+// whether helpers may still enter, and how many are inside. A helper that comes late, because the
+// system ran something else on its core, finds the door shut and is not waited for.
+class Helpers {
+public:
+    explicit Helpers(int count) {
+        threads_.reserve(count);
+        try {
+            for (int i = 0; i < count; ++i) threads_.emplace_back([this] { serve(); });
+        } catch (...) {
+            stop();
+            throw;
+        }
+    }
+
+    ~Helpers() { stop(); }
+
+    void run(Job& job) {
+        job_ = &job;
+        open_next_door(kOpen);
+        job.work();
+        door_.fetch_and(~kOpen, std::memory_order_relaxed);
+        wait_until([this] { return (door_.load(std::memory_order_acquire) & kInside) == 0; }, true);
+    }
+
+private:
+    static constexpr uint64_t kOpen = uint64_t{1} << 31;
+    static constexpr uint64_t kInside = kOpen - 1;
+
+    static uint32_t call_of(uint64_t door) { return static_cast<uint32_t>(door >> 32); }
+
+    void open_next_door(uint64_t open) {
+        {
+            // Held so that no helper can fall asleep between looking and waiting.
+            std::lock_guard<std::mutex> lock(mutex_);
+            const uint32_t call = call_of(door_.load(std::memory_order_relaxed)) + 1;
+            door_.store(uint64_t{call} << 32 | open, std::memory_order_release);
+            if (sleepers_ == 0) return;
+        }
+        wake_.notify_all();
+    }
+
+    template <class Condition>
+    static bool wait_until(Condition condition, bool for_ever) {
+        const auto start = std::chrono::steady_clock::now();
+        for (;;) {
+            for (int i = 0; i < kPausesBetweenClocks; ++i) {
+                if (condition()) return true;
+                pause_briefly();
+            }
+            if (std::chrono::steady_clock::now() - start < kSpinTime) continue;
+            if (!for_ever) return false;
+            std::this_thread::yield();
+        }
+    }
+
+    void serve() {
+        uint32_t served = 0;
+        for (;;) {
+            const auto called = [&] {
+                return call_of(door_.load(std::memory_order_acquire)) != served;
+            };
+            if (!wait_until(called, false)) {
+                std::unique_lock<std::mutex> lock(mutex_);
+                ++sleepers_;
+                wake_.wait(lock, called);
+                --sleepers_;
+            }
+            if (stopping_.load(std::memory_order_relaxed)) return;
+            uint64_t door = door_.load(std::memory_order_acquire);
+            served = call_of(door);
+            bool entered = false;
+            while (call_of(door) == served && (door & kOpen) && !entered) {
+                entered = door_.compare_exchange_weak(door, door + 1, std::memory_order_acquire);
+            }
+            if (!entered) continue;
+            job_->work();
+            door_.fetch_sub(1, std::memory_order_release);
+        }
+    }
+
+    void stop() {
+        stopping_.store(true, std::memory_order_relaxed);
+        open_next_door(0);
+        for (std::thread& thread : threads_) thread.join();
+    }
+
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    int sleepers_ = 0;
+    std::atomic<uint64_t> door_{0};
+    std::atomic<bool> stopping_{false};
+    Job* job_ = nullptr;
+    std::vector<std::thread> threads_;
+};
+
+// What a fork invalidates. The child never touches the parent's, which may have been copied with
+// its mutex held; it is left behind there, unreachable.
+struct State {
+    std::mutex turn;
+    std::unique_ptr<Helpers> helpers;
+    uint64_t generation = fork_generation.load(std::memory_order_relaxed);
+};
+
+}  // namespace
+
+class ThreadPool {
+public:
+    explicit ThreadPool(int threads) : threads_(threads < 1 ? 1 : threads) { watch_forks(); }
+
+    ~ThreadPool() {
+        State* state = state_.load();
+        if (state->generation == fork_generation.load(std::memory_order_relaxed)) delete state;
+    }
+
+    int threads() const { return threads_; }
+
+    void run(Job& job) {
+        if (threads_ == 1 || job.count <= 1) {
+            job.work();
+        } else {
+            State& state = current_state();
+            std::lock_guard<std::mutex> lock(state.turn);
+            if (!state.helpers) state.helpers = std::make_unique<Helpers>(threads_ - 1);
+            state.helpers->run(job);
+        }
+        if (job.error) std::rethrow_exception(job.error);
+    }
+
+private:
+    State& current_state() {
+        State* state = state_.load(std::memory_order_acquire);
+        const uint64_t generation = fork_generation.load(std::memory_order_relaxed);
+        if (state->generation != generation) {
+            auto* fresh = new State;
+            // Several threads of the child may get here at once; one wins.
+            if (state_.compare_exchange_strong(state, fresh)) return *fresh;
+            delete fresh;
+        }
+        return *state;
+    }
+
+    const int threads_;
+    std::atomic<State*> state_{new State};
+};
+
+ThreadPool* new_thread_pool(int threads) { return new ThreadPool(threads); }
+
+void delete_thread_pool(ThreadPool* pool) { delete pool; }
+
+int thread_count(const ThreadPool& pool) { return pool.threads(); }
+
+void parallel_for(ThreadPool& pool, int64_t count, void (*task)(void*, int64_t), void* context) {
+    if (count <= 0) return;
+    Job job{count, task, context, {}, {}, {}};
+    pool.run(job);
+}
+
+namespace {
+
+constexpr std::align_val_t kScratchAlignment{64};
+
+struct Scratch {
+    void* memory = nullptr;
+    size_t bytes = 0;
+
+    ~Scratch() { ::operator delete(memory, kScratchAlignment); }
+
+    void grow(size_t wanted) {
+        ::operator delete(memory, kScratchAlignment);
+        memory = nullptr;
+        bytes = 0;
+        memory = ::operator new(wanted, kScratchAlignment);
+        bytes = wanted;
+    }
+};
+
+thread_local Scratch scratch;
+
+}  // namespace
+
+void* thread_scratch(size_t bytes) {
+    if (bytes > scratch.bytes) scratch.grow(bytes);
+    return scratch.memory;
+}
+
+}  // namespace firstlight

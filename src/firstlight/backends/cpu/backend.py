@@ -1,0 +1,87 @@
+"""The cpu backend: kernels in C++ (native/), for the instruction sets that this processor has."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Set
+from pathlib import Path
+
+from firstlight.backends.base import Backend
+from firstlight.backends.cpu import _native
+from firstlight.backends.cpu.kernels import CpuKernels
+from firstlight.errors import DeviceError
+from firstlight.host.ceilings import Ceilings, measure_ceilings
+from firstlight.host.processor import usable_cores
+
+LEVEL_VARIABLE = "FIRSTLIGHT_CPU_LEVEL"
+
+
+def available_levels() -> tuple[str, ...]:
+    """The instruction levels that were built and that this processor has, the highest last."""
+    return tuple(_native.levels())
+
+
+def _chosen_level(asked: str | None) -> str:
+    levels = available_levels()
+    level = asked or os.environ.get(LEVEL_VARIABLE) or levels[-1]
+    if level not in levels:
+        raise DeviceError(
+            f"instruction level {level!r}",
+            "this processor lacks it, or firstlight was built without it",
+            f"Choose one of {', '.join(levels)}, or unset {LEVEL_VARIABLE}",
+        )
+    return level
+
+
+class CpuBackend(Backend):
+    """The host's processor. Tensors are NumPy arrays; weights are used where the file lies.
+
+    A row's result is the same bit for bit whatever else is in the batch and however many threads
+    there are. Ops may be called from several threads; they take turns. After a fork the child
+    starts threads of its own.
+
+    Args:
+        level: instruction level, one of available_levels(); the environment variable
+            FIRSTLIGHT_CPU_LEVEL if None, else the highest.
+        threads: how many threads share an op; one for each usable core if None.
+        leave_out: (op, kernel) of kernels that must not serve.
+
+    Raises:
+        DeviceError: this processor lacks the level.
+    """
+
+    name = "cpu"
+
+    def __init__(
+        self,
+        level: str | None = None,
+        threads: int | None = None,
+        leave_out: Set[tuple[str, str]] = frozenset(),
+    ) -> None:
+        self.level = _chosen_level(level)
+        self.threads = threads or usable_cores()
+        self.native = _native.Kernels(self.level, self.threads)
+        kernels = CpuKernels(self.native, _native.formats()).all()
+        super().__init__(tuple(k for k in kernels if (k.op, k.name) not in leave_out))
+
+    def device_key(self) -> str:
+        return f"{self.name}: {self.device_name()}, {self.threads} threads, {self.level}"
+
+    def measure_ceilings(self) -> Ceilings:
+        return measure_ceilings(
+            self.device_name(),
+            bandwidth=lambda size, _: self.native.measure_bandwidth(size),
+            matrix={"f32": self.native.measure_multiply_add},
+            threads=self.threads,
+            how=f"C++ at level {self.level}",
+        )
+
+    def fast_formats(self) -> frozenset[str]:
+        return frozenset(_native.formats())
+
+    def identity(self) -> str:
+        """The processor, the level and the build of the kernels: what their results depend on."""
+        built = Path(_native.__file__).stat()
+        name = _native.processor_name() or platform.machine()
+        return f"{name}, {self.level}, build {built.st_size}-{built.st_mtime_ns}"

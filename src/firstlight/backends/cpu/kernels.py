@@ -1,0 +1,239 @@
+"""The cpu backend's kernels: which arguments each takes, and how it is called."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from firstlight.backends.base import Kernel
+from firstlight.formats.base import Floats, Format, Weight
+from firstlight.ops import elementwise
+from firstlight.ops.elementwise import Activation
+from firstlight.ops.paging import PagedRows
+
+if TYPE_CHECKING:
+    from firstlight.backends.cpu import _native
+
+_FLOAT32 = np.dtype(np.float32)
+_INT32 = np.dtype(np.int32)
+_STREAMS = (_FLOAT32, np.dtype(np.uint16))
+_ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+_NO_WINDOW = 1 << 31  # wider than any int32 position
+
+# Weights in a format that the kernels do not know are decoded this many values at a time.
+_DECODED_VALUES = 1 << 20
+
+# Below this many values NumPy adds two arrays in less time than a call of the extension takes.
+_WORTH_A_CALL = 1 << 13
+
+
+def _floats(array: Any) -> bool:
+    """Whether it is a C-contiguous float32 array."""
+    return isinstance(array, np.ndarray) and array.dtype == _FLOAT32 and array.flags.c_contiguous
+
+
+def _integers(array: Any) -> bool:
+    """Whether it is a C-contiguous int32 array."""
+    return isinstance(array, np.ndarray) and array.dtype == _INT32 and array.flags.c_contiguous
+
+
+def _pages(array: Any) -> bool:
+    """Whether it is the pages of a stream as `new_stream` makes them."""
+    return isinstance(array, np.ndarray) and array.dtype in _STREAMS and array.flags.c_contiguous
+
+
+def _rows(rows: PagedRows) -> bool:
+    return _integers(rows.row_starts) and _integers(rows.positions) and _integers(rows.page_table)
+
+
+class CpuKernels:
+    """The kernels of one instruction level, each with the signature of its op.
+
+    Shapes, token ids and pages are checked by the extension: ValueError, IndexError or TypeError
+    where they are wrong. `accepts_...` leaves to the definition what a kernel was not made for.
+
+    Args:
+        native: the extension's kernels.
+        formats: name -> (values, bytes) of a block, of the storage formats that they decode.
+    """
+
+    def __init__(self, native: _native.Kernels, formats: dict[str, tuple[int, int]]) -> None:
+        self._native = native
+        self._formats = formats
+
+    def all(self) -> tuple[Kernel, ...]:
+        """Every kernel, in order of preference within an op."""
+        return (
+            Kernel("linear", "stored", self.linear, self.accepts_linear),
+            Kernel("linear", "decoded", self.linear_decoded, self.accepts_linear_decoded),
+            Kernel("embed", "stored", self.embed, self.accepts_embed),
+            Kernel("rms_norm", "rows", self.rms_norm, self.accepts_rms_norm),
+            Kernel("rotary", "rows", self.rotary, self.accepts_rotary),
+            Kernel("stream_write", "paged", self.stream_write, self.accepts_stream_write),
+            Kernel("attention", "paged", self.attention, self.accepts_attention),
+            Kernel("gate", "vector", self.gate, self.accepts_gate),
+            Kernel("add", "vector", self.add, self.accepts_add),
+            Kernel("scale", "vector", self.scale, self.accepts_scale),
+            Kernel("soft_cap", "vector", self.soft_cap, self.accepts_soft_cap),
+            Kernel("take_rows", "rows", self.take_rows, self.accepts_take_rows),
+        )
+
+    # Products with weights ---------------------------------------------------------------
+
+    def _knows(self, format: Format) -> bool:
+        return self._formats.get(format.name) == (format.block_values, format.block_bytes)
+
+    def accepts_linear(self, x: Floats, weight: Weight, bias: Floats | None = None) -> bool:
+        return (
+            self._knows(weight.format)
+            and weight.data.flags.c_contiguous
+            and _floats(x)
+            and (bias is None or _floats(bias))
+        )
+
+    def linear(self, x: Floats, weight: Weight, bias: Floats | None = None) -> Floats:
+        out = np.empty((len(x), len(weight.data)), np.float32)
+        self._native.linear(x, weight.format.name, weight.data, weight.columns, bias, out)
+        return out
+
+    def accepts_linear_decoded(self, x: Floats, weight: Weight, bias: Floats | None = None) -> bool:
+        return not self._knows(weight.format) and _floats(x) and (bias is None or _floats(bias))
+
+    def linear_decoded(self, x: Floats, weight: Weight, bias: Floats | None = None) -> Floats:
+        """For formats without a decoder in the extension: decoded by NumPy, a few rows a time."""
+        out = np.empty((len(x), len(weight.data)), np.float32)
+        step = max(1, _DECODED_VALUES // max(1, weight.columns))
+        for start in range(0, len(weight.data), step):
+            stop = min(start + step, len(weight.data))
+            values = np.ascontiguousarray(weight.decode(start, stop)).view(np.uint8)
+            part = np.empty((len(x), stop - start), np.float32)
+            part_bias = None if bias is None else bias[start:stop]
+            self._native.linear(x, "f32", values, weight.columns, part_bias, part)
+            out[:, start:stop] = part
+        return out
+
+    def accepts_embed(self, table: Weight, token_ids: NDArray[np.int32]) -> bool:
+        return self._knows(table.format) and table.data.flags.c_contiguous and _integers(token_ids)
+
+    def embed(self, table: Weight, token_ids: NDArray[np.int32]) -> Floats:
+        out = np.empty((len(token_ids), table.columns), np.float32)
+        self._native.embed(table.format.name, table.data, table.columns, token_ids, out)
+        return out
+
+    # Rows and single values --------------------------------------------------------------
+
+    def accepts_rms_norm(self, x: Floats, weight: Floats | None, epsilon: float) -> bool:
+        return _floats(x) and x.ndim > 0 and (weight is None or _floats(weight))
+
+    def rms_norm(self, x: Floats, weight: Floats | None, epsilon: float) -> Floats:
+        out = np.empty_like(x)
+        self._native.rms_norm(x, weight, epsilon, out)
+        return out
+
+    def accepts_gate(self, gate_values: Floats, up: Floats, activation: Activation) -> bool:
+        return _floats(gate_values) and _floats(up) and activation in _ACTIVATIONS
+
+    def gate(self, gate_values: Floats, up: Floats, activation: Activation) -> Floats:
+        out = np.empty_like(up)
+        self._native.gate(gate_values, up, activation, out)
+        return out
+
+    def accepts_add(self, x: Floats, y: Floats, scale: float = 1.0) -> bool:
+        return _floats(x) and _floats(y) and x.shape == y.shape
+
+    def add(self, x: Floats, y: Floats, scale: float = 1.0) -> Floats:
+        if x.size < _WORTH_A_CALL:
+            return elementwise.add(x, y, scale)
+        out = np.empty_like(x)
+        self._native.add(x, y, scale, out)
+        return out
+
+    def accepts_scale(self, x: Floats, factor: float) -> bool:
+        return _floats(x)
+
+    def scale(self, x: Floats, factor: float) -> Floats:
+        if x.size < _WORTH_A_CALL:
+            return elementwise.scale(x, factor)
+        out = np.empty_like(x)
+        self._native.scale(x, factor, out)
+        return out
+
+    def accepts_soft_cap(self, x: Floats, cap: float) -> bool:
+        return _floats(x)
+
+    def soft_cap(self, x: Floats, cap: float) -> Floats:
+        out = np.empty_like(x)
+        self._native.soft_cap(x, cap, out)
+        return out
+
+    def accepts_take_rows(self, x: Floats, indices: NDArray[np.int32]) -> bool:
+        return _floats(x) and _integers(indices)
+
+    def take_rows(self, x: Floats, indices: NDArray[np.int32]) -> Floats:
+        out = np.empty((len(indices), *x.shape[1:]), np.float32)
+        self._native.take_rows(x, indices, out)
+        return out
+
+    def accepts_rotary(self, x: Floats, cosine_sine: Floats, interleaved: bool) -> bool:
+        return _floats(x) and _floats(cosine_sine)
+
+    def rotary(self, x: Floats, cosine_sine: Floats, interleaved: bool) -> Floats:
+        out = np.empty_like(x)
+        self._native.rotary(x, cosine_sine, interleaved, out)
+        return out
+
+    # State -------------------------------------------------------------------------------
+
+    def accepts_stream_write(self, pages: NDArray[Any], values: Floats, rows: PagedRows) -> bool:
+        return _pages(pages) and _floats(values) and _rows(rows)
+
+    def stream_write(self, pages: NDArray[Any], values: Floats, rows: PagedRows) -> None:
+        self._native.stream_write(
+            pages, values, rows.row_starts, rows.positions, rows.page_table, rows.page_tokens
+        )
+
+    def accepts_attention(
+        self,
+        queries: Floats,
+        keys: NDArray[Any],
+        values: NDArray[Any],
+        rows: PagedRows,
+        scale: float,
+        window: int | None,
+        soft_cap: float | None,
+    ) -> bool:
+        return (
+            _floats(queries)
+            and _pages(keys)
+            and _pages(values)
+            and _rows(rows)
+            and (soft_cap is None or soft_cap > 0)
+        )
+
+    def attention(
+        self,
+        queries: Floats,
+        keys: NDArray[Any],
+        values: NDArray[Any],
+        rows: PagedRows,
+        scale: float,
+        window: int | None,
+        soft_cap: float | None,
+    ) -> Floats:
+        out = np.empty((*queries.shape[:2], values.shape[-1]), np.float32)
+        self._native.attention(
+            queries,
+            keys,
+            values,
+            rows.row_starts,
+            rows.positions,
+            rows.page_table,
+            rows.page_tokens,
+            scale,
+            _NO_WINDOW if window is None else window,
+            soft_cap or 0.0,
+            out,
+        )
+        return out

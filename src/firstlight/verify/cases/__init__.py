@@ -1,0 +1,41 @@
+"""Arguments to try every op of the contract with: seeded, small, and awkward on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from firstlight.verify.cases.attention import attention_cases, stream_write_cases
+from firstlight.verify.cases.base import Case, StreamArgument
+from firstlight.verify.cases.elementwise import (
+    add_cases,
+    gate_cases,
+    rms_norm_cases,
+    rotary_cases,
+    scale_cases,
+    soft_cap_cases,
+    take_rows_cases,
+)
+from firstlight.verify.cases.linear import embed_cases, gated_mlp_cases, linear_cases
+
+_CASES: dict[str, Callable[[], Iterator[Case]]] = {
+    "add": add_cases,
+    "attention": attention_cases,
+    "embed": embed_cases,
+    "gate": gate_cases,
+    "gated_mlp": gated_mlp_cases,
+    "linear": linear_cases,
+    "rms_norm": rms_norm_cases,
+    "rotary": rotary_cases,
+    "scale": scale_cases,
+    "soft_cap": soft_cap_cases,
+    "stream_write": stream_write_cases,
+    "take_rows": take_rows_cases,
+}
+
+
+def cases_of(op: str) -> tuple[Case, ...]:
+    """Every case of the op of that name; none if there are none."""
+    return tuple(_CASES[op]()) if op in _CASES else ()
+
+
+__all__ = ["Case", "StreamArgument", "cases_of"]

@@ -1,0 +1,128 @@
+"""Cases of `linear`, `embed` and `gated_mlp`: every storage format, awkward shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from firstlight.formats.base import Format
+from firstlight.formats.registry import get_format, known_formats
+from firstlight.verify.cases.base import Arguments, Case, normal
+from firstlight.verify.random_weights import random_weight
+
+# (rows of x, rows of the weight, columns as blocks of 256 values); with formats of single values
+# a few columns come on top, so that no vector width divides the row.
+_SHAPES = (
+    (1, 1, 1),
+    (1, 67, 2),
+    (2, 3, 1),
+    (3, 17, 1),
+    (7, 18, 5),
+    (5, 33, 4),
+    (7, 1, 9),
+    (17, 130, 3),
+    (67, 37, 2),
+    (0, 5, 1),
+    (3, 0, 1),
+)
+_QUICK_SHAPES = {(1, 67, 2), (7, 18, 5)}
+_NARROW_COLUMNS = (1, 3, 17, 33, 1025)
+
+
+def linear_cases() -> Iterator[Case]:
+    for name in known_formats():
+        for shape in _SHAPES:
+            yield _linear(get_format(name), *shape, bias=shape[0] % 2 == 1)
+        if get_format(name).block_values == 1:
+            for columns in _NARROW_COLUMNS:
+                yield _linear_of_columns(get_format(name), 3, 5, columns)
+    yield Case("linear", "not finite", _not_finite)
+    yield Case("linear", "unaligned weight", _unaligned)
+    yield Case("linear", "large columns", _large_columns)
+
+
+def _linear(format: Format, count: int, rows: int, blocks: int, bias: bool) -> Case:
+    columns = 256 * blocks
+    if format.block_values == 1:
+        columns += 3
+    elif format.block_values < 256:
+        columns += format.block_values * (blocks % 2)
+
+    def make(generator: np.random.Generator) -> Arguments:
+        x = normal(generator, count, columns)
+        weight = random_weight(format, rows, columns, generator)
+        if rows == 1:
+            # The tolerance is measured by the largest result; one alone must not cancel to little.
+            x += weight.values()
+        return x, weight, normal(generator, rows) if bias else None
+
+    name = f"{format.name} {count} x {columns} by {rows}{' and bias' if bias else ''}"
+    return Case("linear", name, make, quick=(count, rows, blocks) in _QUICK_SHAPES)
+
+
+def _linear_of_columns(format: Format, count: int, rows: int, columns: int) -> Case:
+    def make(generator: np.random.Generator) -> Arguments:
+        return normal(generator, count, columns), random_weight(format, rows, columns, generator)
+
+    return Case("linear", f"{format.name} {count} x {columns} by {rows} narrow", make)
+
+
+def _not_finite(generator: np.random.Generator) -> Arguments:
+    """One row has a NaN and one an infinity; the others must stay as they are."""
+    x = normal(generator, 9, 96)
+    x[2, 40], x[5, 7] = np.nan, np.inf
+    return x, random_weight(get_format("f32"), 13, 96, generator)
+
+
+def _unaligned(generator: np.random.Generator) -> Arguments:
+    """A file may put a tensor at any byte."""
+    weight = random_weight(get_format("f32"), 9, 65, generator)
+    shifted = np.empty(weight.nbytes + 1, np.uint8)[1:]
+    shifted[:] = weight.data.reshape(-1)
+    shifted.flags.writeable = False
+    data = shifted.reshape(weight.data.shape)
+    return normal(generator, 2, 65), type(weight)(weight.format, weight.shape, data)
+
+
+def _large_columns(generator: np.random.Generator) -> Arguments:
+    weight = random_weight(get_format("bf16"), 6, 28672, generator)
+    return normal(generator, 3, 28672), weight
+
+
+def embed_cases() -> Iterator[Case]:
+    for name in known_formats():
+        for count in (0, 1, 13):
+            yield _embed(get_format(name), count)
+
+
+def _embed(format: Format, count: int) -> Case:
+    columns = 512 if format.block_values > 1 else 69
+
+    def make(generator: np.random.Generator) -> Arguments:
+        table = random_weight(format, 29, columns, generator)
+        token_ids = generator.integers(0, 29, count).astype(np.int32)
+        token_ids[: min(count, 2)] = (28, 0)[:count]
+        return table, token_ids
+
+    return Case("embed", f"{format.name} {count} tokens", make, quick=count == 13)
+
+
+def gated_mlp_cases() -> Iterator[Case]:
+    for name in ("f32", "bf16", "q8_0", "q4_k"):
+        for count in (0, 1, 5):
+            yield _gated_mlp(get_format(name), count, biases=count == 5)
+
+
+def _gated_mlp(format: Format, count: int, biases: bool) -> Case:
+    columns, width = 256, 512
+
+    def make(generator: np.random.Generator) -> Arguments:
+        x = normal(generator, count, columns)
+        gate, up = (random_weight(format, width, columns, generator) for _ in range(2))
+        down = random_weight(format, columns, width, generator)
+        sizes = (width, width, columns)
+        added = tuple(normal(generator, size) for size in sizes) if biases else None
+        return x / 16, gate, up, down, "silu", added
+
+    return Case("gated_mlp", f"{format.name} {count} rows", make, quick=count == 5)
