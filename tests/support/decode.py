@@ -38,9 +38,11 @@ def load_decoder(path: Path, device: str) -> Decoder:
     return Decoder(spec, load_weights(spec, checkpoint, ops), ops)
 
 
-def new_engine(decoder: Decoder, chunk: int, sequences: int = 1) -> Engine:
+def new_engine(
+    decoder: Decoder, chunk: int, sequences: int = 1, context_length: int = CONTEXT_LENGTH
+) -> Engine:
     """An engine that computes at most `chunk` tokens a step, with pages of PAGE_TOKENS."""
-    return Engine(decoder, CONTEXT_LENGTH, sequences, chunk, page_tokens=PAGE_TOKENS)
+    return Engine(decoder, context_length, sequences, chunk, page_tokens=PAGE_TOKENS)
 
 
 def logits(decoder: Decoder, token_ids: Sequence[int], chunk: int = CONTEXT_LENGTH) -> Floats:
@@ -56,10 +58,14 @@ def continuation(
 
 
 def continuations(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], count: int, chunk: int = CONTEXT_LENGTH
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    count: int,
+    chunk: int = CONTEXT_LENGTH,
+    context_length: int = CONTEXT_LENGTH,
 ) -> list[Continuation]:
     """The likeliest continuations of several prompts, computed in one batch."""
-    engine = new_engine(decoder, chunk, len(prompts))
+    engine = new_engine(decoder, chunk, len(prompts), context_length)
     greedy, stop = SamplingParameters(), StopConditions(max_tokens=count)
     running = [engine.add(prompt, greedy, stop, wants_logits=True) for prompt in prompts]
     rows: list[list[Floats]] = [[] for _ in running]

@@ -9,6 +9,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import pytest
 
@@ -37,3 +38,17 @@ def transformers_gemma_tokenizer() -> PreTrainedTokenizerFast:
 
     path = gemma_path()
     return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+
+
+@cache
+def transformers_gemma() -> Any:
+    """transformers' own model of that file, in float32. Takes about 20 s."""
+    import gguf
+
+    from tests.support.reference import load_reference
+
+    path = gemma_path()
+    # transformers has the gguf package parse the file, vocabulary and all, once for the config and
+    # once for the weights, at some ten seconds each.
+    with patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)):
+        return load_reference(path.parent, gguf_file=path.name)

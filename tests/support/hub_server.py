@@ -14,7 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 
 @dataclass
@@ -118,6 +121,27 @@ class HubServer:
 
 
 @contextmanager
+def isolated_hub(monkeypatch: pytest.MonkeyPatch, directory: Path) -> Iterator[HubServer]:
+    """A hub, and a process that has no tokens, caches or settings but those in `directory`."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("FIRSTLIGHT_CACHE", str(directory / "own"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(directory / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(directory / "no token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    # Else the oracle asks the public hub for a list before its first request.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    huggingface_hub.close_session()
+    with hub_server() as server:
+        yield server
+    huggingface_hub.close_session()
+
+
+@contextmanager
 def hub_server() -> Iterator[HubServer]:
     """Run a hub on a free port of the loopback interface."""
     hub = HubServer()
@@ -168,16 +192,16 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 # A real hub says 401 to strangers for what it lacks and for what it hides.
                 self._send(404 if admitted else 401, b"", {"X-Error-Code": "RepoNotFound"})
             elif listing:
-                self._list(repository, listing[2] or "main")
+                self._list(found[1], repository, listing[2] or "main")
             elif content:
                 self._resolve(found[1], repository, content[2], content[3], admitted)
             else:
                 self._send_content(repository.files[found[2]], found[2])
 
-        def _list(self, repository: Repository, revision: str) -> None:
+        def _list(self, id: str, repository: Repository, revision: str) -> None:
             if not self._known(repository, revision):
                 return
-            body = {"sha": repository.commit, "siblings": repository.siblings()}
+            body = {"id": id, "sha": repository.commit, "siblings": repository.siblings()}
             self._send(200, hub.listing or json.dumps(body).encode())
 
         def _resolve(
@@ -212,7 +236,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
         ) -> None:
             content = hub.instead.get(name, content)
             headers = {"Accept-Ranges": "bytes", **(headers or {})}
-            asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+            asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
             if asked is None or hub.ignore_ranges:
                 self._send(200, content, headers, name)
                 return
@@ -220,8 +244,10 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             if start >= len(content):
                 self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
                 return
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            self._send(206, content[start:], headers, name)
+            part = content[start : int(asked[2]) + 1 if asked[2] else None]
+            last = start + len(part) - 1
+            headers["Content-Range"] = f"bytes {start}-{last}/{len(content)}"
+            self._send(206, part, headers, name)
 
         def _send(
             self, status: int, body: bytes, headers: dict[str, str] | None = None, name: str = ""

@@ -50,21 +50,29 @@ def reference_logits(model: Any, token_ids: Sequence[int]) -> Floats:
 
 def reference_continuation(model: Any, token_ids: Sequence[int], count: int) -> Continuation:
     """The `count` likeliest tokens in turn, as `generate` gives them with its cache."""
+    return reference_continuations(model, [token_ids], count)[0]
+
+
+def reference_continuations(
+    model: Any, prompts: Sequence[Sequence[int]], count: int
+) -> list[Continuation]:
+    """The same of several prompts, all of one length, so that no padding comes in."""
     _forget_length(model)
-    prompt = torch.tensor([list(token_ids)])
+    rows = torch.tensor([list(prompt) for prompt in prompts])
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         out = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
+            rows,
+            attention_mask=torch.ones_like(rows),
             do_sample=False,
             max_new_tokens=count,
             eos_token_id=-1,
             return_dict_in_generate=True,
             output_logits=True,
         )
-    tokens = out.sequences[0, len(token_ids) :].tolist()
-    return Continuation(tokens, torch.cat(out.logits).float().numpy())
+    tokens = out.sequences[:, rows.shape[1] :].tolist()
+    logits = torch.stack(out.logits, dim=1).float().numpy()
+    return [Continuation(*found) for found in zip(tokens, logits, strict=True)]
 
 
 def _forget_length(model: Any) -> None:

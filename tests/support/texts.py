@@ -81,7 +81,7 @@ HOSTILE: dict[str, str] = {
     "the end of every plane": "".join(
         chr(plane << 16 | low) for plane in range(17) for low in (0xFFF0, 0xFFFD)
     ),
-    "markup": "<div class=\"a\"><h1>&nbsp;&amp;</h1><!-- --></div><table><tr><td></td></tr></table>",
+    "markup": '<div class="a"><h1>&nbsp;&amp;</h1><!-- --></div><table><tr><td></td></tr></table>',
     "escapes": "\\n \\u0041 %20 &#x41; \x1b[31mred\x1b[0m",
     "zalgo": "H̷̡̛̻e̸̢̨̋l̵̘̈́̕p̶̳̀̇",
 }

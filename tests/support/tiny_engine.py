@@ -90,7 +90,7 @@ def _layer(index: int, window: int | None, scaling: RopeScaling | None) -> Layer
     return LayerSpec(attention, norm("attention_norm"), feed_forward, norm("feed_forward_norm"))
 
 
-def random_tensors(spec: ModelSpec, seed: int = 0) -> dict[str, np.ndarray]:
+def random_tensors(spec: ModelSpec, seed: int = 2) -> dict[str, np.ndarray]:
     """A float32 array for every tensor of the spec, by name."""
     generator = np.random.default_rng(seed)
     return {
@@ -152,6 +152,11 @@ def run_to_end(engine: Engine, limit: int = 10_000) -> None:
         if not engine.step():
             return
     raise AssertionError("the engine never comes to an end")
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    """A random prompt; equal arguments give equal prompts."""
+    return np.random.default_rng([length, seed]).integers(0, VOCABULARY, length).tolist()
 
 
 def tokens_alone(

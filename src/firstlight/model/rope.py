@@ -29,7 +29,6 @@ from firstlight.model.spec import (
 )
 
 Integers = NDArray[np.int32]
-Doubles = NDArray[np.float64]
 
 
 def cosines_and_sines(rope: RopeSpec, positions: Integers, lengths: Integers) -> Floats:
@@ -67,30 +66,40 @@ def replay_length(spec: ModelSpec) -> int | None:
 
 
 def inverse_frequencies(rope: RopeSpec, length: int) -> tuple[Floats, float]:
-    """(float32 [rope.size / 2] angles per position, factor of cosines and sines) at a length."""
-    exponents = np.arange(0, rope.size, 2, dtype=np.float64) / rope.size
-    base = 1.0 / rope.theta**exponents
+    """(float32 [rope.size / 2] angles per position, factor of cosines and sines) at a length.
+
+    Computed in float32 step by step, in the order of the implementations that models are trained
+    with: at large positions a frequency's last bit moves the angle visibly.
+    """
+    base = np.float32(1) / _wavelengths(rope.theta, rope.size)
     magnitude = 1.0
     match rope.scaling:
         case None:
             scaled = base
         case LinearScaling(factor):
-            scaled = base / factor
+            scaled = base / np.float32(factor)
         case FactorScaling(factors):
-            scaled = base / np.asarray(factors)
+            scaled = base / np.asarray(factors, np.float32)
         case DynamicScaling(factor, original_length):
             growth = factor * max(length, original_length) / original_length - (factor - 1)
             theta = rope.theta * growth ** (rope.size / (rope.size - 2))
-            scaled = 1.0 / theta**exponents
+            scaled = np.float32(1) / _wavelengths(theta, rope.size)
         case Llama3Scaling() as scaling:
             scaled = _llama3(base, scaling)
         case YarnScaling() as scaling:
-            scaled, magnitude = _yarn(base, rope, scaling), scaling.magnitude
+            scaled, magnitude = _yarn(rope, scaling), scaling.magnitude
         case LongRopeScaling() as scaling:
             longer = length > scaling.original_length
-            scaled = base / np.asarray(scaling.long_factors if longer else scaling.short_factors)
-            magnitude = scaling.magnitude
+            factors = scaling.long_factors if longer else scaling.short_factors
+            stretched = np.asarray(factors, np.float32) * _wavelengths(rope.theta, rope.size)
+            scaled, magnitude = np.float32(1) / stretched, scaling.magnitude
     return scaled.astype(np.float32), magnitude
+
+
+def _wavelengths(theta: float, size: int) -> Floats:
+    """float32 [size / 2]: theta ** (2i / size), positions per radian."""
+    exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
+    return np.power(theta, exponents.astype(np.float64)).astype(np.float32)
 
 
 def _frequency_groups(rope: RopeSpec, lengths: Integers) -> Integers:
@@ -105,16 +114,16 @@ def _frequency_groups(rope: RopeSpec, lengths: Integers) -> Integers:
             return np.zeros_like(lengths)
 
 
-def _llama3(base: Doubles, scaling: Llama3Scaling) -> Doubles:
+def _llama3(base: Floats, scaling: Llama3Scaling) -> Floats:
     """Long wavelengths divided by the factor, short ones kept, those between blended."""
-    wavelength = 2 * math.pi / base
-    turns = scaling.original_length / wavelength
+    turns = np.float32(scaling.original_length) / (np.float32(2 * math.pi) / base)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    blend: Doubles = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (1 - blend) * base / scaling.factor + blend * base
+    blend = np.clip((turns - np.float32(low)) / np.float32(high - low), 0, 1, dtype=np.float32)
+    blended: Floats = (1 - blend) * base / np.float32(scaling.factor) + blend * base
+    return blended
 
 
-def _yarn(base: Doubles, rope: RopeSpec, scaling: YarnScaling) -> Doubles:
+def _yarn(rope: RopeSpec, scaling: YarnScaling) -> Floats:
     """Interpolated and original frequencies, mixed along the dimensions by a ramp."""
 
     def dimension(turns: float) -> float:
@@ -125,5 +134,10 @@ def _yarn(base: Doubles, rope: RopeSpec, scaling: YarnScaling) -> Doubles:
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.size - 1)
-    ramp: Doubles = np.clip((np.arange(rope.size // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
-    return ramp * base / scaling.factor + (1 - ramp) * base
+    dimensions = np.arange(rope.size // 2, dtype=np.float32)
+    ramp = (dimensions - np.float32(low)) / np.float32((high - low) or 0.001)
+    original = 1 - np.clip(ramp, 0, 1, dtype=np.float32)
+    wavelengths = _wavelengths(rope.theta, rope.size)
+    interpolated = np.float32(1) / (np.float32(scaling.factor) * wavelengths)
+    mixed: Floats = interpolated * (1 - original) + np.float32(1) / wavelengths * original
+    return mixed

@@ -19,16 +19,23 @@ class TensorSource:
 
     Attributes:
         name: the tensor's name in the checkpoint.
-        shape: what the model needs; the checkpoint's tensor has this shape, but for the rows
-            before and after `first_row` where it is fused with others.
-        first_row: where this part starts in a fused tensor of more rows; None: not fused.
+        shape: what the model needs; the checkpoint's tensor has this shape, but for its rows where
+            it is fused with others.
+        first_row: where this part starts in a fused tensor; None: not fused.
+        fused_rows: rows of the fused tensor.
         offset: added to every value on loading (Gemma stores norm weights less one).
     """
 
     name: str
     shape: tuple[int, ...]
     first_row: int | None = None
+    fused_rows: int | None = None
     offset: float = 0.0
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of the checkpoint's tensor."""
+        return self.shape if self.fused_rows is None else (self.fused_rows, *self.shape[1:])
 
 
 @dataclass(frozen=True)

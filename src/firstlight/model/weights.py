@@ -56,29 +56,16 @@ def check_sources(spec: ModelSpec, files: TensorFiles) -> None:
             raise CheckpointError(
                 files.location,
                 f"tensor {source.name!r} is missing, which family {spec.family} needs with "
-                f"shape {list(source.shape)}",
+                f"shape {list(source.stored_shape)}",
                 "Fetch the model again: the file may be incomplete or belong to another model",
             )
-        if not _fits(source, tuple(header.shape)):
+        if tuple(header.shape) != source.stored_shape:
             raise CheckpointError(
                 files.location,
                 f"tensor {source.name!r} has shape {list(header.shape)}, but the config implies "
-                f"{_expected(source)}",
+                f"{list(source.stored_shape)}",
                 "Check that the config file and the weights belong to the same model",
             )
-
-
-def _fits(source: TensorSource, shape: tuple[int, ...]) -> bool:
-    if source.first_row is None:
-        return shape == source.shape
-    return shape[1:] == source.shape[1:] and shape[0] >= source.first_row + source.shape[0]
-
-
-def _expected(source: TensorSource) -> str:
-    if source.first_row is None:
-        return str(list(source.shape))
-    least = source.first_row + source.shape[0]
-    return f"at least {least} rows and the rest {list(source.shape[1:])}"
 
 
 def load_weights(
@@ -111,7 +98,8 @@ def load_weights(
                 if len(source.shape) == 1
                 else ops.pack(_matrix(stored, source, target))
             )
-            advance(stored.nbytes)
+            # A fused tensor is come by once for each of its parts.
+            advance(stored.nbytes * source.shape[0] // source.stored_shape[0])
     except MemoryError as error:
         raise InsufficientMemoryError(
             files.location,

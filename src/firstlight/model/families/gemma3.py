@@ -3,69 +3,68 @@ kind with its own rotary base, norms before and after every block, and norms of 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from firstlight.model.families.gemma2 import gemma, score_scale, windows
 from firstlight.model.families.parts import Parts
 from firstlight.model.families.rope import rope_spec
-from firstlight.model.spec import LayerSpec, ModelSpec, ResidualSpec, RopeSpec
+from firstlight.model.spec import ModelSpec
 
-# The 27B model's scores are scaled by hidden_size / heads, not by the head size; GGUF files do
-# not say so, and tell it by its number of layers.
 _LAYERS_OF_27B = 62
+
+# Published multimodal checkpoints leave out whatever equals these.
+_PUBLISHED_SIZES = {
+    "vocab_size": 262_208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+}
 
 
 def spec(parts: Parts) -> ModelSpec:
     """Gemma 3 from a config of model type gemma3_text."""
-    # GGUF files hold norm weights as they are applied; published ones hold them less one.
-    parts = replace(parts, norm_offset=0.0 if parts.gguf else 1.0)
     if not parts.gguf:
-        parts = parts.rename(feed_forward_norm="pre_feedforward_layernorm")
+        parts = parts.with_defaults(**_PUBLISHED_SIZES)
+    elif not parts.config.has("sliding_window"):
+        # In GGUF files no window means no sliding layers.
+        parts = parts.with_defaults(sliding_window_pattern=1)
+    parts = gemma(parts).with_defaults(
+        max_position_embeddings=131_072,
+        num_key_value_heads=4,
+        sliding_window_pattern=6,
+        rope_theta=1_000_000.0,
+        rope_local_base_freq=10_000.0,
+    )
     config = parts.config
-    pattern = config.integer("sliding_window_pattern", 6)
-    slides = parts.layer_types(lambda layer: (layer + 1) % pattern != 0)
-    full = rope_spec(parts, "full_attention", theta=1_000_000.0)
-    sliding = _sliding_rope(parts, full)
-    window = config.integer("sliding_window", 4096)
-    default_scale = parts.head_size
-    if parts.gguf and parts.layers == _LAYERS_OF_27B:
-        default_scale = parts.hidden_size // parts.heads
-    scale = config.positive("query_pre_attn_scalar", default_scale) ** -0.5
+    if config.has("attn_logit_softcapping"):
+        raise config.unsupported("attn_logit_softcapping")
+    full = rope_spec(parts)
+    sliding = rope_spec(parts, "sliding_attention", theta_key="rope_local_base_freq", scaled=False)
+    scale = score_scale(parts, _LAYERS_OF_27B)
     activation = parts.activation("hidden_activation", "gelu_pytorch_tanh")
-
-    def residual(role: str, index: int) -> ResidualSpec:
-        return ResidualSpec(
-            parts.norm(f"{role}_norm", parts.hidden_size, index),
-            parts.norm(f"{role}_post_norm", parts.hidden_size, index),
-        )
-
-    def layer(index: int) -> LayerSpec:
-        return LayerSpec(
-            attention=parts.attention(
+    bias = config.boolean("attention_bias", False)
+    layers = (
+        parts.layer(
+            index,
+            parts.attention(
                 index,
-                sliding if slides[index] else full,
-                bias=config.boolean("attention_bias", False),
+                full if window is None else sliding,
+                bias=bias,
+                output_bias=bias,
                 query_norm=parts.norm("query_norm", parts.head_size, index),
                 key_norm=parts.norm("key_norm", parts.head_size, index),
-                window=window if slides[index] else None,
+                window=window,
                 scale=scale,
-                soft_cap=config.positive_or_none("attn_logit_softcapping"),
             ),
-            attention_residual=residual("attention", index),
-            feed_forward=parts.feed_forward(index, activation=activation),
-            feed_forward_residual=residual("feed_forward", index),
+            parts.feed_forward(index, activation=activation),
+            after=True,
         )
-
+        for index, window in enumerate(windows(parts))
+    )
     return parts.model(
         "gemma3",
-        tuple(layer(index) for index in range(parts.layers)),
+        tuple(layers),
+        # Its linear scaling is counted in already.
+        context_length=config.integer("max_position_embeddings"),
         embedding_scale=parts.hidden_size**0.5,
         logit_soft_cap=config.positive_or_none("final_logit_softcapping"),
     )
-
-
-def _sliding_rope(parts: Parts, full: RopeSpec) -> RopeSpec:
-    """Sliding layers have a base of their own and are never scaled."""
-    theta = parts.config.positive("rope_local_base_freq", 10_000.0)
-    if parts.config.section("rope_parameters") is not None:
-        return rope_spec(parts, "sliding_attention", theta=theta)
-    return replace(full, theta=theta, scaling=None)

@@ -1,7 +1,7 @@
 """A GGUF file's metadata in the config vocabulary that families read.
 
-Keys are those of the GGUF specification, section "Standardized key-value pairs"; a family's own
-keys are translated in the family's file.
+Keys are those of the GGUF specification (docs/gguf.md of https://github.com/ggml-org/ggml,
+section "Standardized key-value pairs") and of llama.cpp, which adds to them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from firstlight.errors import CheckpointError
+from firstlight.model.families.config import Config, shown
+from firstlight.model.families.parts import MOST_LAYERS
 from firstlight.model.weights import TensorFiles
 
 # Key after "<architecture>." -> the config's key.
@@ -20,9 +25,11 @@ _KEYS = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "attention.sliding_window": "sliding_window",
     "context_length": "max_position_embeddings",
     "rope.freq_base": "rope_theta",
+    "rope.freq_base_swa": "rope_local_base_freq",
+    "rope.dimension_count": "rope_dimension_count",
+    "rope.scaling.finetuned": "rope_finetuned",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
     "embedding_scale": "embedding_multiplier",
@@ -30,44 +37,144 @@ _KEYS = {
     "logit_scale": "logits_scaling",
     "attention.scale": "attention_multiplier",
 }
+# Where these are absent the reader, llama.cpp, does not ask what family the model is of.
+_ABSENT = {"num_key_value_heads": None, "head_dim": None, "rope_theta": 10_000.0}
+# Keys that would change the model, and the only value that leaves it as the families build it.
+_NEUTRAL = {
+    "expert_count": 0,
+    "attention.causal": True,
+    "attention.clamp_kqv": 0.0,
+    "attention.max_alibi_bias": 0.0,
+    "use_parallel_residual": False,
+}
+_SCALING = "rope.scaling."
+_SCALING_KEYS = {
+    "type": "rope_type",
+    "factor": "factor",
+    "original_context_length": "original_max_position_embeddings",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+    "yarn_attn_factor": "attention_factor",
+    "attn_factor": "attn_factor",
+    "finetuned": "finetuned",
+}
+_SCALING_TYPES = ("none", "linear", "yarn", "longrope")
+# Frequencies' factors: half a head at most.
+_MOST_FACTORS = 1 << 16
 
 
-def config_from_metadata(metadata: Mapping[str, Any], files: TensorFiles) -> dict[str, Any]:
-    """The metadata translated; what it leaves to the tensors (vocabulary, biases) is added."""
-    architecture = metadata.get("general.architecture")
-    config: dict[str, Any] = {"model_type": architecture}
+def config_from_metadata(metadata: Mapping[str, Any], files: TensorFiles) -> Config:
+    """The metadata translated; what it leaves to the tensors (vocabulary, head) is added.
+
+    Raises:
+        CheckpointError, UnsupportedModelError: a value is not usable, or asks for what the families
+            do not have.
+    """
+    prefix = f"{metadata['general.architecture']}."
+    own = Config(
+        files.location,
+        {
+            key.removeprefix(prefix): _scalar(value)
+            for key, value in metadata.items()
+            if key.startswith(prefix)
+        },
+        lambda key: prefix + key,
+    )
+    _refuse(own)
+    config: dict[str, Any] = dict(_ABSENT)
     for key, name in _KEYS.items():
-        value = metadata.get(f"{architecture}.{key}")
+        value = own.values.get(key)
+        if isinstance(value, list):
+            raise own.unsupported(key, "differs from layer to layer")
         if value is not None:
             config[name] = value
+    # Whether the table is there, and is one, is found out when tensors are checked.
     embedding = files.tensors.get("token_embd.weight")
-    if embedding is not None and len(embedding.shape) == 2:
-        config["vocab_size"] = embedding.shape[0]
-    config["attention_bias"] = "blk.0.attn_q.bias" in files.tensors
-    config["mlp_bias"] = "blk.0.ffn_gate.bias" in files.tensors
+    config["vocab_size"] = embedding.shape[0] if embedding is not None and embedding.shape else 1
     config["tie_word_embeddings"] = "output.weight" not in files.tensors
-    turned = metadata.get(f"{architecture}.rope.dimension_count")
-    heads = config.get("num_attention_heads")
-    width = config.get("hidden_size")
-    if isinstance(turned, int) and isinstance(heads, int) and isinstance(width, int) and heads > 0:
-        head_size = config.get("head_dim") or width // heads
-        if isinstance(head_size, int) and head_size > 0:
-            config["partial_rotary_factor"] = turned / head_size
-    config["rope_scaling"] = _rope_scaling(metadata, str(architecture), files)
+    config["rope_scaling"] = _rope_scaling(own, files)
+    names = {name: prefix + key for key, name in _KEYS.items()}
+    return Config(files.location, {**config, **_sliding(own)}, lambda key: names.get(key, key))
+
+
+def _refuse(own: Config) -> None:
+    for key, neutral in _NEUTRAL.items():
+        if own.values.get(key, neutral) != neutral:
+            raise own.unsupported(key)
+    lengths = [own.values.get(f"attention.{part}_length") for part in ("key", "value")]
+    if None not in lengths and lengths[0] != lengths[1]:
+        raise own.unsupported("attention.value_length", "differs from the key's")
+
+
+def _scalar(value: Any) -> Any:
+    """A value given per layer, as one value where all layers have the same; else a list."""
+    if not isinstance(value, np.ndarray | list):
+        return value
+    values = list(value) if len(value) <= MOST_LAYERS else []
+    if not all(isinstance(item, bool | int | float | np.generic) for item in values):
+        return []
+    values = np.asarray(values).tolist()
+    return values[0] if values and values.count(values[0]) == len(values) else values
+
+
+def _sliding(own: Config) -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    if own.has("attention.sliding_window"):
+        # Zero is how writers say that no layer slides.
+        config["sliding_window"] = own.values["attention.sliding_window"] or None
+    pattern = own.values.get("attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        names = {True: "sliding_attention", False: "full_attention"}
+        config["layer_types"] = [names[bool(slides)] for slides in pattern]
+    elif isinstance(pattern, bool):
+        config["sliding_window_pattern"] = 1 << 30 if pattern else 1
+    elif pattern is not None:
+        config["sliding_window_pattern"] = pattern
     return config
 
 
-def _rope_scaling(
-    metadata: Mapping[str, Any], architecture: str, files: TensorFiles
-) -> dict[str, Any] | None:
-    if "rope_freqs.weight" in files.tensors:
-        factors = files.weight("rope_freqs.weight").values().reshape(-1)
-        return {"rope_type": "factors", "factors": [float(factor) for factor in factors]}
-    kind = metadata.get(f"{architecture}.rope.scaling.type")
-    if kind in (None, "none"):
-        return None
-    keys = {"factor": "factor", "original_context_length": "original_max_position_embeddings"}
-    scaling = {
-        name: metadata.get(f"{architecture}.rope.scaling.{key}") for key, name in keys.items()
+def _rope_scaling(own: Config, files: TensorFiles) -> dict[str, Any] | None:
+    given = {
+        key.removeprefix(_SCALING): key
+        for key in own.values
+        if key.startswith(_SCALING) and own.has(key)
     }
-    return {"rope_type": kind, **scaling}
+    for name, key in given.items():
+        if name not in _SCALING_KEYS:
+            raise own.unsupported(key)
+    scaling = {_SCALING_KEYS[name]: own.values[key] for name, key in given.items()}
+    if not scaling.get("factor"):  # zero says that there is none
+        scaling["factor"] = own.values.get("rope.scale_linear") or 1.0
+    kind = scaling.setdefault("rope_type", "linear")
+    if kind not in _SCALING_TYPES:
+        raise own.unsupported(f"{_SCALING}type")
+    attention_factor = scaling.pop("attn_factor", 1.0)
+    if "rope_factors_long.weight" in files.tensors:
+        scaling |= {
+            "rope_type": "longrope",
+            "short_factor": _factors(files, "rope_factors_short.weight"),
+            "long_factor": _factors(files, "rope_factors_long.weight"),
+            "attention_factor": attention_factor,
+        }
+        return scaling
+    if attention_factor != 1.0:
+        raise own.unsupported(f"{_SCALING}attn_factor")
+    if "rope_freqs.weight" in files.tensors:
+        if kind not in ("none", "linear") or scaling["factor"] != 1.0:
+            raise own.unsupported(f"{_SCALING}type", f"is {shown(kind)} beside 'rope_freqs.weight'")
+        return {"rope_type": "factors", "factors": _factors(files, "rope_freqs.weight")}
+    if kind == "none" or (kind == "linear" and scaling["factor"] == 1.0):
+        return None
+    return scaling
+
+
+def _factors(files: TensorFiles, name: str) -> list[float]:
+    header = files.tensors.get(name)
+    if header is None or len(header.shape) != 1 or header.shape[0] > _MOST_FACTORS:
+        shape = "missing" if header is None else f"of shape {list(header.shape)}"
+        raise CheckpointError(
+            files.location,
+            f"tensor {name!r} is {shape}, where a list of factors belongs",
+            "Convert the model to GGUF again with a current llama.cpp",
+        )
+    return [float(factor) for factor in files.weight(name).values()]

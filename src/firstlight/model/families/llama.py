@@ -5,29 +5,22 @@ from __future__ import annotations
 
 from firstlight.model.families.parts import Parts
 from firstlight.model.families.rope import rope_spec
-from firstlight.model.spec import LayerSpec, ModelSpec
+from firstlight.model.spec import ModelSpec
 
 
 def spec(parts: Parts) -> ModelSpec:
     """Norms before the blocks, grouped-query attention, SiLU-gated feed-forward."""
+    parts = parts.with_defaults(max_position_embeddings=2048)
     # GGUF files hold this family's query and key rows reordered for neighbouring pairs.
     rope = rope_spec(parts, interleaved=parts.gguf)
     bias = parts.config.boolean("attention_bias", False)
     mlp_bias = parts.config.boolean("mlp_bias", False)
-
-    def layer(index: int) -> LayerSpec:
-        output = parts.linear(
-            "attention_output",
-            parts.hidden_size,
-            parts.heads * parts.head_size,
+    layers = (
+        parts.layer(
             index,
-            bias=bias and parts.has("attention_output", index, "bias"),
+            parts.attention(index, rope, bias=bias, output_bias=bias),
+            parts.feed_forward(index, bias=mlp_bias),
         )
-        return LayerSpec(
-            attention=parts.attention(index, rope, bias=bias, output=output),
-            attention_residual=parts.residual("attention", index),
-            feed_forward=parts.feed_forward(index, bias=mlp_bias),
-            feed_forward_residual=parts.residual("feed_forward", index),
-        )
-
-    return parts.model("llama", tuple(layer(index) for index in range(parts.layers)))
+        for index in range(parts.layers)
+    )
+    return parts.model("llama", tuple(layers))

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from firstlight.errors import CheckpointError, UnsupportedModelError
-from firstlight.model.families.config import Config
+from firstlight.model.families.config import Config, shown
 from firstlight.model.families.gguf import config_from_metadata
 from firstlight.model.families.names import HUGGING_FACE
 from firstlight.model.families.parts import Parts
@@ -48,8 +48,16 @@ class Family:
 
 
 FAMILIES = (
+    Family("gemma2", ("gemma2",), ("gemma2",)),
     Family("gemma3", ("gemma3_text", "gemma3"), ("gemma3",)),
+    Family("granite", ("granite",), ("granite",)),
     Family("llama", ("llama",), ("llama",)),
+    Family("mistral", ("mistral",), ()),
+    Family("olmo2", ("olmo2",), ("olmo2",)),
+    Family("phi3", ("phi3",), ("phi3",)),
+    Family("qwen2", ("qwen2",), ("qwen2",)),
+    Family("qwen3", ("qwen3",), ("qwen3",)),
+    Family("smollm3", ("smollm3",), ("smollm3",)),
 )
 
 
@@ -77,11 +85,10 @@ def find_family(files: ModelFiles) -> Family:
     if name in known:
         return known[name]
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    code = files.config.get("auto_map")
-    reason = f"its family {name[:80]!r} is not one that firstlight knows: {', '.join(known)}"
+    reason = f"its family {shown(name)} is not one that firstlight knows: {', '.join(known)}"
     if nearest:
         reason += f"; the nearest is {nearest[0]!r}"
-    if code:
+    if files.config.get("auto_map"):
         reason += (
             "; its config asks to run code from its own repository (auto_map), which firstlight "
             "never does"
@@ -100,28 +107,47 @@ def make_spec(files: ModelFiles) -> ModelSpec:
         CheckpointError: the config or the tensors are wrong or contradict each other.
         UnsupportedModelError: the family, or a variant within it, is not known.
     """
-    family = find_family(files)
-    spec = family.spec(_parts(files))
+    spec = spec_of_config(files)
     check_sources(spec, files)
     return spec
 
 
-def _parts(files: ModelFiles) -> Parts:
+def spec_of_config(files: ModelFiles) -> ModelSpec:
+    """What the config says the model is, whether or not the tensors are there; as `make_spec`."""
+    family = find_family(files)
     if files.kind == "gguf":
-        values = config_from_metadata(files.config, files)
-        return Parts(Config(files.location, values), files, gguf=True)
-    config = Config(files.location, files.config)
+        return family.spec(Parts(config_from_metadata(files.config, files), files, gguf=True))
+    return family.spec(_parts(family, Config(files.location, files.config), files))
+
+
+def _parts(family: Family, config: Config, files: TensorFiles) -> Parts:
+    _refuse_quantised(config)
     text = config.section("text_config")
     if text is None:
         return Parts(config, files)
     # A text model inside a larger one: its tensors stand under a prefix, in one of two orders.
-    prefix = "language_model."
+    _refuse_quantised(text)
+    if text.text("model_type", family.name) not in (family.name, *family.model_types):
+        raise text.unsupported("model_type")
     if "model.language_model.embed_tokens.weight" in files.tensors:
-        prefix = ""
-    inside = "model.language_model." if not prefix else "language_model.model."
-    names = {
-        role: name.replace("model.", inside, 1) if name.startswith("model.") else prefix + name
-        for role, name in HUGGING_FACE.items()
-    }
-    tied = {"tie_word_embeddings": files.config.get("tie_word_embeddings", True)}
-    return Parts(Config(files.location, {**tied, **text.values}), files, renamed=names)
+        inside, head = "model.language_model.", "lm_head"
+    else:
+        inside, head = "language_model.model.", "language_model.lm_head"
+    names = {role: name.replace("model.", inside, 1) for role, name in HUGGING_FACE.items()}
+    tied = config.values.get("tie_word_embeddings", True)
+    return Parts(
+        text.with_defaults({"tie_word_embeddings": tied}), files, renamed={**names, "head": head}
+    )
+
+
+def _refuse_quantised(config: Config) -> None:
+    quantization = config.section("quantization_config")
+    if quantization is None:
+        return
+    method = quantization.text("quant_method", "unknown")
+    raise UnsupportedModelError(
+        config.subject,
+        f"its weights are quantised ('quantization_config' with method {shown(method)}), and "
+        "firstlight does not read that yet",
+        "Use the model as it was published before, or a GGUF file of it",
+    )

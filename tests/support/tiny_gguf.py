@@ -1,0 +1,157 @@
+"""Tiny GGUF files, written from transformers' models as llama.cpp's converters write them.
+
+The conventions are those of conversion/*.py in https://github.com/ggml-org/llama.cpp; tensor names
+come from the gguf package's own map.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+
+from tests.support.tiny_models import TinyModel
+
+_ARCHITECTURES = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "mistral": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "gemma2": gguf.MODEL_ARCH.GEMMA2,
+    "gemma3": gguf.MODEL_ARCH.GEMMA3,
+    "phi3": gguf.MODEL_ARCH.PHI3,
+    "olmo2": gguf.MODEL_ARCH.OLMO2,
+    "smollm3": gguf.MODEL_ARCH.SMOLLM3,
+    "granite": gguf.MODEL_ARCH.GRANITE,
+}
+_PERMUTED = ("llama", "mistral", "smollm3", "granite")
+
+
+def write_gguf(tiny: TinyModel, model: Any, path: Path) -> Path:
+    """Convert a model built from `tiny`; matrices stay float32."""
+    architecture = _ARCHITECTURES[tiny.family]
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
+    config = model.config
+    _write_sizes(writer, config)
+    _write_family(writer, tiny.family, config)
+    _write_rope(writer, tiny.family, config)
+    _write_tensors(writer, tiny.family, model, gguf.get_tensor_name_map(architecture, 64))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _write_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    # Of the tokenizer only this: transformers sets it up as a row of the embedding.
+    writer.add_pad_token_id(0)
+
+
+def _write_family(writer: gguf.GGUFWriter, family: str, config: Any) -> None:
+    head_dim = getattr(config, "head_dim", None)
+    if head_dim is not None and family != "granite":
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    if family in _PERMUTED:
+        writer.add_rope_dimension_count(_head_size(config))
+    if family == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if family in ("gemma2", "gemma3"):
+        writer.add_sliding_window(config.sliding_window)
+    if family == "phi3":
+        writer.add_sliding_window(config.sliding_window or 0)
+    if family == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+
+
+def _write_rope(writer: gguf.GGUFWriter, family: str, config: Any) -> None:
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if "sliding_attention" in config.rope_parameters:
+        writer.add_rope_freq_base_swa(config.rope_parameters["sliding_attention"]["rope_theta"])
+    if family == "phi3":
+        original = config.original_max_position_embeddings
+        writer.add_rope_dimension_count(
+            int(rope.get("partial_rotary_factor", 1.0) * _head_size(config))
+        )
+        writer.add_rope_scaling_orig_ctx_len(original)
+        if rope["rope_type"] == "longrope":
+            scale = config.max_position_embeddings / original
+            magnitude = math.sqrt(1 + math.log(scale) / math.log(original))
+            writer.add_rope_scaling_attn_factors(magnitude)
+            for length in ("long", "short"):
+                factors = np.asarray(rope[f"{length}_factor"], np.float32)
+                writer.add_tensor(f"rope_factors_{length}.weight", factors)
+    elif rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    elif rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    elif rope["rope_type"] == "llama3":
+        writer.add_tensor("rope_freqs.weight", _llama3_factors(rope, _head_size(config)))
+
+
+def _llama3_factors(rope: dict[str, Any], head_size: int) -> np.ndarray:
+    """Per frequency, what the converter has it divided by."""
+    original = rope["original_max_position_embeddings"]
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    factors = []
+    for i in range(0, head_size, 2):
+        wavelength = 2 * math.pi * rope["rope_theta"] ** (i / head_size)
+        if wavelength < original / high:
+            factors.append(1.0)
+        elif wavelength > original / low:
+            factors.append(rope["factor"])
+        else:
+            smooth = (original / wavelength - low) / (high - low)
+            factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+    return np.asarray(factors, np.float32)
+
+
+def _write_tensors(writer: gguf.GGUFWriter, family: str, model: Any, names: Any) -> None:
+    config = model.config
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        values = tensor.float()
+        if family in _PERMUTED and name.endswith(("q_proj.weight", "q_proj.bias")):
+            values = _permute(values, config.num_attention_heads)
+        if family in _PERMUTED and name.endswith(("k_proj.weight", "k_proj.bias")):
+            values = _permute(values, config.num_key_value_heads)
+        if family in ("gemma2", "gemma3") and name.endswith("norm.weight"):
+            values = values + 1
+        written = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert written is not None, name
+        writer.add_tensor(written, values.numpy())
+
+
+def _permute(values: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of each head from two halves to pairs of neighbours."""
+    halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
+    return halves.swapaxes(1, 2).reshape(values.shape)
+
+
+def _head_size(config: Any) -> int:
+    size: int = (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    return size
