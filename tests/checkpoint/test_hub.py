@@ -26,7 +26,7 @@ from huggingface_hub import constants
 from firstlight.checkpoint.hub import HubReference, fetch, parse_reference
 from firstlight.checkpoint.hub_client import HubUnreachableError
 from firstlight.errors import HubError
-from tests.support.hub_server import HubServer, Repository, hub_server
+from tests.support.hub_server import HubServer, Repository, isolated_hub
 
 ID = "maker/model"
 
@@ -83,19 +83,9 @@ WANTED = {
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    monkeypatch.setenv("FIRSTLIGHT_CACHE", str(tmp_path / "own"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    # Else the oracle asks the public hub for a list before its first request.
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    huggingface_hub.close_session()
-    with hub_server() as server:
+    with isolated_hub(monkeypatch, tmp_path) as server:
         server.repositories[ID] = sharded()
         yield server
-    huggingface_hub.close_session()
 
 
 @pytest.fixture
@@ -162,7 +152,7 @@ def test_verified_once(hub, get, monkeypatch):
     def never(*arguments: object) -> None:
         raise AssertionError("hashed again")
 
-    monkeypatch.setattr("firstlight.checkpoint.hub.matches_digest", never)
+    monkeypatch.setattr("firstlight.checkpoint.hub_snapshot.matches_digest", never)
     get()
     get(update=True)
 

@@ -25,7 +25,8 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[HubReference, object,
     """What was asked of the hub; it is not asked itself."""
     asked: list[tuple[HubReference, object, object]] = []
 
-    def fetch(reference, *, endpoint, update, progress):  # type: ignore[no-untyped-def]
+    def fetch(reference, *, endpoint, update, headers_only, progress):  # type: ignore[no-untyped-def]
+        assert not headers_only
         asked.append((reference, endpoint, update))
         return Path("/snapshot")
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from firstlight.checkpoint.files import shown
-from firstlight.checkpoint.template_process import TemplateProcess
 from firstlight.errors import RequestError, TokenizerError
+
+if TYPE_CHECKING:
+    from firstlight.checkpoint.template_process import TemplateProcess
 
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _DEEPEST_NESTING = 100
@@ -33,7 +36,13 @@ class ChatTemplate:
         self.sources = dict(sources)
         self.named_tokens = dict(named_tokens)
         self._subject = subject
-        self._process = TemplateProcess()
+
+    @cached_property
+    def _process(self) -> TemplateProcess:
+        # Imported here: a program that renders no template need not know about processes.
+        from firstlight.checkpoint.template_process import TemplateProcess
+
+        return TemplateProcess()
 
     def render(
         self,
@@ -144,9 +153,13 @@ def _plain(value: Any, place: str, depth: int = 0) -> Any:
         return {str(key): _plain(item, place, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, place, depth + 1) for item in value]
-    for kind in (str, int, float):  # subclasses: enumerations and the like
-        if isinstance(value, kind):
-            return kind(value)
+    # Of subclasses, such as enumerations, the plain value, whatever they make of str() and int().
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
     raise RequestError(
         place,
         f"holds a {type(value).__name__}, which is no plain data",

@@ -23,6 +23,7 @@ from firstlight.checkpoint.generation import (
 )
 from firstlight.checkpoint.licence import licence_of_folder, licence_of_gguf
 from firstlight.checkpoint.mapped_file import MappedFile
+from firstlight.checkpoint.stand_in import StandIn, stand_in_at
 from firstlight.checkpoint.tensor_info import TensorInfo, merge_tensors
 from firstlight.errors import CheckpointError, FormatError
 from firstlight.formats.base import Weight
@@ -41,6 +42,7 @@ class Checkpoint:
             read-only NumPy arrays, `StringArray`s, and lists of those. No float is NaN or infinite.
         tensors: by name, in the files' order.
         files: the files that hold the tensors.
+        stand_in: what the files stand in for, where they hold headers alone; None for a model.
     """
 
     location: Path
@@ -49,6 +51,7 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     files: tuple[Path, ...]
     _mappings: Mapping[Path, MappedFile] = field(repr=False)
+    stand_in: StandIn | None = None
 
     @cached_property
     def generation(self) -> GenerationDefaults:
@@ -72,12 +75,15 @@ class Checkpoint:
         lives. A tensor without axes is given as a vector of one value.
 
         Raises:
-            CheckpointError: there is no such tensor, or its file has changed since.
+            CheckpointError: there is no such tensor, its file has changed since, or the checkpoint
+                is a stand-in.
             FormatError: it is stored in a type that firstlight does not decode.
         """
         # Imported here: the decoders need tables that reading headers does not.
         from firstlight.formats.registry import get_format
 
+        if self.stand_in is not None:
+            raise self.stand_in.refusal(self.location)
         info = self.tensors.get(name)
         if info is None:
             raise CheckpointError(
@@ -137,6 +143,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         tensors=MappingProxyType(merge_tensors(files)),
         files=tuple(file.path for file in files),
         _mappings={file.path: file.mapping for file in files},
+        stand_in=stand_in_at(path),
     )
 
 

@@ -46,12 +46,12 @@ class TokenizerMetadata:
         kind = self.values.get(_PREFIX + "model")
         if kind is None:
             raise self.bad("holds no tokenizer: it has no key tokenizer.ggml.model")
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             raise self.bad(
                 f"has a tokenizer of kind {shown(kind)}; firstlight knows {', '.join(KINDS)}",
                 "Use the model's Hugging Face directory with its tokenizer.json instead",
             )
-        return str(kind)
+        return kind
 
     @cached_property
     def tokens(self) -> StringArray:
@@ -70,7 +70,7 @@ class TokenizerMetadata:
         types = self.values.get(_PREFIX + "token_type")
         if types is None:
             return np.ones(len(self.tokens), np.int32)
-        return self._numbers("token_type", "i").astype(np.int32)
+        return self._numbers("token_type", "iu").astype(np.int32)
 
     @cached_property
     def scores(self) -> NDArray[np.float32]:
@@ -92,7 +92,7 @@ class TokenizerMetadata:
         """The id that the key tokenizer.ggml.NAME_token_id gives, if any."""
         key = f"{_PREFIX}{name}_token_id"
         value = self.values.get(key)
-        if value is None or value in _NONE:
+        if value is None or (type(value) is int and value in _NONE):
             return None
         if type(value) is not int or not 0 <= value < len(self.tokens):
             raise self.bad(f"has {key} {shown(value)} and {len(self.tokens):,} tokens")

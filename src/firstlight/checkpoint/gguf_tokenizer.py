@@ -43,7 +43,7 @@ def load_gguf_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 def _piece_tokenizer(metadata: TokenizerMetadata, header_end: int) -> Tokenizer:
     from firstlight.checkpoint.piece_tokenizer import PieceTokenizer, PieceVocabulary, SpacePrefix
 
-    architecture = metadata.values.get("general.architecture")
+    architecture = metadata.text("general.architecture")
     is_gemma = architecture in _GEMMA
     table = _piece_table(metadata, is_gemma, header_end)
     if is_gemma:

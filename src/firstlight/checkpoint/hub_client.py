@@ -4,7 +4,8 @@ Through huggingface_hub's connection, so that its proxies, certificates and offl
 Its own request headers are not used: making them can send a request to the default hub even
 where another endpoint was asked for.
 
-Source: Hugging Face, "Hub API Endpoints" (GET /api/models/ID/revision/REVISION with blobs=true).
+Sources: Hugging Face, "Hub API Endpoints" (GET /api/models/ID/revision/REVISION with blobs=true);
+RFC 9110, section 14 (range requests).
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ ELSEWHERE = (
     "name a hub that can be reached with --endpoint URL or HF_ENDPOINT, or fetch the files by "
     "other means and give their directory instead of the id"
 )
+
+ATTEMPTS = 5
+"""Of a connection on which nothing arrives, until it is given up."""
 
 _TIMEOUT_SECONDS = 10.0
 
@@ -120,13 +124,15 @@ class HubClient:
             ) from error
 
     @contextmanager
-    def content(self, commit: str, name: str, start: int) -> Iterator[Any]:
-        """The answer to a request for a file's bytes from `start` on, its body not yet read.
+    def content(self, commit: str, name: str, start: int, end: int | None = None) -> Iterator[Any]:
+        """The answer to a request for a file's bytes start:end, its body not yet read.
 
         Its status can be any: 206 begins at `start`, 200 at the file's beginning.
         """
         url = f"{self.endpoint}/{self.repository}/resolve/{commit}/{quote(name)}"
-        headers = self._headers | ({"range": f"bytes={start}-"} if start else {})
+        headers = dict(self._headers)
+        if start or end is not None:
+            headers["range"] = f"bytes={start}-{'' if end is None else end - 1}"
         with self._session.stream(
             "GET", url, headers=headers, timeout=_TIMEOUT_SECONDS, follow_redirects=True
         ) as answer:
@@ -139,6 +145,15 @@ class HubClient:
             f"{self.endpoint} cannot be reached ({str(error) or type(error).__name__})",
             f"Check the network, or {ELSEWHERE}",
         )
+
+    def passing_refusal(self, subject: str, answer: Any) -> HubError | None:
+        """The error of a refusal that may pass, None where there is content; raises any other."""
+        if answer.status_code in (200, 206):
+            return None
+        refusal = self.refusal(subject, answer)
+        if answer.status_code in (416, 429) or answer.status_code >= 500:
+            return refusal
+        raise refusal
 
     def refusal(self, subject: str, answer: Any) -> HubError:
         """The error for an answer that is not what was asked for.
@@ -204,6 +219,18 @@ def _parse_listing(content: Any) -> Listing:
         known = is_digest(digest) and type(size) is int and 0 <= size < 2**63
         files[name] = HubFile(name, size, digest) if known else None
     return Listing(commit, files)
+
+
+def first_byte(answer: Any) -> int:
+    """The position of the answer's first byte in the file; -1 if it does not say so properly.
+
+    Content-Range is "bytes FIRST-LAST/SIZE" (RFC 9110, section 14.4).
+    """
+    if answer.status_code == 200:
+        return 0
+    unit, _, rest = answer.headers.get("content-range", "").partition(" ")
+    first = rest.partition("-")[0]
+    return int(first) if unit == "bytes" and first.isdigit() else -1
 
 
 def _transport_errors(session: Any) -> tuple[type[Exception], ...]:

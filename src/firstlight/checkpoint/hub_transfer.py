@@ -10,19 +10,15 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from firstlight.checkpoint.hub_cache import HubFile
-from firstlight.checkpoint.hub_client import HubClient
+from firstlight.checkpoint.hub_client import ATTEMPTS, HubClient, first_byte
+from firstlight.checkpoint.hub_parallel import Stopped
 from firstlight.errors import HubError
 from firstlight.progress import Advance
 
 _CHUNK_BYTES = 1 << 20
-_ATTEMPTS = 5
-
-
-class Stopped(Exception):
-    """The work was given up because another part of it failed."""
 
 
 def download(
@@ -127,7 +123,7 @@ class _Transfer:
             if self.position == self._file.size:
                 break
             failures = 0 if self.position > before else failures + 1
-            if failures >= _ATTEMPTS:
+            if failures >= ATTEMPTS:
                 raise problem
             if self._stop.wait(self._retry_seconds * 2**failures):
                 raise Stopped
@@ -145,13 +141,11 @@ class _Transfer:
         client = self._client
         try:
             with client.content(self._commit, self._file.name, self.position) as answer:
-                if answer.status_code in (416, 429) or answer.status_code >= 500:
-                    return client.refusal(self._subject, answer)
-                if answer.status_code not in (200, 206):
-                    raise client.refusal(self._subject, answer)
-                if _first_byte(answer) != self.position:
+                if (refusal := client.passing_refusal(self._subject, answer)) is not None:
+                    return refusal
+                if first_byte(answer) != self.position:
                     self._restart()
-                if _first_byte(answer) == self.position:
+                if first_byte(answer) == self.position:
                     # As they arrive: a fixed size would hold bytes back, to be lost at a break.
                     for chunk in answer.iter_bytes():
                         if self.position + len(chunk) > self._file.size:
@@ -183,15 +177,3 @@ class _Transfer:
 
 class _TooLongError(Exception):
     """The hub sends more bytes than it announced."""
-
-
-def _first_byte(answer: Any) -> int:
-    """The position of the answer's first byte in the file; -1 if it does not say so properly.
-
-    Content-Range is "bytes FIRST-LAST/SIZE" (RFC 9110, section 14.4).
-    """
-    if answer.status_code == 200:
-        return 0
-    unit, _, rest = answer.headers.get("content-range", "").partition(" ")
-    first = rest.partition("-")[0]
-    return int(first) if unit == "bytes" and first.isdigit() else -1

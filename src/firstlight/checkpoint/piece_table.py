@@ -88,7 +88,8 @@ class PieceTable:
         """The table that `to_bytes` wrote; CorruptTable if a bit of it has changed."""
         start = len(_MAGIC) + 4
         checksum = int.from_bytes(data[start - 4 : start], "little")
-        if data[: len(_MAGIC)] != _MAGIC or zlib.crc32(memoryview(data)[start:]) != checksum:
+        body = memoryview(data)[start:]
+        if not data.startswith(_MAGIC) or not body or zlib.crc32(body) != checksum:
             raise CorruptTable("not a table, or not all of it")
         header_end = data.index(b"\n", start) + 1
         header = json.loads(data[start:header_end])

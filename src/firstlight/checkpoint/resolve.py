@@ -6,6 +6,7 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 
+from firstlight.checkpoint.stand_in import stand_in_at
 from firstlight.errors import HubError, RequestError
 from firstlight.progress import ProgressFactory, progress
 
@@ -17,6 +18,7 @@ def resolve_model(
     *,
     endpoint: str | None = None,
     update: bool = False,
+    headers_only: bool = False,
     progress: ProgressFactory = progress,
 ) -> Path:
     """The directory or GGUF file of a model, downloaded or put together if need be.
@@ -27,6 +29,8 @@ def resolve_model(
             "demo", which always means the demo model (a directory of that name is "./demo").
         endpoint: the hub's address; HF_ENDPOINT or the public hub if None.
         update: ask the hub whether a branch that is in the local cache has moved on.
+        headers_only: of a model on a hub whose weights are not here, fetch only their headers. What
+            is given then is a stand-in (see `stand_in`), which can be inspected and nothing else.
         progress: shows what takes long.
 
     Raises:
@@ -47,14 +51,20 @@ def resolve_model(
         )
     path = _expanded(model)
     if _exists(path):
-        return _local(path)
+        return _local(path, headers_only)
     from firstlight.checkpoint.hub import fetch, parse_reference
 
     reference = None if _is_explicit_path(model) else parse_reference(model)
     if reference is None:
         raise _not_found(model, path)
     try:
-        return fetch(reference, endpoint=endpoint, update=update, progress=progress)
+        return fetch(
+            reference,
+            endpoint=endpoint,
+            update=update,
+            headers_only=headers_only,
+            progress=progress,
+        )
     except HubError as error:
         # "models/llama" reads as an id too; where such a directory exists, a path may be meant.
         if not _exists(Path(reference.repository).parent):
@@ -74,8 +84,11 @@ def _expanded(model: str) -> Path:
         return Path(model)
 
 
-def _local(path: Path) -> Path:
+def _local(path: Path, headers_only: bool) -> Path:
     """`path` if it is a model, RequestError if it is something else."""
+    stand_in = stand_in_at(path)
+    if stand_in is not None and not headers_only:
+        raise stand_in.refusal(path)
     if path.is_dir():
         if (path / "config.json").is_file():
             return path

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from firstlight.checkpoint.added_tokens import AddedTokens
 from firstlight.checkpoint.files import shown
@@ -62,7 +64,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.beginning_id = named["bos_token"]
         self.end_ids = end_ids(named)
         self.chat_template = settings.chat_template
-        self._added_text = {token_id: text for text, token_id in added.items()}
+        self._added_text: dict[int, str] = {token_id: text for text, token_id in added.items()}
         self._all_added = AddedTokens(added)
         self._ordinary_added = AddedTokens(
             {text: token_id for text, token_id in added.items() if text not in special}
@@ -81,7 +83,8 @@ class SentencePieceTokenizer(Tokenizer):
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids += processor.encode(part)
+                with self._library_errors("Report this text with the model's name"):
+                    ids += processor.encode(part)
             processor = self._without_prefix
         return ids + self._behind if add_special else ids
 
@@ -104,17 +107,21 @@ class SentencePieceTokenizer(Tokenizer):
     def _without_prefix(self) -> SentencePieceProcessor:
         return self._load(self._model + _NO_PREFIX) if self._adds_space else self._processor
 
-    def _load(self, model: bytes) -> Any:
+    def _load(self, model: bytes) -> SentencePieceProcessor:
         from sentencepiece import SentencePieceProcessor
 
-        try:
+        if not model:  # which the library takes for a request to load nothing
+            raise TokenizerError(self._subject, "is empty", DOWNLOAD_AGAIN)
+        with self._library_errors(DOWNLOAD_AGAIN):
             return SentencePieceProcessor(model_proto=model)
+
+    @contextmanager
+    def _library_errors(self, remedy: str) -> Iterator[None]:
+        try:
+            yield
         except (RuntimeError, ValueError, OSError) as error:
-            raise TokenizerError(
-                self._subject,
-                f"the sentencepiece library refuses it: {shown(str(error), 200)}",
-                DOWNLOAD_AGAIN,
-            ) from None
+            reason = f"the sentencepiece library refuses it: {shown(str(error), 200)}"
+            raise TokenizerError(self._subject, reason, remedy) from None
 
 
 def _present(token_id: int) -> int | None:

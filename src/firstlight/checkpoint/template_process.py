@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from firstlight.checkpoint import template_worker
 
-PROCESSOR_SECONDS = 4
+PROCESSOR_SECONDS = 4.0
 """Processor time that rendering may take. Real templates take some milliseconds."""
 
 WALL_SECONDS = 30.0
@@ -41,7 +41,9 @@ class TemplateProcess:
     """Renders templates in a process of its own, started when first needed.
 
     Whatever a template does, `render` returns within PROCESSOR_SECONDS of processor time and
-    WALL_SECONDS by the clock, and the process never has much over MEMORY_BYTES.
+    WALL_SECONDS by the clock, and the process has at most MEMORY_BYTES. Where the system cannot
+    limit a process's memory (macOS, Windows), it is looked at every 20 ms instead, so it can have
+    more than that for a moment.
     """
 
     def __init__(self) -> None:
@@ -150,7 +152,7 @@ def _watch(asking: threading.Thread, process: subprocess.Popen[bytes]) -> str | 
         while asking.is_alive() and complaint is None:
             asking.join(0.02)
             if sum(watched.cpu_times()[:2]) - before > PROCESSOR_SECONDS:
-                complaint = f"it was not done after {PROCESSOR_SECONDS} s of processor time"
+                complaint = f"it was not done after {PROCESSOR_SECONDS:g} s of processor time"
             elif time.monotonic() - started > WALL_SECONDS:
                 complaint = f"it was not done after {WALL_SECONDS:g} s"
             elif watched.memory_info().rss > MEMORY_BYTES:

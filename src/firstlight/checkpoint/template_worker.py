@@ -27,7 +27,7 @@ LONGEST_TEXT = 64 << 20
 """Bytes of UTF-8. A context of a million tokens is some 5 MB of text."""
 
 
-def main(memory_bytes: int, processor_seconds: int) -> None:
+def main(memory_bytes: int, processor_seconds: float) -> None:
     """Answer requests until standard input ends."""
     render = _renderer()
     _limit("RLIMIT_AS", memory_bytes)
@@ -77,22 +77,22 @@ def _limit(name: str, value: int) -> None:
         pass  # the parent watches time and memory as well
 
 
-def _limit_processor_time(seconds: int) -> None:
+def _limit_processor_time(seconds: float) -> None:
     """From now on. Ends this process even if the parent is gone and nobody watches it."""
     try:
         import resource
 
         used = resource.getrusage(resource.RUSAGE_SELF)
-        soft = int(used.ru_utime + used.ru_stime) + seconds + 2
+        soft = int(used.ru_utime + used.ru_stime + seconds) + 2  # whole seconds, and never sooner
         resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
     except (ImportError, AttributeError, ValueError, OSError):
         pass
 
 
 def _renderer() -> Callable[[str, dict[str, Any]], tuple[bytes, str]]:
-    """Imports all that rendering needs; after this no file can be opened."""
+    """A function from template and variables to a kind of reply and its text. Imports all that
+    rendering needs, since later no file can be opened."""
     import datetime
-    import pprint  # noqa: F401  (jinja2 imports it only when it is used)
 
     import jinja2
     import jinja2.exceptions
@@ -181,7 +181,6 @@ def _renderer() -> Callable[[str, dict[str, Any]], tuple[bytes, str]]:
         namespace=PlainNamespace,
     )
 
-    strftime_now("%c")  # reads the time zone
     compiled: dict[str, jinja2.Template] = {}
 
     def render(source: str, variables: dict[str, Any]) -> tuple[bytes, str]:
@@ -204,6 +203,9 @@ def _renderer() -> Callable[[str, dict[str, Any]], tuple[bytes, str]]:
             place = f" (line {line})" if line else ""
             return FAULTY, f"{type(error).__name__}: {error}{place}"
 
+    # What Python and jinja2 import, or read of the time zone, only when it is first used.
+    render("{{ '<a>\\n' | pprint | striptags | urlize }}{{ lipsum(n=1) }}", {})
+    render("{{ strftime_now('%c') }}{{ 1 // 0 }}", {})
     return render
 
 
@@ -219,4 +221,4 @@ def _line_in_template(error: Exception) -> int:
 
 if __name__ == "__main__":
     sys.path += sys.argv[3:]  # where jinja2 is; this process starts without site-packages
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), float(sys.argv[2]))
