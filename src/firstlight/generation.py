@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from firstlight.checkpoint.tokenizer import Tokenizer
 from firstlight.engine.engine import Engine
-from firstlight.engine.parameters import SamplingParameters, StopConditions
-from firstlight.engine.sampler import log_probabilities
-from firstlight.engine.sequence import FinishReason
+from firstlight.engine.parameters import SamplingParameters, StopConditions, check_whole
+from firstlight.engine.sampler import largest, log_probabilities
+from firstlight.engine.sequence import FinishReason, Progress
 from firstlight.engine.stop_strings import StopStrings
 from firstlight.formats.base import Floats
+
+if TYPE_CHECKING:
+    from firstlight.checkpoint.text_stream import TextStream
+    from firstlight.checkpoint.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,9 @@ class Piece:
 
 @dataclass
 class Timing:
-    """Seconds on a monotonic clock: when it started, had its first token, and ended."""
+    """Seconds on a monotonic clock: when it was asked for, had its first token, and ended."""
 
-    started: float = 0.0
+    started: float = field(default_factory=time.monotonic)
     first_token: float = 0.0
     ended: float = 0.0
 
@@ -58,6 +61,9 @@ class Generation:
     `text`, `token_ids`, `log_probabilities` and `finish_reason` run it to its end first. Closing
     it, or leaving its loop and dropping it, frees its state.
 
+    Iterating one steps the engine, and so brings on every other generation of the same engine;
+    what those gain waits in them. One for which there is no state yet waits for those before it.
+
     Attributes:
         prompt_ids: the prompt's tokens.
         timing: of the prompt and of the whole.
@@ -67,32 +73,51 @@ class Generation:
         self,
         engine: Engine,
         tokenizer: Tokenizer | None,
-        prompt_ids: list[int],
+        prompt_ids: Sequence[int],
         sampling: SamplingParameters,
         stop: StopConditions,
         log_probabilities: int | None,
     ) -> None:
-        self.prompt_ids = prompt_ids
-        self.timing = Timing()
+        """`log_probabilities`: how many alternatives to give with each token's own log
+        probability; None: neither.
+
+        Raises:
+            RequestError: as `Engine.add`, or `log_probabilities` is out of range.
+        """
+        if log_probabilities is not None:
+            vocabulary = engine.decoder.spec.vocabulary_size
+            check_whole("log_probabilities", log_probabilities, 0, vocabulary)
+        stream = None if tokenizer is None else _continuation(tokenizer, prompt_ids)
         self._engine = engine
-        self._tokenizer = tokenizer
-        self._wanted = log_probabilities
-        self._sequence = engine.add(prompt_ids, sampling, stop, log_probabilities is not None)
-        self._pieces: list[Piece] = []
-        self._stop_found = False
-        self._running = self._run(stop)
+        self._output = _Output(stream, StopStrings(stop.stop), log_probabilities)
+        self._sequence = engine.add(
+            prompt_ids, sampling, stop, log_probabilities is not None, self._output.receive
+        )
+        self.prompt_ids = self._sequence.token_ids[: self._sequence.prompt_length]
+        self.timing = self._output.timing
+        if self._sequence.finish is not None:
+            self._output.end()
+        # A dropped generation may be collected at any time, in the middle of a step too, so this
+        # only marks the sequence, and the engine takes the pages back before its next step.
+        weakref.finalize(self, self._sequence.cancel).atexit = False
 
     def __iter__(self) -> Iterator[Piece]:
-        """Every piece from the first, those that have come already among them."""
+        """Every piece from the first, those that have come already among them.
+
+        Raises:
+            FirstlightError: no next token could be chosen, after the pieces before it.
+        """
         index = 0
         while True:
-            if index == len(self._pieces):
-                try:
-                    self._pieces.append(next(self._running))
-                except StopIteration:
-                    return
-            yield self._pieces[index]
-            index += 1
+            if index < len(self._output.pieces):
+                yield self._output.pieces[index]
+                index += 1
+            elif self._sequence.finish is None:
+                self._engine.step()
+            elif self._sequence.error is not None:
+                raise self._sequence.error
+            else:
+                return
 
     @property
     def text(self) -> str:
@@ -101,7 +126,8 @@ class Generation:
 
     @property
     def token_ids(self) -> list[int]:
-        """All new tokens; an end token is not among them."""
+        """All new tokens, up to the one that completed a stop string; an end token is not among
+        them."""
         return [piece.token_id for piece in self if piece.token_id is not None]
 
     @property
@@ -111,45 +137,63 @@ class Generation:
 
     @property
     def finish_reason(self) -> FinishReason:
-        """ "stop" at an end token or stop string, "length" at a limit."""
+        """ "stop" at an end token or stop string, "length" at a limit, "cancelled" if closed."""
         for _ in self:
             pass
-        if self._stop_found:
-            return "stop"
-        return self._sequence.finish or "stop"
+        assert self._sequence.finish is not None
+        return self._sequence.finish
 
     def close(self) -> None:
         """End it now and free its state. What has come stays."""
-        self._running.close()
+        if self._sequence.finish is None:
+            self._output.end()
+        self._engine.remove(self._sequence)
 
-    def _run(self, stop: StopConditions) -> Generator[Piece]:
-        stream = self._tokenizer.stream(continues=True) if self._tokenizer is not None else None
-        stops = StopStrings(stop.stop)
-        self.timing.started = time.monotonic()
-        try:
-            while self._sequence.finish is None and not stops.found:
-                for progress in self._engine.step():
-                    if progress.sequence is not self._sequence or progress.token_id is None:
-                        continue
-                    self.timing.first_token = self.timing.first_token or time.monotonic()
-                    if self._sequence.finish == "stop":
-                        break  # an end token has no text and is no part of the output
-                    text = stops.push(stream.push(progress.token_id)) if stream else ""
-                    yield self._piece(text, progress.token_id, progress.logits)
-            if not stops.found:
-                rest = stops.push(stream.finish()) if stream else ""
-                rest += "" if stops.found else stops.finish()
-                if rest:
-                    yield Piece(rest, None)
-            self._stop_found = stops.found
-        finally:
-            self.timing.ended = time.monotonic()
-            self._engine.remove(self._sequence)
+
+@dataclass
+class _Output:
+    """Makes pieces of tokens as the engine chooses them, whoever steps it. It knows nothing of its
+    `Generation`, so that one which nobody holds any longer is collected."""
+
+    stream: TextStream | None
+    stops: StopStrings
+    wanted: int | None
+    timing: Timing = field(default_factory=Timing)
+    pieces: list[Piece] = field(default_factory=list)
+
+    def receive(self, progress: Progress) -> bool:
+        """Take in a token; True where the text has come to a stop string."""
+        token, finish = progress.token_id, progress.sequence.finish
+        if token is None:
+            return False
+        self.timing.first_token = self.timing.first_token or time.monotonic()
+        if finish != "stop":  # an end token has no text and is no part of the output
+            text = self.stops.push(self.stream.push(token)) if self.stream else ""
+            self.pieces.append(self._piece(text, token, progress.logits))
+        if finish is not None and not self.stops.found:
+            rest = self.stops.push(self.stream.finish()) if self.stream else ""
+            rest += "" if self.stops.found else self.stops.finish()
+            if rest:
+                self.pieces.append(Piece(rest, None))
+        if finish is not None or self.stops.found:
+            self.end()
+        return self.stops.found
+
+    def end(self) -> None:
+        self.timing.ended = time.monotonic()
 
     def _piece(self, text: str, token_id: int, logits: Floats | None) -> Piece:
-        if logits is None or self._wanted is None:
+        if logits is None or self.wanted is None:
             return Piece(text, token_id)
         values = log_probabilities(logits)
-        top = np.argsort(-values, kind="stable")[: self._wanted] if self._wanted else ()
-        alternatives = tuple(TokenLogProbability(int(t), float(values[t])) for t in top)
+        alternatives = tuple(
+            TokenLogProbability(int(token), float(values[token]))
+            for token in largest(values, self.wanted)
+        )
         return Piece(text, token_id, float(values[token_id]), alternatives)
+
+
+def _continuation(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TextStream:
+    """A stream for text that goes on from the prompt's, if the prompt has any."""
+    continues = any(token not in tokenizer.special_ids for token in prompt_ids)
+    return tokenizer.stream(continues=continues)

@@ -6,7 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
-from firstlight.engine.engine import PAGE_TOKENS, pages_per_sequence
+from firstlight.engine.engine import (
+    PAGE_TOKENS,
+    check_options,
+    pages_per_sequence,
+)
+from firstlight.engine.engine import (
+    TOKEN_BUDGET as TOKEN_BUDGET,
+)
 from firstlight.errors import InsufficientMemoryError
 from firstlight.formats.base import Format
 from firstlight.formats.registry import get_format
@@ -15,16 +22,14 @@ from firstlight.model.spec import ModelSpec, TensorSource
 from firstlight.model.stream import StreamSpec
 from firstlight.model.weights import TensorFiles
 
-TOKEN_BUDGET = 512
-
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of memory for one sequence at a context length.
+    """Bytes of memory that a model needs at a context length.
 
     Attributes:
         weights: in the formats they are kept in.
-        state: pages of all streams at the full context length.
+        state: pages of all streams, for every sequence at the full context length.
         activations: the largest step's intermediate values, estimated from above.
     """
 
@@ -45,13 +50,20 @@ def plan_memory(
     target: Format | None = None,
     state_dtype: str = "float32",
     sequences: int = 1,
+    token_budget: int = TOKEN_BUDGET,
 ) -> MemoryPlan:
-    """The plan for a model with `target` as its weights' format (None: as stored)."""
+    """The plan for an engine with these options, and `target` as the weights' format (None: as
+    stored).
+
+    Raises:
+        RequestError: an option is out of range.
+    """
+    check_options(context_length, sequences, token_budget, state_dtype)
     return MemoryPlan(
         context_length,
         weight_bytes(spec, files, target),
-        sequences * state_bytes(spec, context_length, state_dtype),
-        activation_bytes(spec),
+        sequences * state_bytes(spec, context_length, state_dtype, token_budget),
+        activation_bytes(spec, token_budget),
     )
 
 
@@ -69,10 +81,15 @@ def _source_bytes(source: TensorSource, files: TensorFiles, target: Format | Non
     return rows * kept.row_bytes(columns)
 
 
-def state_bytes(spec: ModelSpec, context_length: int, dtype: str = "float32") -> int:
+def state_bytes(
+    spec: ModelSpec,
+    context_length: int,
+    dtype: str = "float32",
+    token_budget: int = TOKEN_BUDGET,
+) -> int:
     """Bytes of the pages that one sequence of that length holds at most."""
     return sum(
-        pages_per_sequence(stream.window, context_length, TOKEN_BUDGET, PAGE_TOKENS)
+        pages_per_sequence(stream.window, context_length, token_budget, PAGE_TOKENS)
         * (PAGE_TOKENS // stream.stride)
         * stream.entry_bytes(dtype)
         for stream in _streams(spec)
@@ -88,14 +105,14 @@ def _streams(spec: ModelSpec) -> list[StreamSpec]:
     return [stream for layer in spec.layers for stream in attention.streams(layer.attention)]
 
 
-def activation_bytes(spec: ModelSpec) -> int:
-    """An upper estimate of a step's float32 intermediates: four rows of the widest layer for each
-    token, and the logits of one."""
+def activation_bytes(spec: ModelSpec, tokens: int = TOKEN_BUDGET) -> int:
+    """An upper estimate of the float32 intermediates of a step of so many tokens: four rows of the
+    widest layer for each, and the logits of one."""
     widest = max(
         max(layer.feed_forward.up.weight.shape[0], layer.attention.query.weight.shape[0])
         for layer in spec.layers
     )
-    return 4 * (TOKEN_BUDGET * 4 * (widest + spec.hidden_size) + 2 * spec.vocabulary_size)
+    return 4 * (tokens * 4 * (widest + spec.hidden_size) + 2 * spec.vocabulary_size)
 
 
 def fit_context(
@@ -114,8 +131,9 @@ def fit_context(
 
     Raises:
         InsufficientMemoryError: it does not fit; foreseen, before anything is loaded.
+        RequestError: `wanted` is no context length.
     """
-    full = plan(wanted or spec.context_length)
+    full = plan(spec.context_length if wanted is None else wanted)
     if full.total <= available:
         return full
     smallest = plan(min(PAGE_TOKENS, spec.context_length))

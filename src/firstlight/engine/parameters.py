@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -25,7 +25,10 @@ class SamplingParameters:
         presence_penalty: subtracted from the logit of every token in the output.
         frequency_penalty: subtracted once for every time the token stands in the output.
         logit_bias: token id -> added to its logit.
-        seed: with the position, decides the random number; any whole number from 0.
+        seed: with the position, decides the random number; any whole number of 64 bits from 0.
+
+    Raises:
+        RequestError: a value is out of range, or of another kind than a number.
     """
 
     temperature: float = 0.0
@@ -39,20 +42,23 @@ class SamplingParameters:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _within("temperature", self.temperature, 0.0, 100.0)
-        _within("top_k", self.top_k, 0, 1 << 31)
-        _within("top_p", self.top_p, 0.0, 1.0)
-        _within("min_p", self.min_p, 0.0, 1.0)
-        _within("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
-        _within("presence_penalty", self.presence_penalty, -100.0, 100.0)
-        _within("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
-        _within("seed", self.seed, 0, (1 << 64) - 1)
-        for token, bias in self.logit_bias.items():
-            _within(f"logit_bias[{token}]", bias, -1e4, 1e4)
+        check_number("temperature", self.temperature, 0.0, 100.0)
+        check_whole("top_k", self.top_k, 0, 1 << 31)
+        check_number("top_p", self.top_p, 0.0, 1.0)
+        check_number("min_p", self.min_p, 0.0, 1.0)
+        check_number("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
+        check_number("presence_penalty", self.presence_penalty, -100.0, 100.0)
+        check_number("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
+        check_whole("seed", self.seed, 0, (1 << 64) - 1)
         if self.top_p == 0.0:
             raise RequestError(
                 "top_p", "is 0, which leaves no token", "Use a value above 0, up to 1"
             )
+        if not isinstance(self.logit_bias, Mapping):
+            raise RequestError("logit_bias", "is no mapping", "Map token ids to numbers")
+        for token, bias in self.logit_bias.items():
+            check_whole("logit_bias's token id", token, 0, (1 << 31) - 1)
+            check_number(f"logit_bias[{token}]", bias, -1e4, 1e4)
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,9 @@ class StopConditions:
         max_tokens: at most so many new tokens; None: until the context is full.
         end_ids: token ids that end the text and are not part of it.
         stop: strings that end the text and are not part of it.
+
+    Raises:
+        RequestError: max_tokens is out of range, or a stop string is empty or no string.
     """
 
     max_tokens: int | None = None
@@ -71,12 +80,25 @@ class StopConditions:
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
-            _within("max_tokens", self.max_tokens, 0, 1 << 31)
-        if "" in self.stop:
-            raise RequestError("stop", "has an empty string, which ends every text", "Leave it out")
+            check_whole("max_tokens", self.max_tokens, 0, 1 << 31)
+        for text in self.stop:
+            if not isinstance(text, str):
+                raise RequestError("stop", f"holds {text!r}, which is no text", "Use strings")
+            if not text:
+                raise RequestError(
+                    "stop", "has an empty string, which ends every text", "Leave it out"
+                )
 
 
-def _within(name: str, value: float, least: float, most: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or math.isnan(value) or not least <= value <= most:
+def check_number(name: str, value: object, least: float, most: float) -> None:
+    """RequestError unless the value is a number within bounds; NumPy's scalars count."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (number and least <= value <= most):  # type: ignore[operator]
         raise RequestError(name, f"is {value!r}", f"Use a number from {least:g} to {most:g}")
+
+
+def check_whole(name: str, value: object, least: int, most: int) -> None:
+    """RequestError unless the value is a whole number within bounds; NumPy's scalars count."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not (whole and least <= value <= most):  # type: ignore[operator]
+        raise RequestError(name, f"is {value!r}", f"Use a whole number from {least} to {most}")

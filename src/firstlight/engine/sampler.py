@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.engine.parameters import SamplingParameters
-from firstlight.errors import RequestError
+from firstlight.errors import DeviceError, RequestError
 from firstlight.formats.base import Floats
 
 Doubles = NDArray[np.float64]
+Indices = NDArray[np.int64]
 
 
 def sample(
@@ -23,26 +25,42 @@ def sample(
 ) -> int:
     """Choose a token.
 
-    The order is: bias, penalties, temperature, top-k, top-p, min-p, then one draw. The draw takes
-    its random number from a counter-based generator (Philox4x64-10, Salmon et al. 2011,
-    "Parallel random numbers: as easy as 1, 2, 3") with the seed as key and the position as
-    counter. So a sequence gives the same tokens alone or in a batch, and after it was moved.
+    The order is: bias, penalties, temperature, top-k, top-p, min-p, then one draw with the random
+    number of the seed and the position. So a sequence gives the same tokens alone or in a batch,
+    and after it was moved.
 
     Args:
-        logits: float32 [vocabulary].
+        logits: float32 [vocabulary]; -inf rules a token out.
         prompt_ids, output_ids: the tokens so far.
         position: of the token to be chosen in its sequence.
 
     Returns:
         A token id. Among equally likely tokens the lowest id wins where temperature is 0.
+
+    Raises:
+        DeviceError: the logits are no distribution: one is NaN or +inf, or all are -inf.
+        RequestError: logit_bias names a token outside the vocabulary.
     """
+    _check_logits(logits)
     adjusted = adjust(logits, parameters, prompt_ids, output_ids)
     if parameters.temperature == 0.0:
         return int(np.argmax(adjusted))
     tokens, probabilities = distribution(adjusted, parameters)
-    draw = uniform(parameters.seed, position) * probabilities.sum()
-    index = np.searchsorted(np.cumsum(probabilities), draw, side="right")
-    return int(tokens[min(int(index), len(tokens) - 1)])
+    cumulative = np.cumsum(probabilities)
+    # Below the last sum for every number below one, and past every token of probability zero.
+    draw = uniform(parameters.seed, position) * cumulative[-1]
+    return int(tokens[np.searchsorted(cumulative, draw, side="right")])
+
+
+def check_logit_bias(parameters: SamplingParameters, vocabulary: int) -> None:
+    """RequestError where logit_bias names a token outside the vocabulary."""
+    for token in parameters.logit_bias:
+        if token >= vocabulary:
+            raise RequestError(
+                f"logit_bias[{token}]",
+                f"the vocabulary has ids 0 to {vocabulary - 1}",
+                "Use ids of this model's tokenizer",
+            )
 
 
 def adjust(
@@ -56,14 +74,9 @@ def adjust(
     Raises:
         RequestError: logit_bias names a token outside the vocabulary.
     """
+    check_logit_bias(parameters, len(logits))
     adjusted = logits.astype(np.float64)
     for token, bias in parameters.logit_bias.items():
-        if not 0 <= token < len(adjusted):
-            raise RequestError(
-                f"logit_bias[{token}]",
-                f"the vocabulary has ids 0 to {len(adjusted) - 1}",
-                "Use ids of this model's tokenizer",
-            )
         adjusted[token] += bias
     if parameters.repetition_penalty != 1.0:
         seen = np.unique(np.fromiter((*prompt_ids, *output_ids), np.int64))
@@ -76,42 +89,63 @@ def adjust(
     return adjusted
 
 
-def distribution(
-    adjusted: Doubles, parameters: SamplingParameters
-) -> tuple[NDArray[np.int64], Doubles]:
+def distribution(adjusted: Doubles, parameters: SamplingParameters) -> tuple[Indices, Doubles]:
     """The tokens left after temperature and truncation, and their probabilities.
 
+    Args:
+        adjusted: float64 [vocabulary], at least one of them finite.
+
     Returns:
-        Token ids int64 [m], and float64 [m] that sum to one. Where nothing is truncated the ids
-        are in order, else by falling probability, equal ones by id.
+        Token ids int64 [m], and float64 [m] that sum to one. After top-k or top-p the ids stand by
+        falling probability, equal ones by id; otherwise in order.
     """
-    scaled = adjusted / parameters.temperature
-    tokens = np.arange(len(scaled))
-    truncates = parameters.top_k or parameters.top_p < 1.0 or parameters.min_p > 0.0
-    if truncates:
-        if 0 < parameters.top_k < len(scaled):
-            # Ties with the k-th are all kept until the sort decides by id.
-            least = np.partition(scaled, -parameters.top_k)[-parameters.top_k]
-            tokens = np.flatnonzero(scaled >= least)
-        tokens = tokens[np.argsort(-scaled[tokens], kind="stable")]
-        if parameters.top_k:
-            tokens = tokens[: parameters.top_k]
-    weights = np.exp(scaled[tokens] - scaled[tokens].max())
+    tokens = np.arange(len(adjusted))
+    if 0 < parameters.top_k < len(adjusted):
+        tokens = largest(adjusted, parameters.top_k)
+    # The largest is taken off first, so that no temperature, however small, overflows it.
+    with np.errstate(over="ignore"):
+        weights = np.exp((adjusted[tokens] - adjusted.max()) / parameters.temperature)
     probabilities = weights / weights.sum()
+    kept: Indices | NDArray[np.bool_]
     if parameters.top_p < 1.0:
-        before = np.cumsum(probabilities) - probabilities
-        kept = max(1, int(np.count_nonzero(before < parameters.top_p)))
-        tokens, probabilities = tokens[:kept], probabilities[:kept]
+        kept = _nucleus(probabilities, parameters.top_p)
+        tokens, probabilities = tokens[kept], probabilities[kept]
     if parameters.min_p > 0.0:
-        kept = int(np.count_nonzero(probabilities >= parameters.min_p * probabilities[0]))
-        tokens, probabilities = tokens[:kept], probabilities[:kept]
+        kept = probabilities >= parameters.min_p * probabilities.max()
+        tokens, probabilities = tokens[kept], probabilities[kept]
     return tokens, probabilities / probabilities.sum()
 
 
+def largest(values: Doubles | Floats, count: int) -> Indices:
+    """Indices of the `count` largest values, or all if fewer; falling, equal ones by index."""
+    candidates = np.arange(len(values))
+    if count < len(values):
+        if count == 0:
+            return candidates[:0]
+        # Values equal to the last are all kept until the sort decides by index.
+        candidates = np.flatnonzero(values >= np.partition(values, -count)[-count])
+    return candidates[np.argsort(-values[candidates], kind="stable")][:count]
+
+
+def _nucleus(probabilities: Doubles, top_p: float) -> Indices:
+    """Indices of the fewest likeliest whose probabilities reach top_p; falling."""
+    # Whatever is less likely than (1 - top_p) / n sums to less than 1 - top_p, so that the nucleus
+    # is complete without it; it need not be sorted. Half of that, lest rounding decide.
+    likely = np.flatnonzero(probabilities >= 0.5 * (1.0 - top_p) / len(probabilities))
+    falling = likely[np.argsort(-probabilities[likely], kind="stable")]
+    before = np.cumsum(probabilities[falling]) - probabilities[falling]
+    return falling[: max(1, int(np.count_nonzero(before < top_p)))]
+
+
 def uniform(seed: int, position: int) -> float:
-    """The random number in [0, 1) of a seed and a position."""
-    generator = np.random.Philox(key=seed, counter=position)
-    return float(np.random.Generator(generator).random())
+    """The random number in [0, 1) of a seed and a position.
+
+    The upper 53 bits of the first word that Philox4x64-10 (Salmon et al. 2011, "Parallel random
+    numbers: as easy as 1, 2, 3") makes of the key `seed` and the counter `position` + 1; NumPy
+    counts up before it makes a block.
+    """
+    word = np.random.Philox(key=seed, counter=position).random_raw()
+    return float(word >> 11) * 2.0**-53
 
 
 def log_probabilities(logits: Floats) -> Floats:
@@ -119,4 +153,22 @@ def log_probabilities(logits: Floats) -> Floats:
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=-1, keepdims=True)
     wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
-    return wide.astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is as good as impossible
+        return wide.astype(np.float32)
+
+
+def _check_logits(logits: Floats) -> None:
+    top = float(logits.max())  # NaN where any is
+    if math.isfinite(top):
+        return
+    reason = (
+        "has no possible next token: every logit is -inf"
+        if top == -math.inf
+        else f"has a logit that is {'NaN' if math.isnan(top) else 'infinite'}"
+    )
+    raise DeviceError(
+        "the model's output",
+        reason,
+        "Run it with device numpy: if that fails as well the weights are damaged, else a kernel "
+        "of this device is wrong",
+    )

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 class StopStrings:
     """Passes text on until a stop string appears; holds back what may be the start of one.
 
+    The text ends before the stop string that is complete first (of several that are complete at
+    the same character, the longest), however the text is cut into pieces.
+
     Attributes:
         stop: the strings, none empty.
         found: whether one has appeared. Nothing is passed on after that.
@@ -23,10 +26,11 @@ class StopStrings:
         if self.found:
             return ""
         held = self._held + text
-        starts = [start for start in (held.find(stop) for stop in self.stop) if start >= 0]
-        if starts:
+        starts = ((held.find(stop), len(stop)) for stop in self.stop)
+        found = [(start + size, start) for start, size in starts if start >= 0]
+        if found:
             self.found, self._held = True, ""
-            return held[: min(starts)]
+            return held[: min(found)[1]]
         kept = self._longest_start(held)
         self._held = held[len(held) - kept :]
         return held[: len(held) - kept]
