@@ -26,7 +26,7 @@ from firstlight.checkpoint.mapped_file import MappedFile
 from firstlight.checkpoint.stand_in import StandIn, stand_in_at
 from firstlight.checkpoint.tensor_info import TensorInfo, merge_tensors
 from firstlight.errors import CheckpointError, FormatError
-from firstlight.formats.base import Weight
+from firstlight.formats.base import Format, Weight
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
@@ -68,22 +68,16 @@ class Checkpoint:
             said = licence_of_folder(self.location)
         return said
 
-    def weight(self, name: str) -> Weight:
-        """The tensor in its storage format, as a read-only view of the memory-mapped file.
-
-        Its file is mapped on the first call and stays mapped as long as any of its weights
-        lives. A tensor without axes is given as a vector of one value.
+    def format_of(self, name: str) -> Format:
+        """The storage format of a tensor, known from its header.
 
         Raises:
-            CheckpointError: there is no such tensor, its file has changed since, or the checkpoint
-                is a stand-in.
+            CheckpointError: there is no such tensor.
             FormatError: it is stored in a type that firstlight does not decode.
         """
         # Imported here: the decoders need tables that reading headers does not.
         from firstlight.formats.registry import get_format
 
-        if self.stand_in is not None:
-            raise self.stand_in.refusal(self.location)
         info = self.tensors.get(name)
         if info is None:
             raise CheckpointError(
@@ -96,21 +90,38 @@ class Checkpoint:
         except FormatError as error:
             raise FormatError(
                 info.file,
-                f"tensor {shown(name)} is stored as {info.format}: {error.reason}",
+                f"tensor {shown(name)} is stored as {shown(info.format)}: {error.reason}",
                 error.remedy,
             ) from None
         shape = info.shape or (1,)
-        rows = prod(shape[:-1])
         whole_blocks = shape[-1] % format.block_values == 0
-        if not whole_blocks or rows * format.row_bytes(shape[-1]) != info.nbytes:
+        if not whole_blocks or prod(shape[:-1]) * format.row_bytes(shape[-1]) != info.nbytes:
             raise FormatError(
                 info.file,
                 f"tensor {shown(name)} of shape {list(shape)} does not fit format {info.format} "
                 f"in {info.nbytes:,} bytes",
                 "Use another file of this model, stored in a common format such as bf16 or q8_0",
             )
+        return format
+
+    def weight(self, name: str) -> Weight:
+        """The tensor in its storage format, as a read-only view of the memory-mapped file.
+
+        Its file is mapped on the first call and stays mapped as long as any of its weights
+        lives. A tensor without axes is given as a vector of one value.
+
+        Raises:
+            CheckpointError: there is no such tensor, its file has changed since, or the checkpoint
+                is a stand-in.
+            FormatError: as `format_of`.
+        """
+        if self.stand_in is not None:
+            raise self.stand_in.refusal(self.location)
+        format = self.format_of(name)
+        info = self.tensors[name]
+        shape = info.shape or (1,)
         stored = self._mappings[info.file].bytes()[info.offset : info.offset + info.nbytes]
-        data = stored.reshape(rows, format.row_bytes(shape[-1]))
+        data = stored.reshape(prod(shape[:-1]), format.row_bytes(shape[-1]))
         return Weight(format, shape, data, name)
 
 
