@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from firstlight.checkpoint.generation import GenerationDefaults
-from firstlight.engine.engine import Engine
 from firstlight.engine.parameters import SamplingParameters, StopConditions
-from firstlight.errors import DeviceError, RequestError, TokenizerError
-from firstlight.generation import Generation
-from firstlight.language_model import LanguageModel
+from firstlight.errors import DeviceError, RequestError
 from tests.support.tiny_engine import (
     GREEDY,
     SEEDED,
@@ -26,55 +19,12 @@ from tests.support.tiny_engine import (
     prompt_of,
     random_tensors,
     run_to_end,
-    shared_decoder,
     tiny_decoder,
     tiny_engine,
     tiny_spec,
     tokens_alone,
 )
-
-# Letters, syllables, and halves of characters of two, three and four bytes.
-_WORDS = ("the", "of", "and", "ing", "er", "ab", "bc", "abc", "ba", "aa", "\n", "é", "ñ", "ß")
-PIECES = [
-    *(letter.encode() for letter in "abcdefghijklmnopqrstuvw "),
-    *(word.encode() for word in _WORDS),
-    *(b"\xe5", b"\xa5\xbd", b"\xf0\x9f", b"\x98\x80", b"\xc3", b"\xa9", b"\xff"),
-]
-PIECES += [f" w{index}".encode() for index in range(VOCABULARY - len(PIECES))]
-TOKENIZER = PieceTokenizer(PIECES)
-LONG = StopConditions(max_tokens=30)
-
-
-def generation(
-    engine: Engine | None = None,
-    prompt: list[int] | None = None,
-    sampling: SamplingParameters = SEEDED,
-    stop: StopConditions = LONG,
-    log_probabilities: int | None = None,
-    tokenizer: PieceTokenizer | None = TOKENIZER,
-) -> Generation:
-    return Generation(
-        engine or tiny_engine(),
-        tokenizer,
-        prompt_of(6) if prompt is None else prompt,
-        sampling,
-        stop,
-        log_probabilities,
-    )
-
-
-def language_model(
-    engine: Engine | None = None,
-    tokenizer: PieceTokenizer | TokenizerError = TOKENIZER,
-    **defaults: Any,
-) -> LanguageModel:
-    engine = engine or tiny_engine()
-    checkpoint: Any = SimpleNamespace(
-        generation=GenerationDefaults(**defaults), location="tiny", licence=None
-    )
-    backend: Any = engine.decoder.ops
-    return LanguageModel(checkpoint, engine.decoder.spec, tokenizer, engine, backend)
-
+from tests.support.tiny_generation import LONG, PIECES, TOKENIZER, generation
 
 # Pieces ---------------------------------------------------------------------------------
 
@@ -106,6 +56,14 @@ def test_half_a_character_at_the_end_comes_in_a_closing_piece() -> None:
     sampling = SamplingParameters(logit_bias={half: 1e4})
     it = generation(sampling=sampling, stop=StopConditions(max_tokens=1))
     assert [(piece.text, piece.token_id) for piece in it] == [("", half), ("\ufffd", None)]
+
+
+def test_half_a_character_before_an_end_token_comes_too() -> None:
+    half, end = PIECES.index(b"\xe5"), 0
+    sampling = SamplingParameters(logit_bias={half: 1000.0, end: 950.0}, frequency_penalty=100.0)
+    it = generation(sampling=sampling, stop=StopConditions(30, frozenset({end})))
+    assert [(piece.text, piece.token_id) for piece in it] == [("", half), ("\ufffd", None)]
+    assert it.finish_reason == "stop"
 
 
 def test_each_piece_comes_when_its_token_is_known() -> None:
@@ -311,69 +269,6 @@ def test_one_in_use_only_through_its_iterator_goes_on() -> None:
     assert len([piece for piece in it if piece.token_id is not None]) == 30
 
 
-# Several on one engine ------------------------------------------------------------------
-
-
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    turns=st.lists(st.integers(0, 3), max_size=60),
-    sequences=st.integers(1, 4),
-    token_budget=st.integers(1, 20),
-)
-def test_iterated_in_any_order_each_is_the_same_as_alone(
-    turns: list[int], sequences: int, token_budget: int
-) -> None:
-    stop = StopConditions(max_tokens=12, stop=("b",))
-    prompts = [prompt_of(length) for length in (6, 6, 11, 3)]
-    samplings = [SEEDED, GREEDY, SEEDED, SEEDED]
-    expected = [
-        list(generation(tiny_engine(), prompt, sampling, stop))
-        for prompt, sampling in zip(prompts, samplings, strict=True)
-    ]
-    engine = tiny_engine(sequences=sequences, token_budget=token_budget)
-    all_of_them = [
-        generation(engine, prompt, sampling, stop)
-        for prompt, sampling in zip(prompts, samplings, strict=True)
-    ]
-    iterators = [iter(each) for each in all_of_them]
-    got: list[list[Any]] = [[] for _ in iterators]
-    for turn in turns:
-        got[turn] += [piece for piece in [next(iterators[turn], None)] if piece is not None]
-    for index, iterator in enumerate(iterators):
-        got[index] += iterator
-    assert got == expected
-    assert [list(each) for each in all_of_them] == expected
-    assert free_pages(engine) == list(engine.pages.capacities)
-
-
-def test_with_state_for_one_the_second_waits_for_the_first() -> None:
-    engine = tiny_engine(sequences=1)
-    first, second = generation(engine), generation(engine, prompt_of(9))
-    next(iter(first))
-    assert second.token_ids == tokens_alone(prompt_of(9), SEEDED, LONG)
-    assert first.token_ids == tokens_alone(prompt_of(6), SEEDED, LONG)
-
-
-def test_with_state_for_one_closing_the_first_lets_the_second_begin() -> None:
-    engine = tiny_engine(sequences=1)
-    first, second = generation(engine), generation(engine, prompt_of(9))
-    next(iter(first))
-    first.close()
-    next(iter(second))
-    assert len(first.token_ids) == 1
-    assert second.token_ids == tokens_alone(prompt_of(9), SEEDED, LONG)
-
-
-def test_a_stop_string_ends_one_that_another_drives() -> None:
-    text = generation().text
-    engine = tiny_engine(sequences=1)
-    stop = StopConditions(stop=(text[4:7],))  # no other limit but the context
-    first, second = generation(engine, stop=stop), generation(engine, prompt_of(9))
-    assert second.text
-    assert first._sequence.finish == "stop"
-    assert first.text == text[: text.index(text[4:7])]
-
-
 # Log probabilities ----------------------------------------------------------------------
 
 
@@ -445,49 +340,3 @@ def test_a_refused_prompt_leaves_nothing_behind() -> None:
         with pytest.raises(RequestError):
             generation(engine, prompt)
     assert engine._sequences == []
-
-
-# Through the model ----------------------------------------------------------------------
-
-
-def test_ignore_end_goes_on_past_end_tokens_and_the_publishers_stop_strings() -> None:
-    tokens = tokens_alone(prompt_of(6), GREEDY, LONG)
-    model = language_model(stop_token_ids=(tokens[10],), stop_strings=("zzz",))
-    first = tokens.index(tokens[10])
-    stopped = model.generate(prompt_of(6), max_tokens=30)
-    assert (stopped.token_ids, stopped.finish_reason) == (tokens[:first], "stop")
-    ignoring = model.generate(prompt_of(6), max_tokens=30, ignore_end=True)
-    assert (ignoring.token_ids, ignoring.finish_reason) == (tokens, "length")
-    text = ignoring.text
-    own = language_model(stop_strings=(text[3:5],))
-    assert own.generate(prompt_of(6), max_tokens=30).text == text[: text.index(text[3:5])]
-    assert own.generate(prompt_of(6), max_tokens=30, ignore_end=True).text == text
-
-
-def test_a_prompt_may_be_text_or_ids() -> None:
-    model = language_model()
-    by_text = model.generate("abc", max_tokens=5)
-    assert by_text.prompt_ids == [0, 1, 2]
-    assert by_text.token_ids == model.generate(np.array([0, 1, 2]), max_tokens=5).token_ids  # type: ignore[arg-type]
-
-
-def test_a_seed_repeats_a_text_and_none_is_drawn_anew() -> None:
-    model = language_model(do_sample=True, temperature=3.0)
-    first, second = (model.generate("abc", seed=5).token_ids[:30] for _ in range(2))
-    assert first == second
-    drawn = {tuple(model.generate("abc", max_tokens=20).token_ids) for _ in range(3)}
-    assert len(drawn) == 3
-
-
-def test_texts_need_a_tokenizer() -> None:
-    model = language_model(tokenizer=TokenizerError("tiny", "it is broken", "Mend it"))
-    assert len(model.generate([1, 2], max_tokens=3).token_ids) == 3
-    with pytest.raises(TokenizerError):
-        model.generate("abc")
-    with pytest.raises(RequestError, match="needs a tokenizer"):
-        model.generate([1], stop="x")
-
-
-def test_logits_equal_the_engines() -> None:
-    model = language_model(tiny_engine(shared_decoder()))
-    np.testing.assert_array_equal(model.logits([1, 2, 3]), tiny_engine().logits([1, 2, 3]))

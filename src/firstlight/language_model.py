@@ -118,11 +118,7 @@ class LanguageModel:
         """Token ids of a conversation, up to where the answer starts."""
         tokenizer = self._need_tokenizer()
         if tokenizer.chat_template is None:
-            raise TokenizerError(
-                self.checkpoint.location,
-                "the model has no chat template: it is a base model, which continues text",
-                "Use `firstlight run` or `generate`, or an instruction-tuned model",
-            )
+            raise no_chat_template(self.checkpoint)
         return tokenizer.encode(tokenizer.chat_template.render(messages), add_special=False)
 
     def sampling(self, seed: int | None = None, **given: Any) -> SamplingParameters:
@@ -151,6 +147,15 @@ class LanguageModel:
             assert self._tokenizer_error is not None
             raise self._tokenizer_error
         return self.tokenizer
+
+
+def no_chat_template(checkpoint: Checkpoint) -> TokenizerError:
+    """The error for a conversation with a model that is not made for it."""
+    return TokenizerError(
+        checkpoint.location,
+        "the model has no chat template: it is a base model, which continues text",
+        "Use `firstlight run` or `generate`, or an instruction-tuned model",
+    )
 
 
 def _sampling_defaults(published: GenerationDefaults) -> dict[str, Any]:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Literal
 
 from firstlight.backends import open_device
 from firstlight.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from firstlight.checkpoint.resolve import resolve_model
 from firstlight.checkpoint.tokenizer import Tokenizer, load_tokenizer
-from firstlight.engine.engine import Engine
-from firstlight.engine.memory_plan import TOKEN_BUDGET, MemoryPlan, fit_context, plan_memory
-from firstlight.errors import RequestError, TokenizerError
+from firstlight.engine.engine import TOKEN_BUDGET, Engine, check_options
+from firstlight.engine.memory_plan import MemoryPlan, fit_context, plan_memory, weight_bytes
+from firstlight.errors import FormatError, TokenizerError
 from firstlight.formats.base import Format
-from firstlight.formats.registry import get_format
+from firstlight.formats.registry import ALIASES, get_format, known_formats
 from firstlight.host.memory import available_memory
-from firstlight.language_model import LanguageModel
+from firstlight.language_model import LanguageModel, no_chat_template
 from firstlight.model.decoder import Decoder
 from firstlight.model.families.registry import make_spec
 from firstlight.model.spec import ModelSpec
-from firstlight.model.stream import VALUE_BYTES
 from firstlight.model.weights import load_weights
 from firstlight.progress import progress
+
+Use = Literal["ids", "text", "chat"]
 
 
 def load(
@@ -34,6 +36,8 @@ def load(
     token_budget: int = TOKEN_BUDGET,
     state: str = "float32",
     endpoint: str | None = None,
+    update: bool = False,
+    use: Use = "ids",
 ) -> LanguageModel:
     """Load a model.
 
@@ -49,37 +53,62 @@ def load(
         token_budget: most tokens of one step; longer prompts are computed in chunks.
         state: dtype of keys and values, "float32" or "bfloat16".
         endpoint: hub to fetch from, instead of the default.
+        update: ask the hub whether a branch that is in the local cache has moved on.
+        use: what the model must be good for: "ids" (anything), "text" (it has a tokenizer that
+            works) or "chat" (and a chat template). Whatever is missing is said before the weights
+            are read.
 
     Raises:
         FirstlightError: the model cannot be found, read, fetched, or does not fit; the message
             says what to do.
     """
-    for name, value in (("sequences", sequences), ("token_budget", token_budget)):
-        _at_least_one(name, value)
-    if context_length is not None:
-        _at_least_one("context_length", context_length)
-    if state not in VALUE_BYTES:
-        raise RequestError(
-            f"state {state!r}", "is no dtype for state", f"Use one of: {', '.join(VALUE_BYTES)}"
-        )
-    checkpoint = open_checkpoint(resolve_model(str(model), endpoint=endpoint))
+    check_options(1 if context_length is None else context_length, sequences, token_budget, state)
+    # What needs no model comes first: nobody downloads one to learn of a misspelt option.
+    target = conversion_target(weights)
+    backend = open_device(device)
+    checkpoint = open_checkpoint(resolve_model(str(model), endpoint=endpoint, update=update))
     spec = make_spec(checkpoint)
-    target = None if weights is None else get_format(weights)
-    tokenizer = _tokenizer(checkpoint)
+    check_formats(checkpoint, spec)
+    tokenizer = _tokenizer(checkpoint, use)
     if context_length is not None and context_length > spec.context_length:
         warnings.warn(
             f"{model}: a context of {context_length} tokens is more than the "
             f"{spec.context_length} that the model was made for; expect poor text beyond them",
             stacklevel=2,
         )
-    plan = memory_plan(checkpoint, spec, target, context_length, state, sequences)
-    backend = open_device(device)
-    with progress("Reading weights", total=plan.weights) as advance:
+    plan = memory_plan(checkpoint, spec, target, context_length, state, sequences, token_budget)
+    with progress("Reading weights", total=weight_bytes(spec, checkpoint)) as advance:
         loaded = load_weights(spec, checkpoint, backend, target, advance)
     engine = Engine(
         Decoder(spec, loaded, backend), plan.context_length, sequences, token_budget, state
     )
     return LanguageModel(checkpoint, spec, tokenizer, engine, backend)
+
+
+def conversion_target(name: str | None) -> Format | None:
+    """The format that weights are to be converted to; None keeps them as they are stored.
+
+    Raises:
+        FormatError: no such format, or firstlight only reads it.
+    """
+    if name is None:
+        return None
+    target = get_format(name)
+    if target.encode is None:
+        writable = [known for known in known_formats() if get_format(known).encode is not None]
+        raise FormatError(
+            f"weights {name!r}",
+            f"firstlight reads {target.name} but does not write it, so nothing can be converted "
+            "to it",
+            f"Use one of: {', '.join((*ALIASES, *writable))}",
+        )
+    return target
+
+
+def check_formats(checkpoint: Checkpoint, spec: ModelSpec) -> None:
+    """FormatError, naming file and tensor, where a tensor's storage format cannot be read."""
+    for source in spec.sources():
+        checkpoint.format_of(source.name)
 
 
 def memory_plan(
@@ -89,6 +118,7 @@ def memory_plan(
     context_length: int | None = None,
     state: str = "float32",
     sequences: int = 1,
+    token_budget: int = TOKEN_BUDGET,
 ) -> MemoryPlan:
     """What loading would need, at the context length that it would choose.
 
@@ -97,21 +127,23 @@ def memory_plan(
     """
     return fit_context(
         spec,
-        lambda length: plan_memory(spec, checkpoint, length, target, state, sequences),
+        lambda length: plan_memory(
+            spec, checkpoint, length, target, state, sequences, token_budget
+        ),
         available_memory(),
         context_length,
         checkpoint.location,
     )
 
 
-def _at_least_one(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RequestError(name, f"is {value!r}", "Use a whole number of at least 1")
-
-
-def _tokenizer(checkpoint: Checkpoint) -> Tokenizer | TokenizerError:
-    """The tokenizer, or why there is none: the model can still be used with token ids."""
+def _tokenizer(checkpoint: Checkpoint, use: Use) -> Tokenizer | TokenizerError:
+    """The tokenizer, or why there is none, where the model is used with token ids."""
     try:
-        return load_tokenizer(checkpoint)
+        tokenizer = load_tokenizer(checkpoint)
     except TokenizerError as error:
+        if use != "ids":
+            raise
         return error
+    if use == "chat" and tokenizer.chat_template is None:
+        raise no_chat_template(checkpoint)
+    return tokenizer

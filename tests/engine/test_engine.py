@@ -133,6 +133,7 @@ def test_sequences_beyond_the_state_wait_their_turn() -> None:
 def test_equal_sequences_are_kept_apart() -> None:
     engine = tiny_engine(sequences=2)
     first, second = (engine.add(prompt_of(5), GREEDY, STOP) for _ in range(2))
+    assert first != second
     engine.remove(second)
     run_to_end(engine)
     assert (first.finish, second.finish) == ("length", "cancelled")
@@ -152,6 +153,15 @@ def test_decoding_goes_first_and_prompts_take_what_is_left() -> None:
         counts.append((long.computed - before[0], late.computed - before[1]))
     assert counts == [(7, 0), (7, 0), (6, 1), (1, 4)]
     assert len(running.output_ids) == 5
+
+
+def test_a_long_prompt_that_came_first_does_not_hold_up_one_token() -> None:
+    engine = tiny_engine(sequences=2, token_budget=4)
+    engine.add(prompt_of(30), GREEDY, STOP)
+    short = engine.add(prompt_of(1), GREEDY, STOP)
+    for count in range(1, 9):
+        engine.step()
+        assert len(short.output_ids) == count
 
 
 # How a sequence ends --------------------------------------------------------------------

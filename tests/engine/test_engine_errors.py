@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from firstlight.backends.numpy.backend import NumpyBackend
+from firstlight.engine.pages import PageTable
 from firstlight.engine.parameters import SamplingParameters, StopConditions
 from firstlight.engine.sequence import Progress
 from firstlight.errors import DeviceError, RequestError
@@ -26,9 +27,6 @@ from tests.support.tiny_engine import (
 )
 
 STOP = StopConditions(max_tokens=16)
-
-
-# Errors ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -129,6 +127,27 @@ def test_an_interrupted_step_can_be_repeated(call: int) -> None:
         tokens_alone(prompt_of(n), SEEDED) for n in (15, 6)
     ]
     assert free_pages(engine) == list(engine.pages.capacities)
+
+
+def test_an_interrupt_right_after_a_token_was_chosen_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = tiny_engine()
+    slide = engine.pages.slide
+    interrupts = [True]
+
+    def interrupted(table: PageTable, position: int) -> None:
+        if position == 10 and interrupts:
+            interrupts.pop()
+            raise KeyboardInterrupt
+        slide(table, position)
+
+    monkeypatch.setattr(engine.pages, "slide", interrupted)
+    sequence = engine.add(prompt_of(6), GREEDY, STOP)
+    with pytest.raises(KeyboardInterrupt):
+        run_to_end(engine)
+    run_to_end(engine)
+    assert sequence.output_ids == tokens_alone(prompt_of(6))
 
 
 def test_an_interrupt_between_two_sequences_loses_neither() -> None:

@@ -162,9 +162,13 @@ def test_long_rope_makes_the_state_anew(prompt_length: int, token_budget: int) -
     company = engine.add(prompt_of(9), GREEDY, StopConditions(max_tokens=8))
     sequence = engine.add(prompt, GREEDY, StopConditions(max_tokens=40), wants_logits=True)
     rows = []
+    replayed_at = []
     while progress := engine.step():
         rows += [part.logits for part in progress if part.logits is not None]
+        if sequence.finish is None and sequence.output_ids and sequence.computed == 0:
+            replayed_at.append(sequence.length)
     assert sequence.finish == "length"
+    assert replayed_at == [21]
     assert free_pages(engine) == list(engine.pages.capacities)
     assert company.output_ids == tokens_alone(
         prompt_of(9), stop=StopConditions(max_tokens=8), decoder=decoder

@@ -105,11 +105,14 @@ class Pages(RuleBasedStateMachine):
     @rule(model=sequences, data=st.data())
     def cut(self, model: Model, data: st.DataObject) -> None:
         length = data.draw(st.integers(0, model.length))
-        visible = [
-            range(0 if window is None else max(0, length - window + 1), length)
+        # The next token sees the last window - 1 positions, and where it is not the first of a page
+        # it needs the page that it shares with the position before it.
+        shared = {length - 1} if length % self.page_tokens else set()
+        needed = [
+            shared | set(range(0 if window is None else max(0, length - window + 1), length))
             for window in self.windows
         ]
-        possible = all(set(seen) <= held for seen, held in zip(visible, model.held, strict=True))
+        possible = all(seen <= held for seen, held in zip(needed, model.held, strict=True))
         assert self.pages.can_cut(model.table, length) == possible
         if not possible:
             self.release(model)

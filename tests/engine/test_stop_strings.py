@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstlight.engine.stop_strings import StopStrings
@@ -31,6 +31,7 @@ def text_before_stop(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
     return text, False
 
 
+@settings(max_examples=1000)
 @given(texts, stops, st.lists(st.integers(0, 30), max_size=12))
 def test_any_cut_gives_the_text_before_the_first_stop_string(
     text: str, stop: tuple[str, ...], cuts: list[int]

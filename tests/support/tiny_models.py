@@ -214,6 +214,7 @@ TINY_MODELS = (
             "mlp_bias": True,
             "tie_word_embeddings": False,
         },
+        _older(2e6, layer_types=ABSENT),
     ),
     TinyModel(
         "granite",

@@ -261,9 +261,9 @@ class Engine:
 
 def check_options(context_length: int, sequences: int, token_budget: int, state_dtype: str) -> None:
     """RequestError where no engine could be made with these."""
-    check_whole("context_length", context_length, 1, 1 << 31)
-    check_whole("sequences", sequences, 1, 1 << 20)
-    check_whole("token_budget", token_budget, 1, 1 << 31)
+    check_whole("context_length", context_length, 1, 1 << 62)
+    check_whole("sequences", sequences, 1, 1 << 62)
+    check_whole("token_budget", token_budget, 1, 1 << 62)
     if state_dtype not in VALUE_BYTES:
         raise RequestError(
             f"state {state_dtype!r}",

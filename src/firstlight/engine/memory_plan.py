@@ -8,11 +8,9 @@ from math import prod
 
 from firstlight.engine.engine import (
     PAGE_TOKENS,
+    TOKEN_BUDGET,
     check_options,
     pages_per_sequence,
-)
-from firstlight.engine.engine import (
-    TOKEN_BUDGET as TOKEN_BUDGET,
 )
 from firstlight.errors import InsufficientMemoryError
 from firstlight.formats.base import Format

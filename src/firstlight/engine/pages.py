@@ -85,8 +85,8 @@ class PageAllocator:
     def can_cut(self, table: PageTable, length: int) -> bool:
         """Whether the sequence can be cut back to `length` tokens and go on from there.
 
-        It cannot where a sliding group has freed positions that the next token would see; the
-        tokens must then be replayed.
+        It cannot where a sliding group has freed positions that the next token would see, or the
+        page that it would be written to; the tokens must then be replayed.
         """
         for group, spec in enumerate(self.groups):
             if spec.window is None:

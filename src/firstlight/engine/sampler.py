@@ -97,7 +97,7 @@ def distribution(adjusted: Doubles, parameters: SamplingParameters) -> tuple[Ind
 
     Returns:
         Token ids int64 [m], and float64 [m] that sum to one. After top-k or top-p the ids stand by
-        falling probability, equal ones by id; otherwise in order.
+        falling logit, equal ones by id; otherwise in order.
     """
     tokens = np.arange(len(adjusted))
     if 0 < parameters.top_k < len(adjusted):
@@ -108,7 +108,7 @@ def distribution(adjusted: Doubles, parameters: SamplingParameters) -> tuple[Ind
     probabilities = weights / weights.sum()
     kept: Indices | NDArray[np.bool_]
     if parameters.top_p < 1.0:
-        kept = _nucleus(probabilities, parameters.top_p)
+        kept = _nucleus(adjusted[tokens], probabilities, parameters.top_p)
         tokens, probabilities = tokens[kept], probabilities[kept]
     if parameters.min_p > 0.0:
         kept = probabilities >= parameters.min_p * probabilities.max()
@@ -127,12 +127,12 @@ def largest(values: Doubles | Floats, count: int) -> Indices:
     return candidates[np.argsort(-values[candidates], kind="stable")][:count]
 
 
-def _nucleus(probabilities: Doubles, top_p: float) -> Indices:
+def _nucleus(logits: Doubles, probabilities: Doubles, top_p: float) -> Indices:
     """Indices of the fewest likeliest whose probabilities reach top_p; falling."""
     # Whatever is less likely than (1 - top_p) / n sums to less than 1 - top_p, so that the nucleus
     # is complete without it; it need not be sorted. Half of that, lest rounding decide.
     likely = np.flatnonzero(probabilities >= 0.5 * (1.0 - top_p) / len(probabilities))
-    falling = likely[np.argsort(-probabilities[likely], kind="stable")]
+    falling = likely[np.argsort(-logits[likely], kind="stable")]
     before = np.cumsum(probabilities[falling]) - probabilities[falling]
     return falling[: max(1, int(np.count_nonzero(before < top_p)))]
 
