@@ -111,7 +111,7 @@ def test_seed_repeats_a_sampled_text() -> None:
         (["run", "demo", "x", "--logit-bias", "999999999=1"], ["logit_bias"]),
         (["run", "demo", "x", "--stop", ""], ["stop"]),
         (["run", "demo", "x", "--context", "0"], ["context"]),
-        (["run", "demo", "x", "--context", "999999999999"], ["memory"]),
+        (["run", "demo", "x", "--context", "2000000000"], ["memory"]),
         (["run", "demo", "x", "--system", "y"], ["--system"]),
         (["run", "demo", "word " * 200, "--context", "64"], ["prompt", "context"]),
         (["chat", "demo"], ["base model"]),

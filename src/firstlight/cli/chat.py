@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
+from firstlight.cli.conversation import Conversation
+from firstlight.cli.input import edited_lines, read_lines
 from firstlight.cli.options import (
     add_hub,
     add_loading,
@@ -15,26 +15,33 @@ from firstlight.cli.options import (
     generation_parameters,
     load_model,
 )
+from firstlight.cli.terminal import dim, is_terminal, one_line
 from firstlight.errors import FirstlightError, RequestError
 
-if TYPE_CHECKING:
-    from firstlight.language_model import LanguageModel
-
 _HELP = """\
-/reset     forget the conversation
-/system T  set the system message to T and forget the conversation
-/again     have the last message answered again
-/help      this list
-/exit      leave (also Ctrl-D)
-Ctrl-C stops an answer. Alt-Enter starts a new line. Up and Down walk through earlier messages."""
+/reset         forget the conversation
+/system TEXT   forget it, and set the system message; without TEXT there is none
+/again         have the last message answered again
+/help          this list
+/exit          leave (also Ctrl-D)
+Ctrl-C stops an answer. Alt-Enter starts a new line. Up and Down walk through earlier messages.
+A message that begins with / is written with a space before it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `chat`."""
+    parser.epilog = (
+        "In a terminal: /help lists what can be typed besides messages. From a pipe: each line is "
+        "a message, and is answered in turn."
+    )
     add_model(parser)
     parser.add_argument("--system", metavar="TEXT", help="a system message")
     parser.add_argument(
-        "-n", "--max-tokens", type=int, help="at most so many tokens an answer (default: no limit)"
+        "-n",
+        "--max-tokens",
+        type=int,
+        metavar="COUNT",
+        help="at most so many tokens an answer (default: what the context holds)",
     )
     add_loading(parser)
     add_sampling(parser)
@@ -43,126 +50,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read messages and answer them until the input ends."""
-    model = load_model(arguments)
-    conversation = Conversation(model, arguments.system, generation_parameters(arguments))
+    parameters = generation_parameters(arguments)
+    model = load_model(arguments, "chat")
+    interactive = is_terminal(sys.stdin)
+    conversation = Conversation(model, arguments.system, parameters, interactive)
     conversation.check()
-    if sys.stdin.isatty():
-        print(f"{arguments.model}: /help lists commands, Ctrl-D leaves.", file=sys.stderr)
-    for line in _lines():
-        if not line.strip():
-            continue
+    if not interactive:
+        for line in read_lines() if sys.stdin is not None else ():
+            if not _take(conversation, line):
+                break
+        return 0
+    from firstlight.cli.report import licence_line
+
+    _remark(licence_line(arguments.model, model))
+    _remark(f"{arguments.model}: /help lists commands, Ctrl-D leaves.")
+    for line in edited_lines():
         try:
-            if line.startswith("/"):
-                if not _command(conversation, line.strip()):
-                    break
-            else:
-                conversation.say(line)
+            if not _take(conversation, line):
+                break
         except FirstlightError as error:
-            if not sys.stdin.isatty():
-                raise
-            print(f"firstlight: {error}", file=sys.stderr)
+            print(f"firstlight: {one_line(str(error))}", file=sys.stderr)
+        except KeyboardInterrupt:
+            _remark("stopped")
     return 0
 
 
-class Conversation:
-    """Messages so far, and how the model answers them."""
-
-    def __init__(
-        self, model: LanguageModel, system: str | None, parameters: dict[str, Any]
-    ) -> None:
-        self.model = model
-        self.parameters = parameters
-        self.system = system
-        self.messages: list[dict[str, str]] = []
-
-    def reset(self) -> None:
-        """Forget all but the system message."""
-        self.messages = []
-
-    def check(self) -> None:
-        """Raises TokenizerError or RequestError where the model cannot chat at all."""
-        self._prompt([{"role": "user", "content": "Hello"}])
-
-    def say(self, text: str) -> None:
-        """Answer a message; on Ctrl-C what has come so far stays as the answer.
-
-        Raises:
-            FirstlightError: the message cannot be answered; it is forgotten then.
-        """
-        messages = [*self.messages, {"role": "user", "content": text}]
-        generation = self.model.generate(self._prompt(messages), **self.parameters)
-        answer = ""
-        try:
-            for piece in generation:
-                print(piece.text, end="", flush=True)
-                answer += piece.text
-        except KeyboardInterrupt:
-            print(" [stopped]", end="")
-        finally:
-            generation.close()
-        print()
-        self.messages = [*messages, {"role": "assistant", "content": answer}]
-
-    def again(self) -> None:
-        """Answer the last message anew."""
-        if not self.messages:
-            raise RequestError("/again", "there is no message yet", "Write one")
-        text = self.messages[-2]["content"]
-        self.messages = self.messages[:-2]
-        self.say(text)
-
-    def _prompt(self, messages: list[dict[str, str]]) -> list[int]:
-        first = [{"role": "system", "content": self.system}] if self.system else []
-        return self.model.encode_chat([*first, *messages])
-
-
-def _command(conversation: Conversation, line: str) -> bool:
-    """Carry out a command; False leaves."""
-    name, _, rest = line.partition(" ")
+def _take(conversation: Conversation, line: str) -> bool:
+    """Answer a message, or carry out a command; False leaves."""
+    if not line.strip():
+        return True
+    if not line.startswith("/"):
+        _remark(conversation.say(line.removeprefix(" ") if line.startswith(" /") else line))
+        return True
+    name, _, rest = line.strip().partition(" ")
     match name:
         case "/exit" | "/quit":
             return False
         case "/reset":
             conversation.reset()
+            _remark("The conversation is forgotten.")
         case "/again":
-            conversation.again()
+            _remark(conversation.again())
         case "/system":
-            conversation.system = rest.strip() or None
-            conversation.reset()
+            conversation.set_system(rest.strip() or None)
+            _remark("The conversation begins anew.")
         case "/help":
             print(_HELP, file=sys.stderr)
         case _:
-            raise RequestError(name, "is no command", "Type /help for the list")
+            raise RequestError(
+                name,
+                "is no command",
+                "Type /help for the list, or a space first if this is a message",
+            )
     return True
 
 
-def _lines() -> Iterator[str]:
-    """The user's messages: edited in a terminal, else a line each."""
-    if not sys.stdin.isatty():
-        for line in sys.stdin:
-            yield line.rstrip("\r\n")
-        return
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory
-    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-
-    from firstlight.host.cache import cache_directory
-
-    keys = KeyBindings()
-
-    @keys.add("escape", "enter")
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    history = cache_directory() / "chat_history"
-    history.parent.mkdir(parents=True, exist_ok=True)
-    session: PromptSession[str] = PromptSession(
-        history=FileHistory(str(history)), key_bindings=keys
-    )
-    while True:
-        try:
-            yield session.prompt("> ")
-        except KeyboardInterrupt:
-            continue
-        except EOFError:
-            return
+def _remark(text: str | None) -> None:
+    """Something for the person who watches; never among the output."""
+    if text and is_terminal(sys.stderr):
+        print(dim(text, sys.stderr), file=sys.stderr)

@@ -60,23 +60,22 @@ def _device(backend: Backend, arguments: argparse.Namespace) -> dict[str, Any]:
 
         reports = list(check_kernels(backend))
         device["checked"] = len(reports)
-        device["disagreeing"] = [
-            f"{report.op}/{report.kernel}: {report.case}" for report in reports if not report.passed
-        ]
+        device["disagreeing"] = [str(report) for report in reports if not report.passed]
     return device
 
 
 def _text(device: dict[str, Any]) -> str:
     from firstlight.engine.memory_plan import gibibytes
+    from firstlight.ops import all_ops
 
     peaks = ", ".join(
         f"{dtype} {speed / 1e9:,.0f} GFLOP/s"
         for dtype, speed in device["matrix_operations_per_second"].items()
     )
-    with_kernel = [op for op, kernels in device["kernels"].items() if kernels]
-    without = [op for op, kernels in device["kernels"].items() if not kernels]
+    without = {op.name: op.composite for op in all_ops() if not device["kernels"][op.name]}
+    with_kernel = [op for op in device["kernels"] if op not in without]
     rows = [
-        (device["device"], device["details"]),
+        (device["device"], device["details"].removeprefix(f"{device['device']}: ")),
         (
             "memory",
             f"{gibibytes(device['memory'])}, {gibibytes(device['available_memory'])} available",
@@ -84,10 +83,13 @@ def _text(device: dict[str, Any]) -> str:
         ("bandwidth", f"{device['bandwidth_bytes_per_second'] / 1e9:,.1f} GB/s"),
         ("matrices", peaks),
         ("measured", f"{device['measured_at']}: {device['how']}"),
-        ("kernels", ", ".join(with_kernel) or "none: every op runs as its definition"),
+        ("kernels", ", ".join(with_kernel) or "none: every op runs as its definition, slowly"),
     ]
-    if with_kernel and without:
-        rows.append(("by parts", ", ".join(without)))
+    if with_kernel:
+        for label, composite in (("in parts", True), ("slow", False)):
+            names = [name for name, is_composite in without.items() if is_composite == composite]
+            if names:
+                rows.append((label, ", ".join(names)))
     if device["fast_formats"]:
         rows.append(("formats", ", ".join(device["fast_formats"])))
     if "checked" in device:

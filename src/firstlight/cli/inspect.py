@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from math import prod
@@ -12,9 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from firstlight.cli.options import add_hub, add_model
+from firstlight.cli.terminal import harmless, json_text
 
 if TYPE_CHECKING:
+    from firstlight.backends.base import Backend
     from firstlight.checkpoint.checkpoint import Checkpoint
+    from firstlight.checkpoint.stand_in import StandIn
     from firstlight.engine.memory_plan import MemoryPlan
     from firstlight.formats.base import Format
     from firstlight.model.spec import ModelSpec
@@ -26,27 +28,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `inspect`."""
     add_model(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--digest", action="store_true", help="add the sha256 of each file")
+    parser.add_argument(
+        "--digest", action="store_true", help="add the SHA-256 of each file of weights"
+    )
     parser.add_argument("--device", default="cpu", help="chip that it would run on (default: cpu)")
     parser.add_argument(
         "--weights", metavar="FORMAT", help="as if the weights were converted to this format"
     )
-    parser.add_argument("--state", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--state",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="dtype of keys and values (default: float32)",
+    )
     add_hub(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the report. A model that cannot run here is described all the same."""
+    """Print the report. A sound model that cannot run here is described all the same."""
+    from firstlight.backends import open_device
     from firstlight.checkpoint.checkpoint import open_checkpoint
     from firstlight.checkpoint.resolve import resolve_model
+    from firstlight.cli.inspect_text import report_text
+    from firstlight.loading import conversion_target
 
+    target = conversion_target(arguments.weights)
+    backend = open_device(arguments.device)
     checkpoint = open_checkpoint(
-        resolve_model(arguments.model, endpoint=arguments.endpoint, headers_only=True)
+        resolve_model(
+            arguments.model,
+            endpoint=arguments.endpoint,
+            update=arguments.update,
+            headers_only=True,
+        )
     )
-    report = _files(checkpoint) | _model(checkpoint, arguments)
+    report = _files(checkpoint) | _tokenizer(checkpoint)
+    report |= _model(checkpoint, backend, target, arguments.state)
     if arguments.digest:
-        report["digests"] = dict(_digests(checkpoint.files))
-    print(json.dumps(report, ensure_ascii=False) if arguments.json else _text(report))
+        report |= _digests(checkpoint)
+    print(json_text(report) if arguments.json else harmless(report_text(report)))
     return 0
 
 
@@ -54,8 +74,10 @@ def _files(checkpoint: Checkpoint) -> dict[str, Any]:
     formats: Counter[str] = Counter()
     for tensor in checkpoint.tensors.values():
         formats[tensor.format] += tensor.nbytes
+    stand_in = checkpoint.stand_in
     return {
-        "location": str(checkpoint.location),
+        "location": str(checkpoint.location) if stand_in is None else stand_in.model,
+        "headers_from": None if stand_in is None else stand_in.endpoint,
         "layout": checkpoint.kind,
         "files": len(checkpoint.files),
         "tensors": len(checkpoint.tensors),
@@ -66,16 +88,49 @@ def _files(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _model(checkpoint: Checkpoint, arguments: argparse.Namespace) -> dict[str, Any]:
-    from firstlight.errors import CheckpointError, UnsupportedModelError
-    from firstlight.formats.registry import get_format
+def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Whether text can be given, and conversations. One that is there but broken is an error."""
+    from firstlight.checkpoint.gguf_metadata import KINDS
+    from firstlight.checkpoint.tokenizer import load_tokenizer
+
+    if checkpoint.kind == "gguf":
+        present = checkpoint.config.get("tokenizer.ggml.model") in KINDS
+    else:
+        names = ("tokenizer.json", "tokenizer.model")
+        present = any((checkpoint.location / name).exists() for name in names)
+    if not present:
+        return {"tokenizer_size": None, "chat": False}
+    tokenizer = load_tokenizer(checkpoint)
+    return {
+        "tokenizer_size": tokenizer.vocabulary_size,
+        "chat": tokenizer.chat_template is not None,
+    }
+
+
+def _model(
+    checkpoint: Checkpoint, backend: Backend, target: Format | None, state: str
+) -> dict[str, Any]:
+    from firstlight.errors import FormatError, UnsupportedModelError
+    from firstlight.loading import check_formats
     from firstlight.model.families.registry import make_spec
 
     try:
         spec = make_spec(checkpoint)
-    except (CheckpointError, UnsupportedModelError) as error:
+    except UnsupportedModelError as error:
         return {"family": None, "runs": False, "why": str(error)}
-    target = get_format(arguments.weights) if arguments.weights else None
+    report = _architecture(spec)
+    try:
+        check_formats(checkpoint, spec)
+    except FormatError as error:
+        return {**report, "memory": [], "runs": False, "why": str(error)}
+    return {
+        **report,
+        **_memory(checkpoint, spec, target, state),
+        **_run_here(checkpoint, spec, backend, target, state),
+    }
+
+
+def _architecture(spec: ModelSpec) -> dict[str, Any]:
     windows = [layer.attention.window for layer in spec.layers]
     first = spec.layers[0].attention
     return {
@@ -91,8 +146,6 @@ def _model(checkpoint: Checkpoint, arguments: argparse.Namespace) -> dict[str, A
         "context_length": spec.context_length,
         "tied_embeddings": spec.tied,
         "model_parameters": sum(prod(source.shape) for source in spec.sources()),
-        **_memory(checkpoint, spec, target, arguments.state),
-        **_run_here(checkpoint, spec, target, arguments),
     }
 
 
@@ -123,14 +176,12 @@ def _plan_values(plan: MemoryPlan) -> dict[str, int]:
 
 
 def _run_here(
-    checkpoint: Checkpoint, spec: ModelSpec, target: Format | None, arguments: argparse.Namespace
+    checkpoint: Checkpoint, spec: ModelSpec, backend: Backend, target: Format | None, state: str
 ) -> dict[str, Any]:
-    from firstlight.backends import open_device
     from firstlight.errors import InsufficientMemoryError
     from firstlight.host.memory import available_memory
     from firstlight.loading import memory_plan
 
-    backend = open_device(arguments.device)
     matrices = {
         target.name if target is not None else checkpoint.tensors[source.name].format
         for source in spec.sources()
@@ -143,7 +194,7 @@ def _run_here(
         "formats_without_kernel": slow,
     }
     try:
-        plan = memory_plan(checkpoint, spec, target, state=arguments.state)
+        plan = memory_plan(checkpoint, spec, target, state=state)
     except InsufficientMemoryError as error:
         return {**here, "runs": False, "why": str(error)}
     how = f"on {backend.name}, with a context of {plan.context_length:,} tokens"
@@ -152,7 +203,27 @@ def _run_here(
     return {**here, "runs": True, "how": how, "context_length_here": plan.context_length}
 
 
-def _digests(files: tuple[Path, ...]) -> Iterator[tuple[str, str]]:
+def _digests(checkpoint: Checkpoint) -> dict[str, Any]:
+    """SHA-256 by file name: computed from the files, or of files that are not here as stated."""
+    if checkpoint.stand_in is not None:
+        return {"digests": _stated_digests(checkpoint.stand_in), "digests_computed": False}
+    return {"digests": dict(_computed_digests(checkpoint.files)), "digests_computed": True}
+
+
+def _stated_digests(stand_in: StandIn) -> dict[str, str]:
+    from firstlight.errors import HubError
+
+    for name, digest in stand_in.digests.items():
+        if len(digest) != 64:
+            raise HubError(
+                stand_in.model,
+                f"{stand_in.endpoint} states no SHA-256 for {name}",
+                "Leave out --digest, or have the model downloaded first by `firstlight run`",
+            )
+    return dict(stand_in.digests)
+
+
+def _computed_digests(files: tuple[Path, ...]) -> Iterator[tuple[str, str]]:
     from firstlight.progress import progress
 
     with progress("Hashing", total=sum(path.stat().st_size for path in files)) as advance:
@@ -163,60 +234,3 @@ def _digests(files: tuple[Path, ...]) -> Iterator[tuple[str, str]]:
                     digest.update(block)
                     advance(len(block))
             yield path.name, digest.hexdigest()
-
-
-def _text(report: dict[str, Any]) -> str:
-    from firstlight.engine.memory_plan import gibibytes
-
-    shares = ", ".join(
-        f"{name} {size / max(1, report['bytes']):.0%}" for name, size in report["formats"].items()
-    )
-    rows = [
-        ("model", report["location"]),
-        ("family", report["family"] or "unknown"),
-        ("files", f"{report['files']} ({report['layout']}), {gibibytes(report['bytes'])}"),
-        ("parameters", f"{report['parameters']:,} in {report['tensors']} tensors"),
-        ("weights", shares),
-        ("licence", report["licence"] or "not stated in the files"),
-    ]
-    if report["family"]:
-        rows += _architecture(report)
-    lines = [f"{name:<12}{value}" for name, value in rows]
-    if report["family"]:
-        lines += ["", *_memory_table(report)]
-    verdict = f"yes, {report['how']}" if report["runs"] else f"no. {report['why']}"
-    lines += ["", f"{'runs here':<12}{verdict}"]
-    for name, digest in report.get("digests", {}).items():
-        lines.append(f"{'sha256':<12}{digest}  {name}")
-    return "\n".join(lines)
-
-
-def _architecture(report: dict[str, Any]) -> list[tuple[str, str]]:
-    layers = str(report["layers"])
-    if report["sliding_layers"]:
-        layers += (
-            f", {report['sliding_layers']} of them with a window of {report['sliding_window']}"
-        )
-    heads = f"{report['heads']} of {report['head_size']}"
-    if report["key_value_heads"] != report["heads"]:
-        heads += f", {report['key_value_heads']} for keys and values"
-    tied = ", tied to the output head" if report["tied_embeddings"] else ""
-    return [
-        ("layers", layers),
-        ("heads", heads),
-        ("width", f"{report['hidden_size']:,}"),
-        ("vocabulary", f"{report['vocabulary_size']:,}{tied}"),
-        ("context", f"{report['context_length']:,} tokens"),
-    ]
-
-
-def _memory_table(report: dict[str, Any]) -> list[str]:
-    from firstlight.engine.memory_plan import gibibytes
-
-    lines = [f"{'memory at':<12}{'weights':>12}{'state':>12}{'in all':>12}"]
-    for plan in report["memory"]:
-        lines.append(
-            f"{plan['context_length']:<12,}{gibibytes(plan['weights']):>12}"
-            f"{gibibytes(plan['state']):>12}{gibibytes(plan['total']):>12}"
-        )
-    return lines

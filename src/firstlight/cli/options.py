@@ -7,10 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from firstlight.language_model import LanguageModel
+    from firstlight.loading import Use
 
+_SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+)
 _MODEL_HELP = (
-    "a Hugging Face model directory, a .gguf file, a hub id (org/name, optionally @revision), "
-    "or 'demo'"
+    "a Hugging Face model directory, a .gguf file, a hub id (ORG/NAME, ORG/NAME/FILE.gguf, "
+    "optionally with @REVISION), or 'demo'"
 )
 
 
@@ -23,9 +34,17 @@ def add_model(parser: argparse.ArgumentParser, optional: bool = False) -> None:
 
 
 def add_hub(parser: argparse.ArgumentParser) -> None:
-    """Where a hub id is fetched from."""
-    parser.add_argument(
-        "--endpoint", metavar="URL", help="hub to fetch from (default: HF_ENDPOINT, or the hub's)"
+    """Where a hub id is fetched from, and when."""
+    group = parser.add_argument_group("hub")
+    group.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="hub to fetch from (default: HF_ENDPOINT, or https://huggingface.co)",
+    )
+    group.add_argument(
+        "--update",
+        action="store_true",
+        help="ask the hub whether it has a newer version than the one here",
     )
 
 
@@ -53,13 +72,32 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """How tokens are chosen; the model's own generation config is the default of each."""
     group = parser.add_argument_group("sampling (default: the model's own)")
-    group.add_argument("--temperature", type=float, help="0 takes the likeliest token")
-    group.add_argument("--top-k", type=int, help="only the k likeliest tokens; 0: all")
-    group.add_argument("--top-p", type=float, help="the fewest tokens that reach probability p")
-    group.add_argument("--min-p", type=float, help="tokens at least p times the likeliest one's")
-    group.add_argument("--repetition-penalty", type=float, help="1: none")
-    group.add_argument("--presence-penalty", type=float)
-    group.add_argument("--frequency-penalty", type=float)
+    group.add_argument("--temperature", type=float, metavar="T", help="0 takes the likeliest token")
+    group.add_argument("--top-k", type=int, metavar="K", help="only the k likeliest tokens; 0: all")
+    group.add_argument(
+        "--top-p", type=float, metavar="P", help="the fewest tokens that reach probability p"
+    )
+    group.add_argument(
+        "--min-p", type=float, metavar="P", help="tokens at least p times the likeliest one's"
+    )
+    group.add_argument(
+        "--repetition-penalty",
+        type=float,
+        metavar="FACTOR",
+        help="divides the logits of tokens that have come; 1: none",
+    )
+    group.add_argument(
+        "--presence-penalty",
+        type=float,
+        metavar="AMOUNT",
+        help="less of every token that has come; 0: none",
+    )
+    group.add_argument(
+        "--frequency-penalty",
+        type=float,
+        metavar="AMOUNT",
+        help="less each time that a token comes; 0: none",
+    )
     group.add_argument(
         "--logit-bias",
         type=_bias,
@@ -68,7 +106,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="TOKEN_ID=BIAS",
         help="added to a token's logit; may be repeated",
     )
-    group.add_argument("--seed", type=int, help="makes sampling repeatable")
+    group.add_argument("--seed", type=int, metavar="NUMBER", help="makes sampling repeatable")
     group.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text"
     )
@@ -76,27 +114,30 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def generation_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_sampling` and --max-tokens gave, as `LanguageModel.generate` takes it."""
-    names = [
-        "max_tokens",
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "repetition_penalty",
-        "presence_penalty",
-        "frequency_penalty",
-        "seed",
-        "stop",
-        "ignore_end",
-    ]
-    parameters = {name: getattr(arguments, name) for name in names}
-    parameters["logit_bias"] = dict(arguments.logit_bias) or None
-    return parameters
+    """What `add_sampling` and --max-tokens gave, as `LanguageModel.generate` takes it.
+
+    Raises:
+        RequestError: a value is out of range.
+    """
+    from firstlight.engine.parameters import SamplingParameters, StopConditions
+
+    StopConditions(arguments.max_tokens, stop=tuple(arguments.stop))
+    sampling = {
+        name: getattr(arguments, name) for name in _SAMPLING if getattr(arguments, name) is not None
+    }
+    if arguments.logit_bias:
+        sampling["logit_bias"] = dict(arguments.logit_bias)
+    SamplingParameters(**sampling)
+    return {
+        "max_tokens": arguments.max_tokens,
+        "stop": arguments.stop,
+        "ignore_end": arguments.ignore_end,
+        **sampling,
+    }
 
 
-def load_model(arguments: argparse.Namespace) -> LanguageModel:
-    """The model that the arguments name."""
+def load_model(arguments: argparse.Namespace, use: Use) -> LanguageModel:
+    """The model that the arguments name; see `loading.load` for `use`."""
     from firstlight.loading import load
 
     return load(
@@ -106,11 +147,16 @@ def load_model(arguments: argparse.Namespace) -> LanguageModel:
         context_length=arguments.context,
         state=arguments.state,
         endpoint=arguments.endpoint,
+        update=arguments.update,
+        use=use,
     )
 
 
 def _bias(text: str) -> tuple[int, float]:
-    token, separator, bias = text.partition("=")
-    if not separator:
-        raise argparse.ArgumentTypeError(f"{text!r} is not TOKEN_ID=BIAS")
-    return int(token), float(bias)
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not TOKEN_ID=BIAS, a whole number and a number"
+        ) from None

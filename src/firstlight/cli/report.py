@@ -1,4 +1,4 @@
-"""What a run cost, as people and scripts read it."""
+"""What is said beside the text: under which terms the model is, and what a run cost."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from firstlight.generation import Generation
 from firstlight.language_model import LanguageModel
 
 Usage = Mapping[tuple[str, str], tuple[int, float]]
+
+
+def licence_line(name: str, model: LanguageModel) -> str:
+    """Under which terms the model called `name` is published, or "" where its files do not say."""
+    if name == "demo":
+        from firstlight.checkpoint.demo import demo_licence
+
+        return demo_licence()
+    return f"Licence: {model.checkpoint.licence}" if model.checkpoint.licence else ""
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from firstlight.cli.input import read_input
 from firstlight.cli.options import (
     add_hub,
     add_loading,
@@ -15,6 +15,7 @@ from firstlight.cli.options import (
     generation_parameters,
     load_model,
 )
+from firstlight.cli.terminal import dim, is_terminal, json_text, write_text
 from firstlight.errors import RequestError
 
 if TYPE_CHECKING:
@@ -22,17 +23,23 @@ if TYPE_CHECKING:
     from firstlight.generation import Generation
     from firstlight.language_model import LanguageModel
 
-_LARGEST_PROMPT_BYTES = 1 << 28
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run`."""
+    parser.epilog = (
+        "A model made for chat answers the prompt; a base model, and any with --raw, continues it."
+    )
     add_model(parser, optional=True)
     parser.add_argument(
         "prompt", nargs="?", metavar="PROMPT", help="the text (default: standard input)"
     )
     parser.add_argument(
-        "-n", "--max-tokens", type=int, default=256, help="at most so many tokens (default: 256)"
+        "-n",
+        "--max-tokens",
+        type=int,
+        metavar="COUNT",
+        default=256,
+        help="at most so many tokens (default: 256)",
     )
     parser.add_argument(
         "--raw", action="store_true", help="continue the text even if the model has a chat template"
@@ -59,54 +66,65 @@ def run(arguments: argparse.Namespace) -> int:
     from firstlight.progress import set_quiet
 
     set_quiet(arguments.quiet)
+    parameters = _parameters(arguments)
     prompt = _prompt(arguments)
-    model = load_model(arguments)
-    _say(arguments, _licence_line(arguments.model, model))
-    generation = _generate(arguments, model, prompt)
+    model = load_model(arguments, "text")
+    # Imported here: what it needs has been loaded with the model.
+    from firstlight.cli.report import licence_line, usage_table
+
+    _say(arguments, licence_line(arguments.model, model))
+    generation = _generate(arguments, model, prompt, parameters)
     try:
-        _print_text(arguments, prompt, generation)
+        if arguments.json:
+            _ = generation.text
+        else:
+            if is_terminal(sys.stdout) and not arguments.quiet:
+                continued = _is_continued(arguments, model)
+                print(dim(prompt, sys.stdout), end="" if continued else "\n", flush=True)
+            for piece in generation:
+                write_text(piece.text)
+            print()
     finally:
         generation.close()
     speed = _speed(model, generation)
     if arguments.json:
-        print(json.dumps(_result(arguments, model, prompt, generation, speed), ensure_ascii=False))
+        print(json_text(_result(arguments, model, prompt, generation, speed)))
     else:
         _say(arguments, speed.line())
     if arguments.verbose:
-        from firstlight.cli.report import usage_table
-
         print(usage_table(model.backend.usage()), file=sys.stderr)
     return 0
+
+
+def _parameters(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.log_probabilities is not None and not arguments.json:
+        raise RequestError("--log-probabilities", "is shown with --json only", "Add --json")
+    if arguments.raw and arguments.system is not None:
+        raise RequestError(
+            "--system", "has no place in a text that is continued as it is", "Leave out --raw"
+        )
+    return {**generation_parameters(arguments), "log_probabilities": arguments.log_probabilities}
 
 
 def _prompt(arguments: argparse.Namespace) -> str:
     if arguments.prompt is not None:
         return str(arguments.prompt)
-    if sys.stdin is None or sys.stdin.isatty():
+    if sys.stdin is None or is_terminal(sys.stdin):
         raise RequestError(
-            "prompt", "there is none", "Give it as an argument, or through standard input"
+            "prompt", "none was given", "Give it as an argument, or through standard input"
         )
-    data = sys.stdin.buffer.read(_LARGEST_PROMPT_BYTES + 1)
-    if len(data) > _LARGEST_PROMPT_BYTES:
-        raise RequestError(
-            "standard input", f"is over {_LARGEST_PROMPT_BYTES >> 20} MiB", "Give a shorter prompt"
-        )
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise RequestError("standard input", f"is not UTF-8: {error}", "Convert it first") from None
-    # A shell's last newline is not part of what the user wrote.
-    return text.removesuffix("\n").removesuffix("\r")
+    return read_input()
 
 
-def _generate(arguments: argparse.Namespace, model: LanguageModel, prompt: str) -> Generation:
-    parameters = generation_parameters(arguments)
-    parameters["log_probabilities"] = arguments.log_probabilities
-    templated = model.tokenizer is not None and model.tokenizer.chat_template is not None
-    if arguments.raw or not templated:
+def _generate(
+    arguments: argparse.Namespace, model: LanguageModel, prompt: str, parameters: dict[str, Any]
+) -> Generation:
+    if _is_continued(arguments, model):
         if arguments.system is not None:
             raise RequestError(
-                "--system", "needs a model with a chat template, and no --raw", "Leave it out"
+                "--system",
+                "needs a model with a chat template, which this one lacks",
+                "Leave it out",
             )
         return model.generate(prompt, **parameters)
     messages = [{"role": "user", "content": prompt}]
@@ -115,15 +133,10 @@ def _generate(arguments: argparse.Namespace, model: LanguageModel, prompt: str) 
     return model.chat(messages, **parameters)
 
 
-def _print_text(arguments: argparse.Namespace, prompt: str, generation: Generation) -> None:
-    if arguments.json:
-        _ = generation.text
-        return
-    if sys.stdout.isatty() and not arguments.quiet:
-        print(f"\x1b[2m{prompt}\x1b[0m", end="", flush=True)
-    for piece in generation:
-        print(piece.text, end="", flush=True)
-    print()
+def _is_continued(arguments: argparse.Namespace, model: LanguageModel) -> bool:
+    """Whether the prompt is continued as it is, not answered."""
+    templated = model.tokenizer is not None and model.tokenizer.chat_template is not None
+    return arguments.raw or not templated
 
 
 def _speed(model: LanguageModel, generation: Generation) -> Speed:
@@ -173,15 +186,7 @@ def _result(
     return result
 
 
-def _licence_line(name: str, model: LanguageModel) -> str:
-    if name == "demo":
-        from firstlight.checkpoint.demo import demo_licence
-
-        return demo_licence()
-    return f"Licence: {model.checkpoint.licence}" if model.checkpoint.licence else ""
-
-
-def _say(arguments: argparse.Namespace, line: str) -> None:
+def _say(arguments: argparse.Namespace, text: str) -> None:
     """A remark for the person who watches; never among the output."""
-    if line and not arguments.quiet and (sys.stderr.isatty() or arguments.verbose):
-        print(f"\x1b[2m{line}\x1b[0m" if sys.stderr.isatty() else line, file=sys.stderr)
+    if text and not arguments.quiet and (is_terminal(sys.stderr) or arguments.verbose):
+        print(dim(text, sys.stderr), file=sys.stderr)
