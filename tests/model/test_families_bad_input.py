@@ -176,6 +176,13 @@ def test_a_text_model_of_another_family_inside_a_multimodal_one() -> None:
         make_spec(ConfigFiles(config))
 
 
+def test_sliding_layers_do_not_take_parameters_that_are_not_nested() -> None:
+    """As in transformers, where a flat `rope_parameters` is not for Gemma 3's sliding layers."""
+    files = tiny_config_files("gemma3").changed(rope_parameters={"rope_theta": 5e5})
+    sliding, full = make_spec(files).ropes()
+    assert (sliding.theta, full.theta) == (10_000.0, 5e5)
+
+
 _UNSUPPORTED_GGUF = (
     ("llama", {"expert_count": 8}, "'llama.expert_count' in the config is 8"),
     ("llama", {"attention__head_count": np.array([6, 4], np.int32)}, "differs from layer to layer"),

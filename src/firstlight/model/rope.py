@@ -71,7 +71,7 @@ def inverse_frequencies(rope: RopeSpec, length: int) -> tuple[Floats, float]:
     Computed in float32 step by step, in the order of the implementations that models are trained
     with: at large positions a frequency's last bit moves the angle visibly.
     """
-    base = np.float32(1) / _wavelengths(rope.theta, rope.size)
+    base = np.reciprocal(_wavelengths(rope.theta, rope.size))
     magnitude = 1.0
     match rope.scaling:
         case None:
@@ -82,8 +82,8 @@ def inverse_frequencies(rope: RopeSpec, length: int) -> tuple[Floats, float]:
             scaled = base / np.asarray(factors, np.float32)
         case DynamicScaling(factor, original_length):
             growth = factor * max(length, original_length) / original_length - (factor - 1)
-            theta = rope.theta * growth ** (rope.size / (rope.size - 2))
-            scaled = np.float32(1) / _wavelengths(theta, rope.size)
+            theta = rope.theta * math.pow(growth, rope.size / (rope.size - 2))
+            scaled = np.reciprocal(_wavelengths(theta, rope.size))
         case Llama3Scaling() as scaling:
             scaled = _llama3(base, scaling)
         case YarnScaling() as scaling:
@@ -92,7 +92,7 @@ def inverse_frequencies(rope: RopeSpec, length: int) -> tuple[Floats, float]:
             longer = length > scaling.original_length
             factors = scaling.long_factors if longer else scaling.short_factors
             stretched = np.asarray(factors, np.float32) * _wavelengths(rope.theta, rope.size)
-            scaled, magnitude = np.float32(1) / stretched, scaling.magnitude
+            scaled, magnitude = np.reciprocal(stretched), scaling.magnitude
     return scaled.astype(np.float32), magnitude
 
 
@@ -138,6 +138,6 @@ def _yarn(rope: RopeSpec, scaling: YarnScaling) -> Floats:
     ramp = (dimensions - np.float32(low)) / np.float32((high - low) or 0.001)
     original = 1 - np.clip(ramp, 0, 1, dtype=np.float32)
     wavelengths = _wavelengths(rope.theta, rope.size)
-    interpolated = np.float32(1) / (np.float32(scaling.factor) * wavelengths)
-    mixed: Floats = interpolated * (1 - original) + np.float32(1) / wavelengths * original
+    interpolated = np.reciprocal(np.float32(scaling.factor) * wavelengths)
+    mixed: Floats = interpolated * (1 - original) + np.reciprocal(wavelengths) * original
     return mixed

@@ -3,6 +3,7 @@ and logits, norms before and after every block."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from firstlight.model.families.parts import Parts
@@ -70,7 +71,7 @@ def score_scale(parts: Parts, layers_of_27b: int) -> float:
     scalar = parts.head_size
     if parts.layers == layers_of_27b:
         scalar = parts.hidden_size // parts.heads
-    return parts.config.positive("query_pre_attn_scalar", scalar) ** -0.5
+    return 1 / math.sqrt(parts.config.positive("query_pre_attn_scalar", scalar))
 
 
 def windows(parts: Parts) -> tuple[int | None, ...]:

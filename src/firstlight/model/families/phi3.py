@@ -8,6 +8,7 @@ from firstlight.model.families.rope import rope_spec
 from firstlight.model.spec import (
     GatedFeedForwardSpec,
     GroupedQuerySpec,
+    LinearSpec,
     LongRopeScaling,
     ModelSpec,
     RopeSpec,
@@ -32,19 +33,25 @@ def spec(parts: Parts) -> ModelSpec:
 
 def _attention(parts: Parts, index: int, rope: RopeSpec, window: int | None) -> GroupedQuerySpec:
     query, key = parts.query_width, parts.key_value_width
-    starts = {"query": (query, 0), "key": (key, query), "value": (key, query + key)}
-    fused = {
-        part: parts.linear(
+
+    def part(rows: int, first_row: int) -> LinearSpec:
+        return parts.linear(
             "query_key_value",
             rows,
             parts.hidden_size,
             index,
-            first_row=first,
+            first_row=first_row,
             fused_rows=query + 2 * key,
         )
-        for part, (rows, first) in starts.items()
-    }
-    return parts.attention(index, rope, window=window, **fused)
+
+    return parts.attention(
+        index,
+        rope,
+        window=window,
+        query=part(query, 0),
+        key=part(key, query),
+        value=part(key, query + key),
+    )
 
 
 def _feed_forward(parts: Parts, index: int) -> GatedFeedForwardSpec:

@@ -59,15 +59,18 @@ def rope_spec(
     if theta > _LARGEST_THETA or theta <= 1:
         raise config.error("rope_theta", f"is {theta}, not above 1 and up to {_LARGEST_THETA:g}")
     size = _turned_size(parts, found, partial)
-    rope = RopeSpec(size, theta, _scaling(config, found, theta, size), interleaved)
+    rope = RopeSpec(size, theta, _scaling(config, found, size), interleaved)
     _check_frequencies(config, rope)
     return rope
 
 
 def _parameters(config: Config, layer_type: str, scaled: bool) -> Config:
-    parameters = config.section("rope_parameters") or Config(config.subject, {})
-    nested = parameters.values.get(layer_type) is not None
-    parameters = (parameters.section(layer_type) if nested else None) or parameters
+    nothing = Config(config.subject, {})
+    parameters = config.section("rope_parameters") or nothing
+    if parameters.has(layer_type):
+        parameters = parameters.section(layer_type) or nothing
+    elif layer_type != "full_attention":
+        parameters = nothing  # parameters that are not nested are those of full layers
     scaling = config.section("rope_scaling") if scaled else None
     if scaling is None or not scaling.values:
         return parameters
@@ -89,7 +92,7 @@ def _turned_size(parts: Parts, found: Config, partial: bool) -> int:
     return size
 
 
-def _scaling(config: Config, found: Config, theta: float, size: int) -> RopeScaling | None:
+def _scaling(config: Config, found: Config, size: int) -> RopeScaling | None:
     kind = found.text("rope_type", found.text("type", "default"))
     context = config.integer("max_position_embeddings")
     key = "original_max_position_embeddings"
