@@ -23,7 +23,8 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 unit: $(VENV)/.dev
-	$(BIN)/pytest -m "not slow and not hardware and not speed" -rs $(PYTEST_ARGUMENTS)
+	$(BIN)/pytest -m "not slow and not hardware and not speed" -rs \
+		-n logical --maxprocesses 4 --dist loadfile $(PYTEST_ARGUMENTS)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m "slow or speed" -rs

@@ -44,7 +44,7 @@ void elementwise_task(void* context, int64_t index) {
 
 void elementwise(ThreadPool& pool, const ElementwiseCall& call) {
     ElementwiseCall copy = call;
-    share(pool, call.size, divide_up(call.size, kSlice), elementwise_task, &copy);
+    share(pool, 8 * call.size, divide_up(call.size, kSlice), elementwise_task, &copy);
 }
 
 // The mean is taken in float64, so that no square overflows.
@@ -77,7 +77,7 @@ void norm_task(void* context, int64_t index) {
 
 void rms_norm(ThreadPool& pool, const NormCall& call) {
     NormCall copy = call;
-    share(pool, call.rows * call.columns, call.rows, norm_task, &copy);
+    share(pool, 4 * call.rows * call.columns, call.rows, norm_task, &copy);
 }
 
 void rotary_task(void* context, int64_t index) {
@@ -106,7 +106,7 @@ void rotary_task(void* context, int64_t index) {
 
 void rotary(ThreadPool& pool, const RotaryCall& call) {
     RotaryCall copy = call;
-    share(pool, call.rows * call.heads * call.size, call.rows, rotary_task, &copy);
+    share(pool, 2 * call.rows * call.heads * call.size, call.rows, rotary_task, &copy);
 }
 
 // Round to nearest, ties to even; NaN is made quiet and keeps its sign and upper payload.

@@ -27,9 +27,11 @@
 #if defined(__GNUC__) || defined(__clang__)
 #define FIRSTLIGHT_INLINE inline __attribute__((always_inline))
 #define FIRSTLIGHT_INLINED __attribute__((always_inline))
+#define FIRSTLIGHT_FETCH(address) __builtin_prefetch(address)
 #else
 #define FIRSTLIGHT_INLINE inline
 #define FIRSTLIGHT_INLINED
+#define FIRSTLIGHT_FETCH(address) (void)(address)
 #endif
 
 namespace firstlight {
@@ -37,6 +39,8 @@ namespace firstlight {
 extern const KernelTable FIRSTLIGHT_TABLE;
 
 namespace {
+
+#include "sharing.inl"
 
 #include "vectors.inl"
 
@@ -53,6 +57,8 @@ namespace {
 #include "elementwise.inl"
 
 #include "attention.inl"
+
+#include "attention_tasks.inl"
 
 #include "ceilings.inl"
 

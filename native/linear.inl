@@ -4,21 +4,9 @@
 // decoded to float32 in the second-level cache and used for all of them. Both add in the order of
 // products.inl, and decode to the same bits.
 
-// Weight rows of a tile: 32 * kChunk float32 are 128 KiB.
+// Rows of a tile, and the distance between them, which is no power of two.
 constexpr int64_t kTileRows = 32;
-// Work below this many multiplications is not worth waking threads for.
-constexpr int64_t kWorthSharing = 1 << 15;
-
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// parallel_for, or the same in the calling thread if `work` is little.
-inline void share(ThreadPool& pool, int64_t work, int64_t count, void (*task)(void*, int64_t),
-                  void* context) {
-    if (work >= kWorthSharing) return parallel_for(pool, count, task, context);
-    for (int64_t i = 0; i < count; ++i) task(context, i);
-}
-
+constexpr int64_t kTileStride = kChunk + 16;
 struct LinearTiles {
     const LinearCall* call;
     int64_t tile_rows, panels, panel_inputs;
@@ -29,7 +17,7 @@ template <class Format, int Rows>
 FIRSTLIGHT_INLINE void fused_blocks(const uint8_t* const* rows, int64_t offset, const float* x,
                                     Vector (&sum_of)[Rows]) {
     const auto each_group = [&](const auto&... blocks) FIRSTLIGHT_INLINED {
-        for (int group = 0; group < Format::kValues / Format::kGroup; ++group) {
+        const auto add_group = [&](int group) FIRSTLIGHT_INLINED {
             int r = 0;
             const auto add = [&](const Format& block, Vector& total) FIRSTLIGHT_INLINED {
                 block.emit(group, [&](int i, Vector values) FIRSTLIGHT_INLINED {
@@ -37,6 +25,13 @@ FIRSTLIGHT_INLINE void fused_blocks(const uint8_t* const* rows, int64_t offset, 
                 });
             };
             (add(blocks, sum_of[r++]), ...);
+        };
+        // Two groups are often the two halves of the same bytes.
+        constexpr int kGroups = Format::kValues / Format::kGroup;
+        static_assert(kGroups == 1 || kGroups % 2 == 0);
+        for (int group = 0; group < kGroups; group += 2) {
+            add_group(group);
+            if constexpr (kGroups > 1) add_group(group + 1);
         }
     };
     if constexpr (Rows == 4) {
@@ -48,10 +43,26 @@ FIRSTLIGHT_INLINE void fused_blocks(const uint8_t* const* rows, int64_t offset, 
     }
 }
 
-// sums[r] = row r of the weight . x over one chunk, decoding on the way.
+// Asks for the cache lines that a block at `offset` of each row begins or fills. An address past the
+// end of the weight is harmless.
+template <class Format, int Rows>
+FIRSTLIGHT_INLINE void fetch(const uint8_t* const* rows, int64_t offset) {
+    constexpr int64_t kLine = 64;
+    for (int r = 0; r < Rows; ++r) {
+        const uintptr_t from = reinterpret_cast<uintptr_t>(rows[r]) + static_cast<uintptr_t>(offset);
+        if (Format::kBytes < kLine && from % kLine >= Format::kBytes) continue;
+        for (int64_t i = 0; i < Format::kBytes; i += kLine) {
+            FIRSTLIGHT_FETCH(reinterpret_cast<const uint8_t*>(from) + i);
+        }
+    }
+}
+
+// sums[r] = row r of the weight . x over one chunk, decoding on the way. What lies `ahead` bytes
+// further, to be read next, is fetched meanwhile: decoding keeps a processor too busy to find
+// enough of it by itself.
 template <class Format, int Rows>
 inline void fused_products(const uint8_t* const* rows, const float* x, int64_t count,
-                           float* sums) {
+                           int64_t ahead, float* sums) {
     Vector sum_of[Rows];
     for (Vector& one : sum_of) one = broadcast(0.0f);
     if constexpr (Format::kSingleValues) {
@@ -72,7 +83,9 @@ inline void fused_products(const uint8_t* const* rows, const float* x, int64_t c
         }
     } else {
         for (int64_t start = 0; start < count; start += Format::kValues) {
-            fused_blocks<Format, Rows>(rows, bytes_of<Format>(start), x + start, sum_of);
+            const int64_t offset = bytes_of<Format>(start);
+            fetch<Format, Rows>(rows, offset + ahead);
+            fused_blocks<Format, Rows>(rows, offset, x + start, sum_of);
         }
     }
     if constexpr (Rows == 4) {
@@ -85,6 +98,7 @@ inline void fused_products(const uint8_t* const* rows, const float* x, int64_t c
 template <class Format, int Rows>
 inline void fused_rows(const LinearCall& call, int64_t first) {
     const StoredMatrix& weight = call.weight;
+    const int64_t ahead = Rows * weight.row_bytes;
     float total[Rows] = {};
     for (int64_t start = 0; start < weight.columns; start += kChunk) {
         const uint8_t* rows[Rows];
@@ -93,7 +107,7 @@ inline void fused_rows(const LinearCall& call, int64_t first) {
         }
         float sums[Rows];
         const int64_t count = least(kChunk, weight.columns - start);
-        fused_products<Format, Rows>(rows, call.x + start, count, sums);
+        fused_products<Format, Rows>(rows, call.x + start, count, ahead, sums);
         for (int r = 0; r < Rows; ++r) total[r] = start ? total[r] + sums[r] : sums[r];
     }
     for (int r = 0; r < Rows; ++r) {
@@ -113,20 +127,22 @@ inline void many_inputs_tile(const LinearCall& call, int64_t first, int64_t end,
     const StoredMatrix& weight = call.weight;
     const int64_t rows = end - first, inputs = input_end - input_begin;
     float* out = call.out + input_begin * weight.rows + first;
-    constexpr bool in_place = Format::kBytes == 4 * Format::kValues;  // float32 itself
+    // float32 itself is copied too where it is used often enough: rows of a tile lie side by side in
+    // the cache, those of a matrix a large power of two apart, where few can stay at once.
+    constexpr bool is_float = Format::kBytes == 4 * Format::kValues;
+    const bool in_place = is_float && inputs <= 2 * kMostInputs;
     float* tile = nullptr;
-    if constexpr (!in_place) {
-        tile = static_cast<float*>(thread_scratch(kTileRows * kChunk * sizeof(float)));
+    if (!in_place) {
+        tile = static_cast<float*>(thread_scratch(kTileRows * kTileStride * sizeof(float)));
     }
     for (int64_t start = 0; start < weight.columns; start += kChunk) {
         const int64_t count = least(kChunk, weight.columns - start);
         const uint8_t* left[kTileRows];
         for (int64_t r = 0; r < rows; ++r) {
             left[r] = weight.data + (first + r) * weight.row_bytes + bytes_of<Format>(start);
-            if constexpr (!in_place) {
-                decode_to<Format>(left[r], count, tile + r * kChunk);
-                left[r] = reinterpret_cast<const uint8_t*>(tile + r * kChunk);
-            }
+            if (in_place) continue;
+            decode_to<Format>(left[r], count, tile + r * kTileStride);
+            left[r] = reinterpret_cast<const uint8_t*>(tile + r * kTileStride);
         }
         const float* right = call.x + input_begin * weight.columns + start;
         all_dot_products(left, rows, right, inputs, weight.columns, count, start > 0, out,

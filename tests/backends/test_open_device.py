@@ -28,6 +28,7 @@ def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def without_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the package had been installed without a C++ compiler."""
+    monkeypatch.setattr(backends, "find_spec", lambda _: None)
     monkeypatch.delitem(sys.modules, "firstlight.backends.cpu.backend", raising=False)
     monkeypatch.setitem(sys.modules, "firstlight.backends.cpu._native", None)
     import firstlight.backends.cpu
@@ -54,11 +55,20 @@ def test_without_the_extension_numpy_stands_in_and_says_so_once() -> None:
         first = open_device("cpu")
     assert first.name == "numpy"
     assert len(caught) == 1
-    assert "without its C++ extension" in str(caught[0].message)
+    assert "installed without its C++ extension" in str(caught[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert open_device("cpu").name == "numpy"
     assert backends.available_devices() == ("numpy",)
+
+
+@pytest.mark.usefixtures("without_extension")
+def test_an_extension_that_does_not_load_is_told_from_a_missing_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda name: name)
+    with pytest.warns(DeviceWarning, match="_native does not load"):
+        assert open_device("cpu").name == "numpy"
 
 
 def test_kernels_that_disagree_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

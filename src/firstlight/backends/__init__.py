@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Protocol, runtime_checkable
 
 from firstlight.backends.base import Backend
@@ -22,14 +23,18 @@ class _Entry:
     Attributes:
         module, backend: of the `Backend` class. One with kernels has `identity()` and takes
             `leave_out`, the (op, kernel) pairs that must not serve.
-        instead: the backend that stands in where the import fails; None: that is an error.
-        missing: why it may fail, and what to do.
+        needs: the module without which the import fails.
+        part: what that module is to the user.
+        remedy: what to do about that.
+        instead: the backend that stands in then; None: there is none, and opening is an error.
     """
 
     module: str
     backend: str
+    needs: str = ""
+    part: str = ""
+    remedy: str = ""
     instead: str | None = None
-    missing: tuple[str, str] = ("", "")
 
 
 # Imported only when used, so that no vendor's package is needed.
@@ -38,11 +43,10 @@ _BACKENDS = {
     "cpu": _Entry(
         "firstlight.backends.cpu.backend",
         "CpuBackend",
+        needs="firstlight.backends.cpu._native",
+        part="its C++ extension",
+        remedy="Install a C++20 compiler and reinstall firstlight",
         instead="numpy",
-        missing=(
-            "firstlight was installed without its C++ extension, or the extension does not load",
-            "Install a C++20 compiler and reinstall firstlight",
-        ),
     ),
 }
 
@@ -99,11 +103,14 @@ def open_device(name: str, *, check_kernels: bool = True) -> Backend:
     try:
         kind = getattr(import_module(entry.module), entry.backend)
     except ImportError as error:
+        reason = f"{entry.needs} does not load ({error})"
+        if entry.needs and find_spec(entry.needs) is None:
+            reason = f"firstlight was installed without {entry.part}"
         if entry.instead is None:
-            raise DeviceError(f"device {name!r}", str(error), entry.missing[1]) from error
+            raise DeviceError(f"device {name!r}", reason, entry.remedy) from error
         _warn_once(
-            f"device {name}: {entry.missing[0]} ({error}). Running on the {entry.instead} "
-            f"backend, slowly. {entry.missing[1]}."
+            f"device {name!r}: {reason}. Running on the {entry.instead} backend, slowly. "
+            f"{entry.remedy}."
         )
         return open_device(entry.instead, check_kernels=check_kernels)
     backend: Backend = kind()
