@@ -351,6 +351,15 @@ def test_any_change_to_the_file_loads_or_is_refused(data: st.DataObject, tmp_pat
         assert isinstance(error, TokenizerError)
 
 
+def test_a_decoder_without_steps_is_refused(tmp_path: Path) -> None:
+    description = json.loads(piece_library().to_str())
+    description["decoder"] = {"type": "Sequence", "decoders": []}
+    write_folder(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    with pytest.raises(TokenizerError, match="decodes by"):
+        load_tokenizer_folder(tmp_path)
+
+
 def test_a_panic_of_the_library_is_our_error() -> None:
     class PanicException(BaseException):
         pass

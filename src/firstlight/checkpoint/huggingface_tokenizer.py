@@ -130,7 +130,7 @@ def _decoding(library: LibraryTokenizer, subject: object) -> tuple[bool, ByteErr
     kinds = [step.get("type") for step in steps]
     if kinds == ["ByteLevel"]:
         return True, "replace", "keep"
-    if kinds[-1] == "Metaspace" and kinds[:-1] in ([], ["ByteFallback"]):
+    if kinds[-1:] == ["Metaspace"] and kinds[:-1] in ([], ["ByteFallback"]):
         keeps = steps[-1].get("prepend_scheme") == "never"
         if steps[-1].get("replacement") == "▁":
             space: LeadingSpace = "keep" if keeps else "drop in first token"
@@ -140,9 +140,10 @@ def _decoding(library: LibraryTokenizer, subject: object) -> tuple[bool, ByteErr
         amounts = [(step.get("start"), step.get("stop")) for step in strips]
         if len(strips) == len(steps) - 3 and amounts in ([], [(1, 0)]):
             return False, "firstlight-replace-each-byte", "drop one" if amounts else "keep"
+    chain = shown(" + ".join(map(str, kinds)) or "no step")
     raise TokenizerError(
         subject,
-        f"decodes by {shown(' + '.join(map(str, kinds)))}, which firstlight does not know; it "
-        "knows byte-level and SentencePiece tokenizers",
+        f"decodes by {chain}, which firstlight does not know; it knows byte-level "
+        "and SentencePiece tokenizers",
         "Ask for this kind of tokenizer in an issue, naming the model",
     )
