@@ -16,7 +16,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -195,6 +194,8 @@ def _numpy_bandwidth(size: int, threads: int, seconds: float) -> float:
     NumPy releases the interpreter lock while it sums, and a sum of integers costs so little
     arithmetic that memory decides its pace.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     import numpy as np
 
     buffer = np.empty(max(1, size // 8), np.uint64)
