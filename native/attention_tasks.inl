@@ -2,10 +2,11 @@
 
 struct AttentionWork {
     const AttentionCall* call;
-    int64_t segments = 1;        // of the longest group
+    int64_t segments = 1;        // that any one group sees, at most
     int64_t head_parts = 1;      // parts that the key-value heads are cut into
     int64_t partial_floats = 0;  // of the largest tile
-    float* partials = nullptr;   // [groups, segments, key-value heads, partial_floats]
+    // [groups, segments, key-value heads, partial_floats], a group's first segment first
+    float* partials = nullptr;
 
     AttentionTile tile(int64_t group, int64_t head) const {
         return {call, call->groups[group], head};
@@ -14,7 +15,8 @@ struct AttentionWork {
     int64_t head_begin(int64_t part) const { return call->key_value_heads * part / head_parts; }
     int64_t head_end(int64_t part) const { return head_begin(part + 1); }
     float* partial(int64_t group, int64_t segment, int64_t head) const {
-        const int64_t index = (group * segments + segment) * call->key_value_heads + head;
+        const int64_t offset = segment - tile(group, head).first() / kSegment;
+        const int64_t index = (group * segments + offset) * call->key_value_heads + head;
         return partials + index * partial_floats;
     }
 };
@@ -80,11 +82,12 @@ void attention_task(void* context, int64_t index) {
 // Some heads of one segment of a group.
 void attention_segment_task(void* context, int64_t index) {
     const AttentionWork& work = *static_cast<const AttentionWork*>(context);
-    const int64_t part = index % work.head_parts, segment = index / work.head_parts % work.segments;
+    const int64_t part = index % work.head_parts;
     const int64_t group = index / work.head_parts / work.segments;
     const int64_t head_begin = work.head_begin(part), head_end = work.head_end(part);
     const AttentionTile any = work.tile(group, head_begin);
-    if (segment < any.first() / kSegment || segment > any.last() / kSegment) return;
+    const int64_t segment = any.first() / kSegment + index / work.head_parts % work.segments;
+    if (segment > any.last() / kSegment) return;
     float* scratch = attention_scratch(work, AttentionScratch(any), 0);
     attend_segment(work, group, segment, head_begin, head_end, scratch,
                    work.partial(group, segment, head_begin));
@@ -114,7 +117,7 @@ void attention(ThreadPool& pool, const AttentionCall& call) {
     int64_t seen = 0;
     for (int64_t g = 0; g < call.group_count; ++g) {
         const AttentionTile tile{&call, call.groups[g], 0};
-        const int64_t segments = tile.last() / kSegment + 1;
+        const int64_t segments = tile.last() / kSegment - tile.first() / kSegment + 1;
         work.segments = segments > work.segments ? segments : work.segments;
         const int64_t floats = Partial::floats(tile.queries(), call.value_size);
         work.partial_floats = floats > work.partial_floats ? floats : work.partial_floats;

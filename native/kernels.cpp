@@ -48,7 +48,13 @@ namespace {
 
 #include "functions.inl"
 
+#include "codes.inl"
+
 #include "block_formats.inl"
+
+#include "k_quants.inl"
+
+#include "decoding.inl"
 
 #include "products.inl"
 

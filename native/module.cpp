@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "arguments.hpp"
+#include "buffer.hpp"
 #include "kernel_table.hpp"
 #include "levels.hpp"
 #include "thread_pool.hpp"
@@ -209,6 +210,7 @@ public:
         require(out.ndim() == 3 && extent(out, 0) == rows.rows &&
                     extent(out, 1) == call.heads && extent(out, 2) == call.value_size,
                 "out must be [rows, heads, value_size]");
+        require(call.key_size >= 1, "keys must have at least one value");
         require(window >= 1, "a window must hold at least one position");
         require(soft_cap >= 0.0f, "a soft cap must be positive");
         if (call.heads == 0 || call.value_size == 0) return;
@@ -223,8 +225,7 @@ public:
     double measure_bandwidth(int64_t bytes) const {
         require(bytes >= 1 << 20, "the buffer must have at least 1 MiB");
         nb::gil_scoped_release release;
-        // Written first: untouched pages would all be one and the same page of zeros.
-        const std::vector<uint8_t> buffer(static_cast<size_t>(bytes), 1);
+        const Buffer buffer(static_cast<size_t>(bytes));
         double best = 0.0;
         uint64_t mixed = 0;
         for (int pass = 0; pass < 6; ++pass) {
@@ -317,6 +318,8 @@ private:
 }  // namespace
 
 NB_MODULE(_native, module) {
+    // A model that is still held when the interpreter ends is no fault of the user's.
+    nb::set_leak_warnings(false);
     module.doc() = "Kernels of the cpu backend; see native/ in the sources.";
 
     module.def(

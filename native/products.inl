@@ -5,7 +5,7 @@
 // columns, whose sums are added in turn. So a result has the same bits in whatever company its
 // row is computed, and float32 sums stay short.
 
-constexpr int64_t kChunk = 1024;
+constexpr int64_t kChunk = 768;
 
 // Rows of the right operand that share what is loaded of the left, as the registers allow.
 #if defined(__AVX512F__) || defined(__aarch64__)

@@ -61,6 +61,7 @@ _LAYOUTS = (
     _Layout("long context", ((2600, 2), (1023, 1), (1024, 1)), page_tokens=32),
     _Layout("long context, one head", ((2999, 1),), heads=1, key_value_heads=1),
     _Layout("long context in a window", ((5000, 3),), window=1500, page_tokens=64),
+    _Layout("a million positions in a window", ((1_000_000, 2),), window=1200, page_tokens=256),
     _Layout("scores far apart", ((130, 4),), size=4.0),
 )
 

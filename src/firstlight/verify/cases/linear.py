@@ -37,6 +37,8 @@ def linear_cases() -> Iterator[Case]:
         if get_format(name).block_values == 1:
             for columns in _NARROW_COLUMNS:
                 yield _linear_of_columns(get_format(name), 3, 5, columns)
+    yield _linear_of_columns(get_format("f32"), 1, 4, 0)
+    yield _linear_of_columns(get_format("f32"), 3, 4, 0)
     yield Case("linear", "not finite", _not_finite)
     yield Case("linear", "unaligned weight", _unaligned)
     yield Case("linear", "large columns", _large_columns)
