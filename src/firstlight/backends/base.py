@@ -93,6 +93,10 @@ class Backend(Ops):
         """All that decides how fast this device is, as a key for what was measured on it."""
         return f"{self.name}: {self.device_name()}, {usable_cores()} cores"
 
+    def identity(self) -> str:
+        """The device and the build of the kernels: all that their results depend on."""
+        return self.device_key()
+
     def measure_ceilings(self) -> Ceilings:
         """Measure memory bandwidth and matrix peaks now; takes seconds and shows progress."""
         return measure_ceilings(self.device_name())
@@ -116,6 +120,10 @@ class Backend(Ops):
     def kernels(self) -> tuple[Kernel, ...]:
         """Every kernel of this backend, in order of preference within an op."""
         return tuple(kernel for kernels in self._kernels.values() for kernel in kernels)
+
+    def leave_out(self, op: str, kernel: str) -> None:
+        """Have a kernel serve no longer; the op's next kernel, or its definition, takes over."""
+        self._kernels[op] = [each for each in self._kernels[op] if each.name != kernel]
 
     def call(self, name: str, *arguments: Any) -> Any:
         for kernel in self._kernels.get(name, ()):

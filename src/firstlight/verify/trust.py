@@ -38,22 +38,24 @@ class Distrust:
     why: str
 
 
-def distrusted_kernels(
-    backend: Backend, identity: str, *, directory: Path | None = None
-) -> tuple[Distrust, ...]:
+def distrusted_kernels(backend: Backend, *, directory: Path | None = None) -> tuple[Distrust, ...]:
     """The kernels of a backend that must not serve on its device; from the cache if it is there.
 
     Args:
-        backend: whose kernels are checked; one without kernels is trusted at once.
-        identity: names the device and the build of the kernels, so that a change of either
-            checks again. The set of kernels is part of it by itself.
+        backend: whose kernels are checked, anew for each identity and set of kernels; one
+            without kernels is trusted at once.
         directory: where verdicts are kept; the cache directory's `trust` if None. One that
             cannot be read or written is done without.
     """
     kernels = [f"{kernel.op}/{kernel.name}" for kernel in backend.kernels()]
     if not kernels or os.environ.get(SKIP_VARIABLE, "") not in ("", "0"):
         return ()
-    key = {"layout": _LAYOUT, "backend": backend.name, "identity": identity, "kernels": kernels}
+    key = {
+        "layout": _LAYOUT,
+        "backend": backend.name,
+        "identity": backend.identity(),
+        "kernels": kernels,
+    }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     path = (directory or cache_directory() / "trust") / f"{backend.name}-{name}.json"
     known = _read(path, key)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Set
 from pathlib import Path
 
 from firstlight.backends.base import Backend
@@ -45,7 +44,6 @@ class CpuBackend(Backend):
         level: instruction level, one of available_levels(); the environment variable
             FIRSTLIGHT_CPU_LEVEL if None, else the highest.
         threads: how many threads share an op; one for each usable core if None.
-        leave_out: (op, kernel) of kernels that must not serve.
 
     Raises:
         DeviceError: this processor lacks the level.
@@ -53,17 +51,11 @@ class CpuBackend(Backend):
 
     name = "cpu"
 
-    def __init__(
-        self,
-        level: str | None = None,
-        threads: int | None = None,
-        leave_out: Set[tuple[str, str]] = frozenset(),
-    ) -> None:
+    def __init__(self, level: str | None = None, threads: int | None = None) -> None:
         self.level = _chosen_level(level)
         self.threads = threads or usable_cores()
         self.native = _native.Kernels(self.level, self.threads)
-        kernels = CpuKernels(self.native, _native.formats()).all()
-        super().__init__(tuple(k for k in kernels if (k.op, k.name) not in leave_out))
+        super().__init__(CpuKernels(self.native, _native.formats()).all())
 
     def device_key(self) -> str:
         return f"{self.name}: {self.device_name()}, {self.threads} threads, {self.level}"
@@ -81,7 +73,6 @@ class CpuBackend(Backend):
         return frozenset(_native.formats())
 
     def identity(self) -> str:
-        """The processor, the level and the build of the kernels: what their results depend on."""
         built = Path(_native.__file__).stat()
         name = _native.processor_name() or platform.machine()
         return f"{name}, {self.level}, build {built.st_size}-{built.st_mtime_ns}"
