@@ -280,13 +280,15 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
 
         def _write(self, part: bytes, name: str) -> None:
+            # Counted first: whoever has received the bytes finds them counted.
+            if name:
+                hub.bytes_sent[name] += len(part)
             try:
                 self.wfile.write(part)
                 self.wfile.flush()
             except OSError:  # the client has gone
+                if name:
+                    hub.bytes_sent[name] -= len(part)
                 self.close_connection = True
-                return
-            if name:
-                hub.bytes_sent[name] += len(part)
 
     return Handler
