@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*)
-PROMPT ?= The first stars of the evening
+PROMPT ?= A telescope is
 
 .PHONY: run test lint types unit test-slow bench clean
 

@@ -87,15 +87,23 @@ def _firstlight(model: firstlight.LanguageModel, bandwidth: float) -> dict[str, 
 
 
 def _llama_bench(program: str, model: Path) -> dict[str, float]:
-    command = [
-        program, "-m", str(model), "-t", str(usable_cores()), "-p", str(PROMPT_TOKENS),
-        "-n", str(NEW_TOKENS), "-r", "1", "-fa", "1", "-o", "json",
-    ]  # fmt: skip
+    """Prefill of an empty context, then decoding after as long a prompt as firstlight's."""
+    prefill = ("-p", PROMPT_TOKENS, "-n", 0)
+    decode = ("-p", 0, "-n", NEW_TOKENS, "-d", PROMPT_TOKENS)
+    return {
+        kind: _llama_bench_speed(program, model, shape)
+        for kind, shape in (("prefill", prefill), ("decode", decode))
+    }
+
+
+def _llama_bench_speed(program: str, model: Path, shape: tuple[object, ...]) -> float:
+    common = ("-m", model, "-t", usable_cores(), "-r", 1, "-fa", 1, "-o", "json")
+    command = [program, *map(str, (*common, *shape))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{program} failed: {done.stderr.strip()[-400:]}")
-    prefill, decode = json.loads(done.stdout)
-    return {"prefill": prefill["avg_ts"], "decode": decode["avg_ts"]}
+    (result,) = json.loads(done.stdout)
+    return float(result["avg_ts"])
 
 
 def table(result: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import os
 import pty
 import shlex
 import sys
+import sysconfig
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +20,7 @@ from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 COMMANDS = (
-    'firstlight run demo "The first stars of the evening" -n 48',
+    'firstlight run demo "A telescope is" -n 38',
     "firstlight inspect demo",
 )
 
@@ -45,8 +46,10 @@ def _output(command: str) -> str:
         return data
 
     pty.spawn(words, read)
-    home = str(Path.home())
-    return b"".join(chunks).decode(errors="replace").replace("\r\n", "\n").replace(home, "~")
+    text = b"".join(chunks).decode(errors="replace").replace("\r\n", "\n")
+    for directory, name in ((sysconfig.get_path("purelib"), "site-packages"), (Path.home(), "~")):
+        text = text.replace(str(directory), name)
+    return text.rstrip()
 
 
 if __name__ == "__main__":

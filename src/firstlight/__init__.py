@@ -2,7 +2,7 @@
 
 >>> import firstlight
 >>> model = firstlight.load("demo")
->>> model.generate("The first stars", max_tokens=20).text
+>>> model.generate("A telescope is", max_tokens=20).text
 """
 
 from __future__ import annotations

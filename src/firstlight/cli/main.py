@@ -63,7 +63,7 @@ def _parser(words: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="firstlight",
         description="Run any open-weight language model on any chip.",
-        epilog="Try: firstlight run demo 'The first stars'",
+        epilog="Try: firstlight run demo 'A telescope is'",
     )
     parser.add_argument("--version", action="version", version=f"firstlight {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
