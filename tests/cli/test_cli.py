@@ -123,6 +123,17 @@ def test_bad_input_is_refused(words: list[str], expected: list[str]) -> None:
     assert_refused(firstlight(*words), *expected)
 
 
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_empty_standard_input(text: str) -> None:
+    assert_refused(firstlight("run", "demo", stdin=text), "prompt", "none was given")
+
+
+def test_an_empty_prompt_that_was_asked_for() -> None:
+    done = firstlight("run", "demo", "", "-n", "3")
+    assert done.returncode == 0
+    assert done.stdout.strip()
+
+
 def test_standard_input_that_is_no_text() -> None:
     assert_refused(firstlight("run", "demo", stdin=b"\xff\xfe\x00"), "UTF-8")
 

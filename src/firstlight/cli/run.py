@@ -109,11 +109,13 @@ def _parameters(arguments: argparse.Namespace) -> dict[str, Any]:
 def _prompt(arguments: argparse.Namespace) -> str:
     if arguments.prompt is not None:
         return str(arguments.prompt)
-    if sys.stdin is None or is_terminal(sys.stdin):
+    # An empty input is a script's mistake; "" as an argument asks for a text out of nothing.
+    prompt = "" if sys.stdin is None or is_terminal(sys.stdin) else read_input()
+    if not prompt:
         raise RequestError(
             "prompt", "none was given", "Give it as an argument, or through standard input"
         )
-    return read_input()
+    return prompt
 
 
 def _generate(
