@@ -78,8 +78,12 @@ class PageAllocator:
         for group, spec in enumerate(self.groups):
             if spec.window is None:
                 continue
-            out_of_sight = max(0, position - spec.window + 1) // self.page_tokens
-            for index in range(min(out_of_sight, len(table.pages[group]))):
+            pages = table.pages[group]
+            index = min(max(0, position - spec.window + 1) // self.page_tokens, len(pages))
+            # Pages go from the front only, so those before one that is gone are gone as well. A
+            # step thus looks at what it frees, and not at the whole sequence again.
+            while index > 0 and pages[index - 1] != NO_PAGE:
+                index -= 1
                 self._give_back(table, group, index)
 
     def can_cut(self, table: PageTable, length: int) -> bool:

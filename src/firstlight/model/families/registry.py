@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
+from firstlight.checkpoint.config import asks_for_code
 from firstlight.errors import CheckpointError, UnsupportedModelError
 from firstlight.model.families.config import Config, shown
 from firstlight.model.families.gguf import config_from_metadata
@@ -88,10 +89,11 @@ def find_family(files: ModelFiles) -> Family:
     reason = f"its family {shown(name)} is not one that firstlight knows: {', '.join(known)}"
     if nearest:
         reason += f"; the nearest is {nearest[0]!r}"
-    if files.config.get("auto_map"):
+    code = asks_for_code(files.config)
+    if code is not None:
         reason += (
-            "; its config asks to run code from its own repository (auto_map), which firstlight "
-            "never does"
+            f"; its config asks to run code from its own repository ({shown(code)}, in auto_map), "
+            "which firstlight never does"
         )
     raise UnsupportedModelError(
         files.location,
