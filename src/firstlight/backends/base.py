@@ -20,6 +20,7 @@ from firstlight.host.ceilings import Ceilings, cached_ceilings, measure_ceilings
 from firstlight.host.processor import processor, usable_cores
 from firstlight.ops.contract import get_op
 from firstlight.ops.interface import Ops, PackedWeight, Tensor
+from firstlight.ops.rounding import RoundingOf, no_rounding
 
 DEFINITION = "definition"
 
@@ -33,12 +34,15 @@ class Kernel:
         name: unique among the op's kernels on this backend.
         run: takes the op's arguments as the backend's tensors.
         accepts: whether this kernel can serve these arguments; None: always.
+        rounding: how its products round their activations; it must agree with the definition on
+            activations so rounded.
     """
 
     op: str
     name: str
     run: Callable[..., Any]
     accepts: Callable[..., bool] | None = None
+    rounding: RoundingOf = no_rounding
 
 
 class Backend(Ops):

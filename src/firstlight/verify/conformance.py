@@ -15,6 +15,7 @@ from firstlight.backends.numpy.backend import NumpyBackend
 from firstlight.formats.base import Weight
 from firstlight.ops.attention import read_entries
 from firstlight.ops.contract import Op, Tolerance, get_op
+from firstlight.ops.rounding import RoundingOf
 from firstlight.verify.cases import Case, StreamArgument, cases_of
 
 
@@ -61,7 +62,6 @@ def check_kernels(
         ops: only kernels of these ops; None: of all.
     """
     reports: list[KernelReport] = []
-    oracle = NumpyBackend()
     by_op: dict[str, list[Kernel]] = {}
     for kernel in backend.kernels():
         if ops is None or kernel.op in ops:
@@ -71,7 +71,7 @@ def check_kernels(
         for case in cases_of(name):
             if quick and not case.quick:
                 continue
-            for report in _check_case(backend, oracle, kernels, case):
+            for report in _check_case(backend, kernels, case):
                 found[report.kernel] += 1
                 reports.append(report)
         reports += [
@@ -82,19 +82,17 @@ def check_kernels(
     return reports
 
 
-def _check_case(
-    backend: Backend, oracle: NumpyBackend, kernels: list[Kernel], case: Case
-) -> Iterator[KernelReport]:
-    """A report of each kernel that accepts the case. The definition runs at most once."""
-    expected: tuple[Any, ...] | None = None
+def _check_case(backend: Backend, kernels: list[Kernel], case: Case) -> Iterator[KernelReport]:
+    """A report of each kernel that accepts the case. The definition runs once for a rounding."""
+    expected: dict[RoundingOf, tuple[Any, ...]] = {}
     for kernel in kernels:
         # Drawn anew for each kernel, so that none sees what another wrote.
         given = [_to_device(backend, argument) for argument in case.arguments()]
         if kernel.accepts is not None and not kernel.accepts(*given):
             continue
-        if expected is None:
-            expected = _define(oracle, case)
-        yield _run(backend, kernel, case, given, expected)
+        if kernel.rounding not in expected:
+            expected[kernel.rounding] = _define(NumpyBackend(kernel.rounding), case)
+        yield _run(backend, kernel, case, given, expected[kernel.rounding])
 
 
 def _define(oracle: NumpyBackend, case: Case) -> tuple[Any, ...]:

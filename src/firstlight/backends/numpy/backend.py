@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from firstlight.backends.base import Backend
+from firstlight.ops.rounding import RoundingOf, no_rounding, round_activations
 
 
 class NumpyBackend(Backend):
-    """No kernels at all, so that dispatch runs every definition on the host."""
+    """No kernels at all, so that dispatch runs every definition on the host.
+
+    Args:
+        rounding: how `linear` rounds its activations; as an oracle for kernels that do so.
+    """
 
     name = "numpy"
+
+    def __init__(self, rounding: RoundingOf = no_rounding) -> None:
+        super().__init__()
+        self._rounding = rounding
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        if name == "linear":
+            x, weight, *rest = arguments
+            x = round_activations(x, self._rounding(weight.format))
+            return super().call(name, x, weight, *rest)
+        return super().call(name, *arguments)

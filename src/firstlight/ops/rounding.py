@@ -1,0 +1,78 @@
+"""How a product may round the activations that go into it, and what that means exactly.
+
+Integer and bfloat16 units multiply several times as fast as float32 ones. A kernel that uses them
+rounds its activations first, by one of the rules below, and computes with the rounded values as
+exactly as the op's tolerance says: it is checked against the definition on activations rounded by
+this module. What the rounding does to a whole model is measured apart (docs/fidelity.md).
+
+A row is rounded by itself, so a token's values do not depend on the batch it is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from firstlight.formats.base import Floats, Format
+
+Rounding = Literal["none", "fixed16", "bfloat16"]
+
+# Of the products with weights of a format.
+RoundingOf = Callable[[Format], Rounding]
+
+# The largest magnitude of a fixed-point value: 127 * 256 + 127, so that it splits into a signed
+# upper byte within +-127 and a signed lower byte, which byte-wise multipliers take.
+FIXED16_LIMIT = 32639
+
+# A row whose largest magnitude is below this is zero: its scale would leave float32's normal range.
+FIXED16_LEAST = 2.0**-100
+
+
+def no_rounding(format: Format) -> Rounding:
+    """Activations as they are, for weights of any format."""
+    return "none"
+
+
+def round_activations(x: Floats, rounding: Rounding) -> Floats:
+    """x as a product sees it.
+
+    Args:
+        x: float32 [n, columns].
+        rounding: "none"; "bfloat16" (to nearest, ties to even); or "fixed16": a whole number of
+            steps of row maximum / 32639, to nearest, ties to even. A row of fixed16 that holds
+            anything not finite becomes NaN altogether.
+
+    Returns:
+        float32 [n, columns].
+    """
+    if rounding == "bfloat16":
+        return _bfloat16(x)
+    if rounding == "fixed16":
+        steps, scale = fixed16(x)
+        return steps * scale[:, None]
+    return x
+
+
+def fixed16(x: Floats) -> tuple[Floats, Floats]:
+    """(whole steps as float32 [n, columns], size of a step float32 [n]) of each row.
+
+    Every operation is one float32 rounding, so that a kernel can do the same to the bit:
+    scale = maximum / 32639, steps = round_to_even(x * (32639 / maximum)).
+    """
+    limit = np.float32(FIXED16_LIMIT)
+    with np.errstate(all="ignore"):
+        most = np.abs(x).max(axis=1, initial=0.0).astype(np.float32)
+        small = most < np.float32(FIXED16_LEAST)
+        scale = np.where(small, np.float32(0), most / limit)
+        factor = np.where(small, np.float32(0), limit / most)
+        scale = np.where(np.isfinite(most), scale, np.float32(np.nan))
+        steps = np.rint(x * factor[:, None])
+    return np.where(np.isfinite(most)[:, None], steps, np.float32(0)), scale
+
+
+def _bfloat16(x: Floats) -> Floats:
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(x), x, rounded.view(np.float32))
