@@ -10,17 +10,11 @@ extern const KernelTable kernels_baseline;
 #if defined(FIRSTLIGHT_X86_LEVELS)
 extern const KernelTable kernels_avx2;
 extern const KernelTable kernels_avx512;
+extern const KernelTable kernels_avx512_vnni;
+extern const KernelTable kernels_avx512_bf16;
 #endif
 
 namespace {
-
-const Level kLevels[] = {
-    {"baseline", &kernels_baseline},
-#if defined(FIRSTLIGHT_X86_LEVELS)
-    {"avx2", &kernels_avx2},
-    {"avx512", &kernels_avx512},
-#endif
-};
 
 #if defined(FIRSTLIGHT_X86_LEVELS)
 
@@ -38,21 +32,37 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
+bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+
+bool has_avx512_bf16() { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }
+
 #endif
+
+bool always() { return true; }
+
+struct LevelEntry {
+    Level level;
+    bool (*runs_here)();
+};
+
+// In order of preference, the last that runs here is taken.
+const LevelEntry kLevels[] = {
+    {{"baseline", &kernels_baseline}, always},
+#if defined(FIRSTLIGHT_X86_LEVELS)
+    {{"avx2", &kernels_avx2}, has_avx2},
+    {{"avx512", &kernels_avx512}, has_avx512},
+    {{"avx512_vnni", &kernels_avx512_vnni}, has_avx512_vnni},
+    {{"avx512_bf16", &kernels_avx512_bf16}, has_avx512_bf16},
+#endif
+};
 
 }  // namespace
 
 int level_count() { return static_cast<int>(sizeof kLevels / sizeof kLevels[0]); }
 
-Level level(int index) { return kLevels[index]; }
+Level level(int index) { return kLevels[index].level; }
 
-bool runs_here(int index) {
-#if defined(FIRSTLIGHT_X86_LEVELS)
-    if (index == 1) return has_avx2();
-    if (index == 2) return has_avx512();
-#endif
-    return index == 0;
-}
+bool runs_here(int index) { return kLevels[index].runs_here(); }
 
 std::string processor_name() {
     std::string name;
