@@ -62,6 +62,8 @@ namespace {
 
 #include "elementwise.inl"
 
+#include "heads.inl"
+
 #include "attention.inl"
 
 #include "attention_tasks.inl"
@@ -71,8 +73,8 @@ namespace {
 }  // namespace
 
 const KernelTable FIRSTLIGHT_TABLE = {
-    linear,       embed,     rms_norm,    elementwise,      rotary,
-    stream_write, attention, read_memory, multiply_add_f32,
+    linear,    embed,         rms_norm,      elementwise, rotary,           stream_write,
+    attention, prepare_heads, join_residual, read_memory, multiply_add_f32,
 };
 
 }  // namespace firstlight

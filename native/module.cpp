@@ -109,8 +109,7 @@ public:
     }
 
     void add(In<float> x, In<float> y, float scale, Out<float> out) const {
-        const auto function = scale == 1.0f ? Elementwise::add : Elementwise::add_scaled;
-        elementwise(function, {}, x, &y, scale, out);
+        elementwise(Elementwise::add, {}, x, &y, scale, out);
     }
 
     void scale(In<float> x, float factor, Out<float> out) const {
