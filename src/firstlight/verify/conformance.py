@@ -95,7 +95,7 @@ def _check_case(backend: Backend, kernels: list[Kernel], case: Case) -> Iterator
     expected: dict[RoundingOf, tuple[Any, ...]] = {}
     for kernel in kernels:
         # Drawn anew for each kernel, so that none sees what another wrote.
-        given = [_to_device(backend, argument) for argument in case.arguments()]
+        given = [to_device(backend, argument) for argument in case.arguments()]
         if kernel.accepts is not None and not kernel.accepts(*given):
             continue
         if kernel.rounding not in expected:
@@ -201,7 +201,7 @@ def _difference(
     return (error if alike and not math.isnan(error) else math.inf), allowed
 
 
-def _to_device(backend: Backend, argument: Any) -> Any:
+def to_device(backend: Backend, argument: Any) -> Any:
     """A case's argument as the backend keeps it. Integers stay on the host, as ops take them."""
     if isinstance(argument, StreamArgument):
         pages, page_tokens, *entry = argument.pages.shape
@@ -214,7 +214,7 @@ def _to_device(backend: Backend, argument: Any) -> Any:
         return backend.upload(argument)
     if isinstance(argument, BLOCK_PARTS):
         parts = {each.name: getattr(argument, each.name) for each in dataclasses.fields(argument)}
-        return type(argument)(**{name: _to_device(backend, part) for name, part in parts.items()})
+        return type(argument)(**{name: to_device(backend, part) for name, part in parts.items()})
     return argument
 
 

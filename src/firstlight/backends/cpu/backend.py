@@ -9,13 +9,15 @@ from typing import Any
 
 from firstlight.backends.base import Backend
 from firstlight.backends.cpu import _native
-from firstlight.backends.cpu.kernels import CpuKernels
+from firstlight.backends.cpu.blocks import BlockKernels
+from firstlight.backends.cpu.kernels import CpuKernels, fixed_point
 from firstlight.backends.cpu.packed import PackedMatrix, pack
 from firstlight.errors import DeviceError
 from firstlight.formats.base import Weight
 from firstlight.host.ceilings import Ceilings, measure_ceilings
 from firstlight.host.processor import usable_cores
 from firstlight.ops.interface import PackedWeight
+from firstlight.ops.rounding import no_rounding
 
 LEVEL_VARIABLE = "FIRSTLIGHT_CPU_LEVEL"
 
@@ -66,7 +68,9 @@ class CpuBackend(Backend):
         self.threads = threads or usable_cores()
         self.exact = exact
         self.native = _native.Kernels(self.level, self.threads)
-        super().__init__(CpuKernels(self.native, packed=False).all())
+        packed = False
+        blocks = BlockKernels(self.native, fixed_point if packed else no_rounding)
+        super().__init__((*CpuKernels(self.native, packed).all(), *blocks.all()))
 
     def pack(self, weight: Weight) -> PackedWeight:
         packed = None if self.exact else pack(weight, self.native)
