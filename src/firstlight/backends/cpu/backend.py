@@ -69,8 +69,7 @@ class CpuBackend(Backend):
         self.threads = threads or usable_cores()
         self.exact = exact
         self.native = _native.Kernels(self.level, self.threads, exact)
-        packed = False
-        kernels = CpuKernels(self.native, packed, exact)
+        kernels = CpuKernels(self.native, packed=not exact, exact=exact)
         blocks = BlockKernels(self.native, kernels.rounding)
         super().__init__((*kernels.all(), *blocks.all()))
 
