@@ -12,7 +12,7 @@ from firstlight.checkpoint.resolve import resolve_model
 from firstlight.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from firstlight.engine.engine import TOKEN_BUDGET, Engine, check_options
 from firstlight.engine.memory_plan import MemoryPlan, fit_context, plan_memory, weight_bytes
-from firstlight.errors import FormatError, TokenizerError
+from firstlight.errors import FormatError, RequestError, TokenizerError
 from firstlight.formats.base import Format
 from firstlight.formats.registry import ALIASES, get_format, known_formats
 from firstlight.host.memory import available_memory
@@ -25,6 +25,8 @@ from firstlight.progress import progress
 
 Use = Literal["ids", "text", "chat"]
 
+DEFAULT_STATE = "float32"
+
 
 def load(
     model: str | Path,
@@ -34,7 +36,8 @@ def load(
     context_length: int | None = None,
     sequences: int = 1,
     token_budget: int = TOKEN_BUDGET,
-    state: str = "float32",
+    state: str | None = None,
+    exact: bool = False,
     endpoint: str | None = None,
     update: bool = False,
     use: Use = "ids",
@@ -51,7 +54,9 @@ def load(
             where that is less.
         sequences: sequences of that length to hold state for at once.
         token_budget: most tokens of one step; longer prompts are computed in chunks.
-        state: dtype of keys and values, "float32" or "bfloat16".
+        state: dtype of keys and values, "float32" or "bfloat16"; None: the usual one, float32.
+        exact: keep to the definitions up to the order of float32 sums: no kernel rounds
+            activations, and state is float32. Slower; docs/fidelity.md says what it changes.
         endpoint: hub to fetch from, instead of the default.
         update: ask the hub whether a branch that is in the local cache has moved on.
         use: what the model must be good for: "ids" (anything), "text" (it has a tokenizer that
@@ -62,10 +67,11 @@ def load(
         FirstlightError: the model cannot be found, read, fetched, or does not fit; the message
             says what to do.
     """
+    state = state_dtype(state, exact)
     check_options(1 if context_length is None else context_length, sequences, token_budget, state)
     # What needs no model comes first: nobody downloads one to learn of a misspelt option.
     target = conversion_target(weights)
-    backend = open_device(device)
+    backend = open_device(device, exact=exact)
     checkpoint = open_checkpoint(resolve_model(str(model), endpoint=endpoint, update=update))
     spec = make_spec(checkpoint)
     check_formats(checkpoint, spec)
@@ -83,6 +89,21 @@ def load(
         Decoder(spec, loaded, backend), plan.context_length, sequences, token_budget, state
     )
     return LanguageModel(checkpoint, spec, tokenizer, engine, backend)
+
+
+def state_dtype(asked: str | None, exact: bool) -> str:
+    """The dtype of keys and values: what is asked for, or the usual one.
+
+    Raises:
+        RequestError: exactness is asked for as well, and the dtype is not.
+    """
+    if exact and asked not in (None, "float32"):
+        raise RequestError(
+            f"state {asked}",
+            "rounds keys and values, which exact excludes",
+            "Leave out one of them",
+        )
+    return "float32" if exact else asked or DEFAULT_STATE
 
 
 def conversion_target(name: str | None) -> Format | None:

@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from firstlight.cli.options import add_hub, add_model
+from firstlight.cli.options import add_hub, add_model, add_state
 from firstlight.cli.terminal import harmless, json_text
 
 if TYPE_CHECKING:
@@ -35,12 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", metavar="FORMAT", help="as if the weights were converted to this format"
     )
-    parser.add_argument(
-        "--state",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="dtype of keys and values (default: float32)",
-    )
+    add_state(parser)
     add_hub(parser)
 
 
@@ -50,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     from firstlight.checkpoint.checkpoint import open_checkpoint
     from firstlight.checkpoint.resolve import resolve_model
     from firstlight.cli.inspect_text import report_text
-    from firstlight.loading import conversion_target
+    from firstlight.loading import conversion_target, state_dtype
 
     target = conversion_target(arguments.weights)
     backend = open_device(arguments.device)
@@ -63,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     )
     report = _files(checkpoint) | _tokenizer(checkpoint)
-    report |= _model(checkpoint, backend, target, arguments.state)
+    report |= _model(checkpoint, backend, target, state_dtype(arguments.state, exact=False))
     if arguments.digest:
         report |= _digests(checkpoint)
     print(json_text(report) if arguments.json else harmless(report_text(report)))
