@@ -19,11 +19,24 @@ enum class BlockFormat : int {
     q2_k, q3_k, q4_k, q5_k, q6_k,
 };
 
-// A matrix [rows, columns] in a storage format; row r starts at data + r * row_bytes.
+// Where a matrix's values lie: row by row as its format defines them, or in panels of sixteen rows,
+// laid out for the products.
+enum class Layout : int { rows, panels };
+
+// A matrix [rows, columns] in a storage format. With Layout::rows, row r starts at
+// data + r * row_bytes; panels are aligned to 64 bytes and row_bytes is 0.
 struct StoredMatrix {
     BlockFormat format;
+    Layout layout;
     const uint8_t* data;
     int64_t rows, columns, row_bytes;
+};
+
+// How a product walks through its work; results do not depend on it. 0: the kernel chooses.
+struct LinearTuning {
+    int32_t block_rows;   // rows of x that are taken through the weight together
+    int32_t panels;       // panels of one task
+    int32_t fetch_ahead;  // how far ahead weights are fetched, in bytes
 };
 
 // out [count, rows] = x [count, columns] times the weight's transpose, plus bias [rows] or null.
@@ -33,6 +46,10 @@ struct LinearCall {
     int64_t count;
     const float* bias;
     float* out;
+    LinearTuning tuning;
+    // Whether activations may be rounded to bfloat16 for a weight that is, where the level has
+    // products of the two.
+    bool round_to_bfloat16;
 };
 
 // out [count, columns] = the rows token_ids [count] of the table.
@@ -110,19 +127,29 @@ struct AttentionCall {
     float* out;
 };
 
+// How memory is read when its bandwidth is measured; the index is the way.
+inline constexpr const char* kReadWays[] = {"one stream a thread", "one stream fetched ahead",
+                                            "four streams fetched ahead"};
+
 struct KernelTable {
-    void (*linear)(ThreadPool&, const LinearCall&);
+    // Whether the level multiplies bfloat16 by bfloat16.
+    bool multiplies_bfloat16;
+    // Several products at once, `count` of them, that have x and its rows in common.
+    void (*linear)(ThreadPool&, const LinearCall* calls, int count);
     void (*embed)(ThreadPool&, const EmbedCall&);
     void (*rms_norm)(ThreadPool&, const NormCall&);
     void (*elementwise)(ThreadPool&, const ElementwiseCall&);
     void (*rotary)(ThreadPool&, const RotaryCall&);
     void (*stream_write)(ThreadPool&, const StreamWriteCall&);
     void (*attention)(ThreadPool&, const AttentionCall&);
-    // Reads `bytes` at `data` once, with all threads.
-    uint64_t (*read_memory)(ThreadPool&, const void* data, int64_t bytes);
+    // Reads `bytes` at `data` once, with all threads, in one of kReadWays ways (ceilings.inl).
+    uint64_t (*read_memory)(ThreadPool&, const void* data, int64_t bytes, int way);
     // Runs `rounds` rounds of multiply-adds in registers on every thread; returns how many
     // operations that were.
     double (*multiply_add_f32)(ThreadPool&, int64_t rounds);
+    // The same with products of bfloat16 and of 8-bit integers; null where the level has none.
+    double (*multiply_add_bf16)(ThreadPool&, int64_t rounds);
+    double (*multiply_add_int8)(ThreadPool&, int64_t rounds);
 };
 
 }  // namespace firstlight
