@@ -72,7 +72,8 @@ struct BlockPlaces {
     }
 };
 
-// Rows that will be needed soon, fetched a few cache lines at a time.
+// Rows that will be needed soon, fetched a few cache lines at a time. They are more than the
+// first-level cache holds beside what is being computed.
 struct Fetch {
     BlockRows rows{};
     int64_t row = 0, end = 0, byte = 0, row_bytes = 0, lines = 0;
@@ -89,7 +90,7 @@ struct Fetch {
     FIRSTLIGHT_INLINE void step() {
         if (row >= end) return;
         for (int64_t i = 0; i < lines; ++i) {
-            FIRSTLIGHT_FETCH(rows.base + rows.offset[row] + byte);
+            FIRSTLIGHT_FETCH_FAR(rows.base + rows.offset[row] + byte);
             byte += 64;
             if (byte < row_bytes) continue;
             byte = 0;

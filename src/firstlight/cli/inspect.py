@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--state",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="dtype of keys and values (default: float32)",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="dtype of keys and values (default: bfloat16)",
     )
     add_hub(parser)
 
@@ -113,7 +113,9 @@ def _model(
     from firstlight.errors import FormatError, UnsupportedModelError
     from firstlight.loading import check_formats
     from firstlight.model.families.registry import make_spec
+    from firstlight.model.stream import state_dtype
 
+    state = state_dtype(state)
     try:
         spec = make_spec(checkpoint)
     except UnsupportedModelError as error:

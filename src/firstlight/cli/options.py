@@ -63,9 +63,9 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--state",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="dtype of keys and values (default: float32)",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="dtype of keys and values (default: bfloat16)",
     )
 
 
