@@ -79,7 +79,7 @@ def rows() -> list[Row]:
     numpy = Configuration("numpy", exact=True)
     return [
         Row("cpu, as it runs", Configuration()),
-        Row("cpu, state bfloat16", Configuration(state="bfloat16")),
+        Row("cpu, state float32", Configuration(state="float32")),
         Row("numpy (the definitions)", numpy),
         Row("numpy, activations fixed16", numpy, rounded("fixed16")),
         Row("numpy, activations bfloat16", numpy, rounded("bfloat16")),

@@ -73,6 +73,12 @@ namespace {
 
 #include "elementwise.inl"
 
+#include "transpose.inl"
+
+#include "attention_entries.inl"
+
+#include "attention_products.inl"
+
 #include "attention.inl"
 
 #include "attention_tasks.inl"

@@ -12,7 +12,7 @@ from firstlight.checkpoint.resolve import resolve_model
 from firstlight.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from firstlight.engine.engine import TOKEN_BUDGET, Engine, check_options
 from firstlight.engine.memory_plan import MemoryPlan, fit_context, plan_memory, weight_bytes
-from firstlight.errors import FormatError, RequestError, TokenizerError
+from firstlight.errors import FormatError, TokenizerError
 from firstlight.formats.base import Format
 from firstlight.formats.registry import ALIASES, get_format, known_formats
 from firstlight.host.memory import available_memory
@@ -20,12 +20,11 @@ from firstlight.language_model import LanguageModel, no_chat_template
 from firstlight.model.decoder import Decoder
 from firstlight.model.families.registry import make_spec
 from firstlight.model.spec import ModelSpec
+from firstlight.model.stream import state_dtype
 from firstlight.model.weights import load_weights
 from firstlight.progress import progress
 
 Use = Literal["ids", "text", "chat"]
-
-DEFAULT_STATE = "float32"
 
 
 def load(
@@ -36,7 +35,7 @@ def load(
     context_length: int | None = None,
     sequences: int = 1,
     token_budget: int = TOKEN_BUDGET,
-    state: str | None = None,
+    state: str = "auto",
     exact: bool = False,
     endpoint: str | None = None,
     update: bool = False,
@@ -54,7 +53,7 @@ def load(
             where that is less.
         sequences: sequences of that length to hold state for at once.
         token_budget: most tokens of one step; longer prompts are computed in chunks.
-        state: dtype of keys and values, "float32" or "bfloat16"; None: the usual one, float32.
+        state: dtype of keys and values: "float32", "bfloat16", or "auto" (see `state_dtype`).
         exact: keep to the definitions up to the order of float32 sums: no kernel rounds
             activations, and state is float32. Slower; docs/fidelity.md says what it changes.
         endpoint: hub to fetch from, instead of the default.
@@ -67,7 +66,7 @@ def load(
         FirstlightError: the model cannot be found, read, fetched, or does not fit; the message
             says what to do.
     """
-    state = state_dtype(state, exact)
+    state = state_dtype(state, exact=exact)
     check_options(1 if context_length is None else context_length, sequences, token_budget, state)
     # What needs no model comes first: nobody downloads one to learn of a misspelt option.
     target = conversion_target(weights)
@@ -89,21 +88,6 @@ def load(
         Decoder(spec, loaded, backend), plan.context_length, sequences, token_budget, state
     )
     return LanguageModel(checkpoint, spec, tokenizer, engine, backend)
-
-
-def state_dtype(asked: str | None, exact: bool) -> str:
-    """The dtype of keys and values: what is asked for, or the usual one.
-
-    Raises:
-        RequestError: exactness is asked for as well, and the dtype is not.
-    """
-    if exact and asked not in (None, "float32"):
-        raise RequestError(
-            f"state {asked}",
-            "rounds keys and values, which exact excludes",
-            "Leave out one of them",
-        )
-    return "float32" if exact else asked or DEFAULT_STATE
 
 
 def conversion_target(name: str | None) -> Format | None:
@@ -137,7 +121,7 @@ def memory_plan(
     spec: ModelSpec,
     target: Format | None = None,
     context_length: int | None = None,
-    state: str = "float32",
+    state: str = "auto",
     sequences: int = 1,
     token_budget: int = TOKEN_BUDGET,
 ) -> MemoryPlan:
@@ -149,7 +133,7 @@ def memory_plan(
     return fit_context(
         spec,
         lambda length: plan_memory(
-            spec, checkpoint, length, target, state, sequences, token_budget
+            spec, checkpoint, length, target, state_dtype(state), sequences, token_budget
         ),
         available_memory(),
         context_length,

@@ -23,10 +23,10 @@ def test_json_has_what_was_measured(commands: Commands, model: Path) -> None:
     report = json.loads(done.out)
     measured = measure_fidelity(model, Configuration(weights="int4", exact=True), tokens=60)
     assert report["configuration"] == {
-        "device": "cpu", "weights": "int4", "state": None, "exact": True,
+        "device": "cpu", "weights": "int4", "state": "auto", "exact": True,
     }  # fmt: skip
     assert report["reference"] == {
-        "device": "cpu", "weights": None, "state": None, "exact": True,
+        "device": "cpu", "weights": None, "state": "auto", "exact": True,
     }  # fmt: skip
     assert list(report["texts"]) == ["prose", "code", "Chinese"]
     total = report["total"]

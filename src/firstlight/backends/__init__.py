@@ -47,6 +47,7 @@ _BACKENDS = {
         part="its C++ extension",
         remedy="Install a C++20 compiler and reinstall firstlight",
         instead="numpy",
+        rounds=True,
     ),
 }
 

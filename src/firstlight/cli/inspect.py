@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     from firstlight.checkpoint.checkpoint import open_checkpoint
     from firstlight.checkpoint.resolve import resolve_model
     from firstlight.cli.inspect_text import report_text
-    from firstlight.loading import conversion_target, state_dtype
+    from firstlight.loading import conversion_target
 
     target = conversion_target(arguments.weights)
     backend = open_device(arguments.device)
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     )
     report = _files(checkpoint) | _tokenizer(checkpoint)
-    report |= _model(checkpoint, backend, target, state_dtype(arguments.state, exact=False))
+    report |= _model(checkpoint, backend, target, arguments.state)
     if arguments.digest:
         report |= _digests(checkpoint)
     print(json_text(report) if arguments.json else harmless(report_text(report)))
@@ -108,7 +108,9 @@ def _model(
     from firstlight.errors import FormatError, UnsupportedModelError
     from firstlight.loading import check_formats
     from firstlight.model.families.registry import make_spec
+    from firstlight.model.stream import state_dtype
 
+    state = state_dtype(state)
     try:
         spec = make_spec(checkpoint)
     except UnsupportedModelError as error:

@@ -69,8 +69,9 @@ def add_state(parser: argparse._ActionsContainer) -> None:
     """What keys and values are kept in."""
     parser.add_argument(
         "--state",
-        choices=("float32", "bfloat16"),
-        help="dtype of keys and values (default: float32)",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="dtype of keys and values (default: bfloat16, or float32 with --exact)",
     )
 
 

@@ -27,18 +27,18 @@ class Configuration:
     Attributes:
         device: backend.
         weights: storage format to convert to; None: as stored.
-        state: dtype of keys and values; None: the usual one.
+        state: dtype of keys and values; "auto": the usual one.
         exact: whether activations are kept in float32 where kernels might round them.
     """
 
     device: str = "cpu"
     weights: str | None = None
-    state: str | None = None
+    state: str = "auto"
     exact: bool = False
 
     def __str__(self) -> str:
         parts = [self.device, f"weights {self.weights or 'as stored'}"]
-        if self.state is not None:
+        if self.state != "auto":
             parts.append(f"state {self.state}")
         return ", ".join([*parts, "exact"] if self.exact else parts)
 
