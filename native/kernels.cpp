@@ -93,6 +93,12 @@ namespace {
 
 #include "heads.inl"
 
+#include "transpose.inl"
+
+#include "attention_entries.inl"
+
+#include "attention_products.inl"
+
 #include "attention.inl"
 
 #include "attention_tasks.inl"

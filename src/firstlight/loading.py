@@ -20,6 +20,7 @@ from firstlight.language_model import LanguageModel, no_chat_template
 from firstlight.model.decoder import Decoder
 from firstlight.model.families.registry import make_spec
 from firstlight.model.spec import ModelSpec
+from firstlight.model.stream import state_dtype
 from firstlight.model.weights import load_weights
 from firstlight.progress import progress
 
@@ -34,7 +35,8 @@ def load(
     context_length: int | None = None,
     sequences: int = 1,
     token_budget: int = TOKEN_BUDGET,
-    state: str = "float32",
+    state: str = "auto",
+    exact: bool = False,
     endpoint: str | None = None,
     update: bool = False,
     use: Use = "ids",
@@ -51,7 +53,9 @@ def load(
             where that is less.
         sequences: sequences of that length to hold state for at once.
         token_budget: most tokens of one step; longer prompts are computed in chunks.
-        state: dtype of keys and values, "float32" or "bfloat16".
+        state: dtype of keys and values: "float32", "bfloat16", or "auto" (see `state_dtype`).
+        exact: keep to the definitions up to the order of float32 sums: no kernel rounds
+            activations, and state is float32. Slower; docs/fidelity.md says what it changes.
         endpoint: hub to fetch from, instead of the default.
         update: ask the hub whether a branch that is in the local cache has moved on.
         use: what the model must be good for: "ids" (anything), "text" (it has a tokenizer that
@@ -62,10 +66,11 @@ def load(
         FirstlightError: the model cannot be found, read, fetched, or does not fit; the message
             says what to do.
     """
+    state = state_dtype(state, exact=exact)
     check_options(1 if context_length is None else context_length, sequences, token_budget, state)
     # What needs no model comes first: nobody downloads one to learn of a misspelt option.
     target = conversion_target(weights)
-    backend = open_device(device)
+    backend = open_device(device, exact=exact)
     checkpoint = open_checkpoint(resolve_model(str(model), endpoint=endpoint, update=update))
     spec = make_spec(checkpoint)
     check_formats(checkpoint, spec)
@@ -116,7 +121,7 @@ def memory_plan(
     spec: ModelSpec,
     target: Format | None = None,
     context_length: int | None = None,
-    state: str = "float32",
+    state: str = "auto",
     sequences: int = 1,
     token_budget: int = TOKEN_BUDGET,
 ) -> MemoryPlan:
@@ -128,7 +133,7 @@ def memory_plan(
     return fit_context(
         spec,
         lambda length: plan_memory(
-            spec, checkpoint, length, target, state, sequences, token_budget
+            spec, checkpoint, length, target, state_dtype(state), sequences, token_budget
         ),
         available_memory(),
         context_length,

@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from firstlight.cli.options import add_hub, add_model
+from firstlight.cli.options import add_hub, add_model, add_state
 from firstlight.cli.terminal import harmless, json_text
 
 if TYPE_CHECKING:
@@ -35,12 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", metavar="FORMAT", help="as if the weights were converted to this format"
     )
-    parser.add_argument(
-        "--state",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="dtype of keys and values (default: float32)",
-    )
+    add_state(parser)
     add_hub(parser)
 
 
@@ -113,7 +108,9 @@ def _model(
     from firstlight.errors import FormatError, UnsupportedModelError
     from firstlight.loading import check_formats
     from firstlight.model.families.registry import make_spec
+    from firstlight.model.stream import state_dtype
 
+    state = state_dtype(state)
     try:
         spec = make_spec(checkpoint)
     except UnsupportedModelError as error:

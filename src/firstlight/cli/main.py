@@ -20,6 +20,7 @@ _COMMANDS = {
     "run": "continue a prompt, or answer it if the model is made for chat",
     "chat": "talk with a model",
     "inspect": "say what a model is, what memory it needs, and whether it runs here",
+    "verify": "compare a model's predictions in one configuration with a reference",
     "devices": "list the chips found, with their measured ceilings",
 }
 

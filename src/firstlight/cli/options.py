@@ -61,11 +61,26 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="longest sequence (default: the model's, or what fits in memory)",
     )
-    group.add_argument(
+    add_state(group)
+    add_exact(group)
+
+
+def add_state(parser: argparse._ActionsContainer) -> None:
+    """What keys and values are kept in."""
+    parser.add_argument(
         "--state",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="dtype of keys and values (default: float32)",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="dtype of keys and values (default: bfloat16, or float32 with --exact)",
+    )
+
+
+def add_exact(parser: argparse._ActionsContainer) -> None:
+    """Whether speed may cost any accuracy."""
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="round no activations and keep float32 state: slower, and as the definitions say",
     )
 
 
@@ -146,6 +161,7 @@ def load_model(arguments: argparse.Namespace, use: Use) -> LanguageModel:
         arguments.weights,
         context_length=arguments.context,
         state=arguments.state,
+        exact=arguments.exact,
         endpoint=arguments.endpoint,
         update=arguments.update,
         use=use,

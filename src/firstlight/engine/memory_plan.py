@@ -29,12 +29,14 @@ class MemoryPlan:
         weights: in the formats they are kept in.
         state: pages of all streams, for every sequence at the full context length.
         activations: the largest step's intermediate values, estimated from above.
+        state_dtype: what the state is kept in.
     """
 
     context_length: int
     weights: int
     state: int
     activations: int
+    state_dtype: str = "float32"
 
     @property
     def total(self) -> int:
@@ -62,6 +64,7 @@ def plan_memory(
         weight_bytes(spec, files, target),
         sequences * state_bytes(spec, context_length, state_dtype, token_budget),
         activation_bytes(spec, token_budget),
+        state_dtype,
     )
 
 
@@ -155,7 +158,8 @@ def fit_context(
             subject,
             f"a context of {wanted} tokens needs {gibibytes(full.total)} of memory and "
             f"{gibibytes(available)} is available",
-            f"Use a context of at most {longest.context_length} tokens, or --state bfloat16",
+            f"Use a context of at most {longest.context_length} tokens"
+            + (", or --state bfloat16" if full.state_dtype == "float32" else ""),
         )
     return longest
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from firstlight.errors import FormatError
 from firstlight.formats import codebooks, float4, iq4, k_quants, legacy, plain, ternary
-from firstlight.formats.base import Format, Weight
+from firstlight.formats.base import Bytes, Floats, Format, Weight
+from firstlight.host.processor import usable_cores
 
 _FORMATS: dict[str, Format] = {
     format.name: format
@@ -40,8 +43,9 @@ REFUSED = {
     **dict.fromkeys(("i8", "i16", "i32", "i64"), _NO_WEIGHTS),
 }
 
-# Values decoded at a time by `convert`: 4 MiB of float32.
-_CONVERTED_VALUES = 1 << 20
+# Values that each thread of `convert` decodes at a time: half a MiB of float32.
+_CONVERTED_VALUES = 1 << 17
+_MOST_THREADS = 16
 
 
 def known_formats() -> tuple[str, ...]:
@@ -78,7 +82,9 @@ def get_format(name: str) -> Format:
 
 
 def convert(weight: Weight, format: Format) -> Weight:
-    """`weight` in another format, a few rows at a time: no whole float32 matrix is ever made.
+    """`weight` in another format, with the least error that is soon found (`Format.fit`).
+
+    A few rows at a time, shared by the usable cores: no whole float32 matrix is ever made.
 
     Returns `weight` itself where it is in `format` already.
 
@@ -98,10 +104,27 @@ def convert(weight: Weight, format: Format) -> Weight:
         )
     try:
         data = np.empty((weight.rows, format.row_bytes(weight.columns)), np.uint8)
-        step = max(1, _CONVERTED_VALUES // max(1, weight.columns))
-        for start in range(0, weight.rows, step):
-            stop = min(start + step, weight.rows)
-            data[start:stop] = format.encode(weight.decode(start, stop))
+        _fill(data, weight, format.fit or format.encode)
     except FormatError as error:
         raise FormatError(label, f"{error.subject}: {error.reason}", error.remedy) from error
     return Weight(format, weight.shape, data, weight.name)
+
+
+def _fill(data: Bytes, weight: Weight, encode: Callable[[Floats], Bytes]) -> None:
+    step = max(1, _CONVERTED_VALUES // max(1, weight.columns))
+
+    def fill(start: int) -> None:
+        stop = min(start + step, weight.rows)
+        data[start:stop] = encode(weight.decode(start, stop))
+
+    starts = range(0, weight.rows, step)
+    threads = min(usable_cores(), _MOST_THREADS, len(starts))
+    if threads < 2:
+        for start in starts:
+            fill(start)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(fill, starts):
+            pass
