@@ -65,8 +65,6 @@ namespace {
 
 #include "elementwise.inl"
 
-#include "transpose.inl"
-
 #include "attention_entries.inl"
 
 #include "attention_products.inl"
