@@ -108,17 +108,16 @@ inline void soften(const AttentionCall& call, float* scores, int64_t begin, int6
                    float& maximum, float& sum_of_weights, float* values, int64_t stride) {
     constexpr int kVectors = kBlock / kWidth;
     Vector score[kVectors];
-    for (int64_t i = 0; i < begin; ++i) scores[i] = kNothing;
-    for (int64_t i = end; i < kBlock; ++i) scores[i] = kNothing;
-    for (int v = 0; v < kVectors; ++v) score[v] = load(scores + v * kWidth) * call.scale;
-    if (call.soft_cap > 0.0f) {
-        for (int64_t v = begin / kWidth; v < divide_up(end, kWidth); ++v) {
-            const Vector capped =
-                hyperbolic_tangent(score[v] / broadcast(call.soft_cap)) * call.soft_cap;
-            // A score that is not seen stays minus infinity.
-            const Integers hidden = equal(load(scores + v * kWidth), broadcast(kNothing));
-            score[v] = select(hidden, broadcast(kNothing), capped);
-        }
+    for (int v = 0; v < kVectors; ++v) {
+        score[v] = load(scores + v * kWidth) * call.scale;
+        if (call.soft_cap <= 0.0f) continue;
+        score[v] = hyperbolic_tangent(score[v] / broadcast(call.soft_cap)) * call.soft_cap;
+    }
+    if (begin > 0 || end < kBlock) {
+        for (int v = 0; v < kVectors; ++v) store(scores + v * kWidth, score[v]);
+        for (int64_t i = 0; i < begin; ++i) scores[i] = kNothing;
+        for (int64_t i = end; i < kBlock; ++i) scores[i] = kNothing;
+        for (int v = 0; v < kVectors; ++v) score[v] = load(scores + v * kWidth);
     }
     Vector most = broadcast(maximum);
     for (int v = 0; v < kVectors; ++v) most = at_least(score[v], most);

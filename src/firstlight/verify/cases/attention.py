@@ -70,7 +70,9 @@ _LAYOUTS = (
     _Layout("fifteen rows", ((120, 15),), heads=1, key_value_heads=1),
     _Layout("seventeen rows", ((127, 17),), heads=6, key_value_heads=2, quick=True),
     _Layout("fifteen sequences", tuple((11 * i, 1) for i in range(15))),
-    _Layout("seventeen sequences", tuple((9 * i, 1) for i in range(17)), heads=9, key_value_heads=3),
+    _Layout(
+        "seventeen sequences", tuple((9 * i, 1) for i in range(17)), heads=9, key_value_heads=3
+    ),
     _Layout("many rows", ((0, 150),), heads=3, key_value_heads=3, page_tokens=64),
     _Layout("more heads than a tile", ((70, 2),), heads=71, key_value_heads=1),
     # Published sizes of heads.
