@@ -37,7 +37,7 @@ struct AttentionTile {
 
 // What of one key-value head's bytes in an entry is its own, and the sizes that follow from that.
 struct AttentionSizes {
-    int64_t queries, key_bytes, key_words, key_columns;
+    int64_t queries, key_bytes, key_fours, key_columns;  // fours: of words
     int64_t value_bytes, value_columns, value_row_bytes;
     bool copies_values;
 
@@ -45,8 +45,8 @@ struct AttentionSizes {
         const AttentionCall& call = *tile.call;
         queries = tile.queries();
         key_bytes = call.key_size * bytes_per_value(call.key_type);
-        key_words = words_of(call.key_type, call.key_size);
-        key_columns = key_words * values_per_word(call.key_type);
+        key_fours = divide_up(key_bytes, 16);
+        key_columns = key_fours * 4 * values_per_word(call.key_type);
         value_bytes = call.value_size * bytes_per_value(call.value_type);
         value_columns = value_stride(call);
         value_row_bytes = value_columns * bytes_per_value(call.value_type);
@@ -58,7 +58,7 @@ struct AttentionSizes {
     }
     // Floats of scratch memory: of one head's packed queries, and of all that a block needs.
     int64_t packed_queries() const { return round_up(queries * key_columns, 16); }
-    int64_t panel() const { return round_up(key_words, 16) * kBlock; }
+    int64_t panel() const { return key_fours * 4 * kBlock; }
     int64_t copied_values() const { return copies_values ? kBlock * value_row_bytes / 4 : 0; }
     int64_t block() const { return panel() + copied_values() + queries * kBlock; }
 };
@@ -85,16 +85,19 @@ struct Partial {
     bool empty(int64_t query) const { return maximum[query] == kNothing && sum[query] == 0.0f; }
 };
 
-// A tile's queries as `score_queries` takes them: kSharing at a time, column by column.
+// A tile's queries as `score_queries` takes them, kSharing at a time, with zeros behind them.
 inline void pack_queries(const AttentionTile& tile, const AttentionSizes& sizes, float* packed) {
+    const int64_t parts = values_per_word(tile.call->key_type);
     for (int64_t q = 0; q < sizes.queries; q += kSharing) {
         const int64_t count = least(kSharing, sizes.queries - q);
         float* target = packed + q * sizes.key_columns;
         for (int64_t i = 0; i < count; ++i) {
             const float* query = tile.query(q + i);
-            for (int64_t c = 0; c < tile.call->key_size; ++c) target[c * count + i] = query[c];
-            if (sizes.key_columns > tile.call->key_size) {
-                target[tile.call->key_size * count + i] = 0.0f;
+            for (int64_t c = 0; c < sizes.key_columns; ++c) {
+                // The word's value, its word, and that one's place among four.
+                const int64_t part = c % parts, word = c / parts, lane = word % 4;
+                target[((word / 4 * parts + part) * count + i) * 4 + lane] =
+                    c < tile.call->key_size ? query[c] : 0.0f;
             }
         }
     }
@@ -105,17 +108,16 @@ inline void soften(const AttentionCall& call, float* scores, int64_t begin, int6
                    float& maximum, float& sum_of_weights, float* values, int64_t stride) {
     constexpr int kVectors = kBlock / kWidth;
     Vector score[kVectors];
-    for (int64_t i = 0; i < begin; ++i) scores[i] = kNothing;
-    for (int64_t i = end; i < kBlock; ++i) scores[i] = kNothing;
-    for (int v = 0; v < kVectors; ++v) score[v] = load(scores + v * kWidth) * call.scale;
-    if (call.soft_cap > 0.0f) {
-        for (int64_t v = begin / kWidth; v < divide_up(end, kWidth); ++v) {
-            const Vector capped =
-                hyperbolic_tangent(score[v] / broadcast(call.soft_cap)) * call.soft_cap;
-            // A score that is not seen stays minus infinity.
-            const Integers hidden = equal(load(scores + v * kWidth), broadcast(kNothing));
-            score[v] = select(hidden, broadcast(kNothing), capped);
-        }
+    for (int v = 0; v < kVectors; ++v) {
+        score[v] = load(scores + v * kWidth) * call.scale;
+        if (call.soft_cap <= 0.0f) continue;
+        score[v] = hyperbolic_tangent(score[v] / broadcast(call.soft_cap)) * call.soft_cap;
+    }
+    if (begin > 0 || end < kBlock) {
+        for (int v = 0; v < kVectors; ++v) store(scores + v * kWidth, score[v]);
+        for (int64_t i = 0; i < begin; ++i) scores[i] = kNothing;
+        for (int64_t i = end; i < kBlock; ++i) scores[i] = kNothing;
+        for (int v = 0; v < kVectors; ++v) score[v] = load(scores + v * kWidth);
     }
     Vector most = broadcast(maximum);
     for (int v = 0; v < kVectors; ++v) most = at_least(score[v], most);
@@ -227,13 +229,14 @@ inline void attend_block(const AttentionStep& step, const AttentionStep* next, i
     Fetch keys, values;
     if (next) {
         const BlockPlaces& to = *next->places;
-        keys.plan(next->keys(), to.begin, to.end, sizes.key_bytes, sizes.key_words);
+        keys.plan(next->keys(), to.begin, to.end, sizes.key_bytes,
+                  sizes.key_fours * (kBlock / kTileKeys));
         values.plan(next->values(), to.begin, to.end, sizes.value_bytes,
                     kBlock * divide_up(sizes.value_columns, kTileColumns));
     }
-    transpose_rows(step.keys(), places.begin, places.end, sizes.key_bytes, panel);
+    gather_rows(step.keys(), places.begin, places.end, sizes.key_bytes, panel);
     for (int64_t q = 0; q < sizes.queries; q += kSharing) {
-        score(call.key_type, least(kSharing, sizes.queries - q), panel, sizes.key_words,
+        score(call.key_type, least(kSharing, sizes.queries - q), panel, sizes.key_fours,
               packed_queries + q * sizes.key_columns, places.begin, places.end,
               scores + q * kBlock, keys);
     }

@@ -19,14 +19,13 @@ constexpr int kSharing = 4;
 constexpr int kTileVectors = 2;
 #endif
 constexpr int64_t kTileColumns = kTileVectors * kWidth;
+// Keys of a tile of scores, where each takes four lanes.
+constexpr int64_t kTileKeys = kTileVectors * kWidth / 4;
 
 inline int64_t round_up(int64_t value, int64_t step) { return divide_up(value, step) * step; }
 
 constexpr int values_per_word(StreamType type) { return type == StreamType::float32 ? 1 : 2; }
 constexpr int64_t bytes_per_value(StreamType type) { return type == StreamType::float32 ? 4 : 2; }
-inline int64_t words_of(StreamType type, int64_t size) {
-    return divide_up(size, values_per_word(type));
-}
 
 // The first or second values of words.
 template <StreamType type>
@@ -99,22 +98,33 @@ struct Fetch {
     }
 };
 
-// panel[w, t] = word w of row t, for the rows of all tiles of columns that touch [begin, end).
-inline void transpose_rows(BlockRows rows, int64_t begin, int64_t end, int64_t bytes,
-                           float* panel) {
-    const int64_t last = round_up(end, kTileColumns), whole = bytes / (kWidth * 4) * kWidth;
-    for (int64_t t = begin / kTileColumns * kTileColumns; t < last; t += kWidth) {
-        for (int64_t w = 0; w < whole; w += kWidth) {
-            transpose(rows.base + w * 4, rows.offset + t, panel + w * kBlock + t, kBlock);
+// Two times 16 bytes, side by side.
+FIRSTLIGHT_INLINE void store_pair(float* to, const uint8_t* first, const uint8_t* second) {
+#if defined(__AVX2__)
+    const __m128 a = _mm_loadu_ps(reinterpret_cast<const float*>(first));
+    const __m128 b = _mm_loadu_ps(reinterpret_cast<const float*>(second));
+    _mm256_storeu_ps(to, _mm256_insertf128_ps(_mm256_castps128_ps256(a), b, 1));
+#else
+    memcpy(to, first, 16);
+    memcpy(to + 4, second, 16);
+#endif
+}
+
+// panel[w / 4, t, w % 4] = word w of row t, for the rows of all tiles that touch [begin, end): four
+// words of every row side by side. Words beyond a row's bytes are 0.
+inline void gather_rows(BlockRows rows, int64_t begin, int64_t end, int64_t bytes, float* panel) {
+    const int64_t last = round_up(end, kTileKeys), whole = bytes / 16;
+    for (int64_t t = begin / kTileKeys * kTileKeys; t < last; t += 2) {
+        const uint8_t* even = rows.base + rows.offset[t];
+        const uint8_t* odd = rows.base + rows.offset[t + 1];
+        float* target = panel + t * 4;
+        for (int64_t four = 0; four < whole; ++four) {
+            store_pair(target + four * kBlock * 4, even + four * 16, odd + four * 16);
         }
-        if (whole * 4 == bytes) continue;
-        uint8_t padded[kWidth * kWidth * 4] = {};
-        int64_t offset[kWidth];
-        for (int i = 0; i < kWidth; ++i) {
-            offset[i] = i * kWidth * 4;
-            memcpy(padded + offset[i], rows.base + rows.offset[t + i] + whole * 4,
-                   static_cast<size_t>(bytes - whole * 4));
-        }
-        transpose(padded, offset, panel + whole * kBlock + t, kBlock);
+        if (whole * 16 == bytes) continue;
+        uint8_t padded[32] = {};
+        memcpy(padded, even + whole * 16, static_cast<size_t>(bytes - whole * 16));
+        memcpy(padded + 16, odd + whole * 16, static_cast<size_t>(bytes - whole * 16));
+        memcpy(target + whole * kBlock * 4, padded, sizeof padded);
     }
 }

@@ -3,6 +3,7 @@
 struct AttentionWork {
     const AttentionCall* call;
     int64_t segments = 1;        // that any one group sees, at most
+    int64_t run = 1;             // consecutive segments of one task
     int64_t head_parts = 1;      // parts that the key-value heads are cut into
     int64_t stride = 0;          // of a query's weighted sum of values, in floats
     int64_t partial_floats = 0;  // of the largest tile
@@ -47,29 +48,30 @@ struct TaskMemory {
 };
 
 // The partial results of one segment for some heads: [heads, partial_floats] at `partials`. The
-// heads take turns at each block, whose entries lie side by side in a page.
+// heads take turns at each block, whose entries lie side by side in a page. The last block fetches
+// the next segment's first, if that lies before `run_end`.
 inline void attend_segment(const AttentionWork& work, const AttentionSizes& sizes, int64_t group,
-                           int64_t segment, int64_t head_begin, int64_t head_end,
-                           const TaskMemory& memory, float* partials) {
+                           int64_t segment, int64_t run_end, int64_t head_begin,
+                           int64_t head_end, const TaskMemory& memory, float* partials) {
     const AttentionTile any = work.tile(group, head_begin);
     const auto partial = [&](int64_t head) {
         return Partial::at(partials + (head - head_begin) * work.partial_floats, sizes.queries,
                            work.stride);
     };
     for (int64_t head = head_begin; head < head_end; ++head) partial(head).clear(sizes.queries);
-    const int64_t stop = least((segment + 1) * kSegment, any.last() + 1);
+    const int64_t stop = least((segment + 1) * kSegment, run_end);
     const int64_t start = segment * kSegment < any.first() ? any.first() : segment * kSegment;
     BlockPlaces places[2];
     const auto find = [&](int64_t block) {
         places[block / kBlock % 2].find(*work.call, any.rows.sequence, block,
                                         block < start ? start : block,
-                                        least(block + kBlock, stop));
+                                        least(block + kBlock, run_end));
         return &places[block / kBlock % 2];
     };
     const int64_t first_block = start / kBlock * kBlock;
     const BlockPlaces* here = find(first_block);
     for (int64_t block = first_block; block < stop; block += kBlock) {
-        const BlockPlaces* later = block + kBlock < stop ? find(block + kBlock) : nullptr;
+        const BlockPlaces* later = block + kBlock < run_end ? find(block + kBlock) : nullptr;
         for (int64_t head = head_begin; head < head_end; ++head) {
             const bool same_block = head + 1 < head_end;
             const AttentionStep step{work.tile(group, head), here};
@@ -101,7 +103,8 @@ void attention_task(void* context, int64_t index) {
     };
     for (int64_t h = 0; h < heads; ++h) total(h).clear(sizes.queries);
     for (int64_t s = any.first() / kSegment; s <= any.last() / kSegment; ++s) {
-        attend_segment(work, sizes, group, s, head_begin, head_begin + heads, memory, parts);
+        attend_segment(work, sizes, group, s, any.last() + 1, head_begin, head_begin + heads,
+                       memory, parts);
         for (int64_t h = 0; h < heads; ++h) {
             join(total(h), Partial::at(parts + h * work.partial_floats, sizes.queries, work.stride),
                  sizes.queries);
@@ -110,20 +113,24 @@ void attention_task(void* context, int64_t index) {
     for (int64_t h = 0; h < heads; ++h) finish(work.tile(group, head_begin + h), total(h));
 }
 
-// Some heads of one segment of a group.
-void attention_segment_task(void* context, int64_t index) {
+// Some heads of a run of segments of a group.
+void attention_run_task(void* context, int64_t index) {
     const AttentionWork& work = *static_cast<const AttentionWork*>(context);
-    const int64_t part = index % work.head_parts;
-    const int64_t group = index / work.head_parts / work.segments;
+    const int64_t part = index % work.head_parts, runs = divide_up(work.segments, work.run);
+    const int64_t group = index / work.head_parts / runs;
     const int64_t head_begin = work.head_begin(part), head_end = work.head_end(part);
     const AttentionTile any = work.tile(group, head_begin);
-    const int64_t segment = any.first() / kSegment + index / work.head_parts % work.segments;
-    if (segment > any.last() / kSegment) return;
+    const int64_t first =
+        any.first() / kSegment + index / work.head_parts % runs * work.run;
+    const int64_t run_end = least((first + work.run) * kSegment, any.last() + 1);
+    if (first * kSegment >= run_end) return;
     const AttentionSizes sizes(any);
     const TaskMemory memory(work, sizes, head_end - head_begin, 0);
     memory.pack(work, sizes, group, head_begin, head_end);
-    attend_segment(work, sizes, group, segment, head_begin, head_end, memory,
-                   work.partial(group, segment, head_begin));
+    for (int64_t segment = first; segment * kSegment < run_end; ++segment) {
+        attend_segment(work, sizes, group, segment, run_end, head_begin, head_end, memory,
+                       work.partial(group, segment, head_begin));
+    }
 }
 
 // The segments of one head of a group, joined in their order into the first.
@@ -152,18 +159,19 @@ void attention(ThreadPool& pool, const AttentionCall& call) {
         work.partial_floats = floats > work.partial_floats ? floats : work.partial_floats;
         seen += (tile.last() - tile.first() + 1) * tile.queries();
     }
-    // Enough tasks for an even share: first by segments, then by heads.
+    // Enough tasks for an even share: first by runs of segments, then by heads.
     const int64_t wanted = 4 * thread_count(pool), groups = call.group_count;
     const bool by_segments = groups < wanted && work.segments > 1;
-    const int64_t units = by_segments ? groups * work.segments : groups;
+    if (by_segments) work.run = divide_up(groups * work.segments, wanted);
+    const int64_t units = by_segments ? groups * divide_up(work.segments, work.run) : groups;
     if (units) work.head_parts = least(divide_up(wanted, units), call.key_value_heads);
     if (call.head_parts) work.head_parts = least(call.head_parts, call.key_value_heads);
     const int64_t amount = seen * call.key_value_heads * (call.key_size + call.value_size);
     if (!by_segments) return share(pool, amount, groups * work.head_parts, attention_task, &work);
-    const int64_t partials = units * call.key_value_heads;
+    const int64_t partials = groups * work.segments * call.key_value_heads;
     work.partials = new float[static_cast<size_t>(partials * work.partial_floats)];
     try {
-        parallel_for(pool, units * work.head_parts, attention_segment_task, &work);
+        parallel_for(pool, units * work.head_parts, attention_run_task, &work);
         share(pool, partials * work.partial_floats, groups * call.key_value_heads,
               attention_join_task, &work);
     } catch (...) {

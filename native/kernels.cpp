@@ -93,8 +93,6 @@ namespace {
 
 #include "heads.inl"
 
-#include "transpose.inl"
-
 #include "attention_entries.inl"
 
 #include "attention_products.inl"
