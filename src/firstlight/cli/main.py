@@ -21,6 +21,7 @@ _COMMANDS = {
     "chat": "talk with a model",
     "inspect": "say what a model is, what memory it needs, and whether it runs here",
     "devices": "list the chips found, with their measured ceilings",
+    "cache": "list, verify or delete the packed weights on disk",
 }
 
 USER_ERROR = 2

@@ -67,6 +67,11 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="dtype of keys and values (default: float32)",
     )
+    group.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="pack weights in memory, and keep nothing on disk (see firstlight cache)",
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -149,6 +154,7 @@ def load_model(arguments: argparse.Namespace, use: Use) -> LanguageModel:
         endpoint=arguments.endpoint,
         update=arguments.update,
         use=use,
+        cache=not arguments.no_cache,
     )
 
 
