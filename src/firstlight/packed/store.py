@@ -252,10 +252,13 @@ def remove(path: Path) -> bool:
 def _claim(path: Path) -> int | None:
     """Descriptor of the file at `path`, created if missing, that nobody else writes to."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    if lock_alone(descriptor) and is_still_at(descriptor, path):
-        return descriptor
-    os.close(descriptor)
-    return None
+    claimed = False
+    try:
+        claimed = lock_alone(descriptor) and is_still_at(descriptor, path)
+    finally:
+        if not claimed:
+            os.close(descriptor)
+    return descriptor if claimed else None
 
 
 def _entry(path: Path) -> Entry | None:
