@@ -25,6 +25,9 @@ WORTH_KEEPING = 1 << 26
 WORTH_KEEPING_CONVERTED = 1 << 22
 """The same for weights that are converted first, which takes far longer."""
 
+SPARE_BYTES = 1 << 30
+"""Of the disk, left to others."""
+
 
 def packed_directory() -> Path:
     """Where packed files are; it may not exist yet."""
@@ -40,7 +43,7 @@ def packed_store() -> PackedStore | None:
     if find_spec("fcntl") is None:
         return None
     directory = packed_directory()
-    return PackedStore(directory, limit_of(directory))
+    return PackedStore(directory, limit_of(directory), SPARE_BYTES)
 
 
 def kept_on_disk(
@@ -67,7 +70,7 @@ def kept_on_disk(
         FormatError: values cannot be expressed in the target format.
     """
     tensors = {_tensor(matrix): matrix for matrix in matrices if not matrix.in_place}
-    if store is None or store.limit == 0 or not _worth_keeping(tensors.values()):
+    if store is None or store.limit == 0 or not tensors or not _worth_keeping(tensors.values()):
         return {}
     key = PackedKey(
         weights_digest(checkpoint.files, progress=show),

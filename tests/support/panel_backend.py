@@ -58,7 +58,7 @@ class PanelBackend(NumpyBackend):
         return self._row_group
 
     def pack_into(self, weight: Weight, out: Bytes) -> None:
-        assert out.ctypes.data % 64 == 0 or weight.columns * PANEL_ROWS % 64
+        assert out.ctypes.data % 64 == 0
         row_bytes = weight.format.row_bytes(weight.columns)
         panels = out.reshape(-1, PANEL_ROWS * row_bytes)
         for panel, start in zip(panels, range(0, weight.rows, PANEL_ROWS), strict=True):

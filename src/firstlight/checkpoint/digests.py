@@ -116,9 +116,11 @@ def _hash(path: Path, advance: Callable[[int], None]) -> tuple[FileState, str]:
     digest = hashlib.sha256()
     with open_regular(path) as (file, _):
         before = FileState.of(path)
-        block = bytearray(_BLOCK_BYTES)
-        while count := file.readinto(block):
-            digest.update(memoryview(block)[:count])
+        block = memoryview(bytearray(_BLOCK_BYTES))
+        missing = before.size
+        while missing and (count := file.readinto(block[: min(missing, _BLOCK_BYTES)])):
+            digest.update(block[:count])
+            missing -= count
             advance(count)
         if FileState.of(path) != before:
             raise CheckpointError(

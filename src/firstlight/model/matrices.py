@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 
 import numpy as np
 
@@ -95,11 +95,7 @@ def pack_matrix(
     """
     first = matrix.source.first_row or 0
     stored = files.weight(matrix.source.name)
-    group = ops.packed_row_group(matrix.format) if matrix.packed else 1
-    step = matrix.rows
-    if group is not None:
-        rows = max(1, _STEP_BYTES // max(1, matrix.stored.row_bytes(matrix.columns)))
-        step = max(1, rows // group) * group
+    step = _rows_of_a_step(matrix, ops)
     position = 0
     for start in range(0, matrix.rows, step):
         stop = min(start + step, matrix.rows)
@@ -111,6 +107,17 @@ def pack_matrix(
         files.release(matrix.source.name, first + start, first + stop)
         advance(end - position)
         position = end
+
+
+def _rows_of_a_step(matrix: KeptMatrix, ops: Ops) -> int:
+    """As many as make about _STEP_BYTES in the checkpoint, and end where the next may begin."""
+    group = ops.packed_row_group(matrix.format) if matrix.packed else 1
+    if group is None or not matrix.nbytes:
+        return matrix.rows
+    if matrix.packed:
+        group *= _ALIGNMENT // gcd(_ALIGNMENT, _part_bytes(matrix, ops, group))
+    rows = _STEP_BYTES // matrix.stored.row_bytes(matrix.columns)
+    return max(1, rows // group) * group
 
 
 def _part_bytes(matrix: KeptMatrix, ops: Ops, rows: int) -> int:

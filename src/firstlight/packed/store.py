@@ -70,7 +70,7 @@ class PackedStore:
 
     directory: Path
     limit: int
-    spare: int = 1 << 30
+    spare: int = 0
     patience: float = 60.0
 
     def get(
