@@ -23,29 +23,35 @@ SOURCE = Path(firstlight.__file__).parent
 FORBIDDEN = {
     "formats": {
         "model", "engine", "ops", "backends", "checkpoint", "server", "verify", "cli", "generation",
-        "language_model", "loading",
+        "language_model", "loading", "packed", "packing",
     },
     "checkpoint": {
         "model", "engine", "ops", "backends", "server", "verify", "cli", "generation",
-        "language_model", "loading",
+        "language_model", "loading", "packed", "packing",
     },
     "ops": {
         "model", "engine", "backends", "checkpoint", "server", "verify", "cli", "generation",
-        "language_model", "loading",
+        "language_model", "loading", "packed", "packing",
     },
     "model": {
         "engine", "backends", "server", "verify", "cli", "generation", "language_model", "loading",
+        "packed", "packing",
     },
     "engine": {
         "backends", "checkpoint", "server", "verify", "cli", "generation", "language_model",
-        "loading",
+        "loading", "packed", "packing",
     },
     "backends": {
         "model", "engine", "checkpoint", "server", "cli", "generation", "language_model", "loading",
+        "packed", "packing",
+    },
+    "packed": {
+        "model", "engine", "ops", "backends", "checkpoint", "server", "verify", "cli", "generation",
+        "language_model", "loading", "packing",
     },
     "host": {
         "model", "engine", "ops", "backends", "checkpoint", "formats", "server", "verify", "cli",
-        "generation", "language_model", "loading",
+        "generation", "language_model", "loading", "packed", "packing",
     },
 }  # fmt: skip
 

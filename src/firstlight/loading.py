@@ -11,7 +11,7 @@ from firstlight.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from firstlight.checkpoint.resolve import resolve_model
 from firstlight.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from firstlight.engine.engine import TOKEN_BUDGET, Engine, check_options
-from firstlight.engine.memory_plan import MemoryPlan, fit_context, plan_memory, weight_bytes
+from firstlight.engine.memory_plan import MemoryPlan, fit_context, plan_memory
 from firstlight.errors import FormatError, TokenizerError
 from firstlight.formats.base import Format
 from firstlight.formats.registry import ALIASES, get_format, known_formats
@@ -19,9 +19,18 @@ from firstlight.host.memory import available_memory
 from firstlight.language_model import LanguageModel, no_chat_template
 from firstlight.model.decoder import Decoder
 from firstlight.model.families.registry import make_spec
+from firstlight.model.matrices import kept_matrices
 from firstlight.model.spec import ModelSpec
 from firstlight.model.stream import state_dtype
-from firstlight.model.weights import load_weights
+from firstlight.model.weights import (
+    Weights,
+    check_sources,
+    largest_first,
+    load_weights,
+    weight_bytes,
+)
+from firstlight.ops import Ops
+from firstlight.packing import kept_on_disk, packed_store
 from firstlight.progress import progress
 
 Use = Literal["ids", "text", "chat"]
@@ -40,6 +49,7 @@ def load(
     endpoint: str | None = None,
     update: bool = False,
     use: Use = "ids",
+    cache: bool = True,
 ) -> LanguageModel:
     """Load a model.
 
@@ -61,6 +71,7 @@ def load(
         use: what the model must be good for: "ids" (anything), "text" (it has a tokenizer that
             works) or "chat" (and a chat template). Whatever is missing is said before the weights
             are read.
+        cache: keep packed weights on disk, and use those that are there (docs/packed-cache.md).
 
     Raises:
         FirstlightError: the model cannot be found, read, fetched, or does not fit; the message
@@ -81,9 +92,10 @@ def load(
             f"{spec.context_length} that the model was made for; expect poor text beyond them",
             stacklevel=2,
         )
-    plan = memory_plan(checkpoint, spec, target, context_length, state, sequences, token_budget)
-    with progress("Reading weights", total=weight_bytes(spec, checkpoint)) as advance:
-        loaded = load_weights(spec, checkpoint, backend, target, advance)
+    plan = memory_plan(
+        checkpoint, spec, target, context_length, state, sequences, token_budget, backend
+    )
+    loaded = _load_weights(str(model), checkpoint, spec, backend, target, cache)
     engine = Engine(
         Decoder(spec, loaded, backend), plan.context_length, sequences, token_budget, state
     )
@@ -124,6 +136,7 @@ def memory_plan(
     state: str = "auto",
     sequences: int = 1,
     token_budget: int = TOKEN_BUDGET,
+    ops: Ops | None = None,
 ) -> MemoryPlan:
     """What loading would need, at the context length that it would choose.
 
@@ -133,12 +146,37 @@ def memory_plan(
     return fit_context(
         spec,
         lambda length: plan_memory(
-            spec, checkpoint, length, target, state_dtype(state), sequences, token_budget
+            spec,
+            checkpoint,
+            length,
+            target,
+            state_dtype(state),
+            sequences,
+            token_budget,
+            ops,
         ),
         available_memory(),
         context_length,
         checkpoint.location,
     )
+
+
+def _load_weights(
+    model: str,
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    backend: Ops,
+    target: Format | None,
+    cache: bool,
+) -> Weights:
+    check_sources(spec, checkpoint)
+    matrices = largest_first(kept_matrices(spec, checkpoint, backend, target))
+    store = packed_store() if cache else None
+    on_disk = kept_on_disk(store, model, checkpoint, matrices, backend, target)
+    in_memory = any(not each.in_place and each.source not in on_disk for each in matrices)
+    total = weight_bytes(spec, checkpoint, target, backend)
+    with progress("Packing weights" if in_memory else "Reading weights", total=total) as advance:
+        return load_weights(spec, checkpoint, backend, target, advance, on_disk)
 
 
 def _tokenizer(checkpoint: Checkpoint, use: Use) -> Tokenizer | TokenizerError:

@@ -44,7 +44,12 @@ def files_of(spec: ModelSpec, format_name: str = "f32") -> Any:
         name: SimpleNamespace(shape=weight.shape, format=weight.format.name)
         for name, weight in weights.items()
     }
-    return SimpleNamespace(location="tiny", tensors=headers, weight=weights.__getitem__)
+    return SimpleNamespace(
+        location="tiny",
+        tensors=headers,
+        weight=weights.__getitem__,
+        release=lambda *_: None,
+    )
 
 
 def state_allocated(

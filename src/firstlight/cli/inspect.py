@@ -122,7 +122,7 @@ def _model(
         return {**report, "memory": [], "runs": False, "why": str(error)}
     return {
         **report,
-        **_memory(checkpoint, spec, target, state),
+        **_memory(checkpoint, spec, backend, target, state),
         **_run_here(checkpoint, spec, backend, target, state),
     }
 
@@ -147,13 +147,13 @@ def _architecture(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _memory(
-    checkpoint: Checkpoint, spec: ModelSpec, target: Format | None, state: str
+    checkpoint: Checkpoint, spec: ModelSpec, backend: Backend, target: Format | None, state: str
 ) -> dict[str, Any]:
     from firstlight.engine.memory_plan import plan_memory, state_bytes_per_token
 
     lengths = [length for length in _CONTEXTS if length < spec.context_length]
     plans = [
-        plan_memory(spec, checkpoint, length, target, state)
+        plan_memory(spec, checkpoint, length, target, state, ops=backend)
         for length in [*lengths, spec.context_length]
     ]
     return {
@@ -191,7 +191,7 @@ def _run_here(
         "formats_without_kernel": slow,
     }
     try:
-        plan = memory_plan(checkpoint, spec, target, state=state)
+        plan = memory_plan(checkpoint, spec, target, state=state, ops=backend)
     except InsufficientMemoryError as error:
         return {**here, "runs": False, "why": str(error)}
     how = f"on {backend.name}, with a context of {plan.context_length:,} tokens"

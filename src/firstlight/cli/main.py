@@ -22,6 +22,7 @@ _COMMANDS = {
     "inspect": "say what a model is, what memory it needs, and whether it runs here",
     "verify": "compare a model's predictions in one configuration with a reference",
     "devices": "list the chips found, with their measured ceilings",
+    "cache": "list, verify or delete the packed weights on disk",
 }
 
 USER_ERROR = 2

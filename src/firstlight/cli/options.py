@@ -63,6 +63,11 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     )
     add_state(group)
     add_exact(group)
+    group.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="pack weights in memory, and keep nothing on disk (see firstlight cache)",
+    )
 
 
 def add_state(parser: argparse._ActionsContainer) -> None:
@@ -165,6 +170,7 @@ def load_model(arguments: argparse.Namespace, use: Use) -> LanguageModel:
         endpoint=arguments.endpoint,
         update=arguments.update,
         use=use,
+        cache=not arguments.no_cache,
     )
 
 

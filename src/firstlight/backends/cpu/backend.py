@@ -13,9 +13,16 @@ from firstlight.backends.base import Backend
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.blocks import BlockKernels
 from firstlight.backends.cpu.kernels import CpuKernels
-from firstlight.backends.cpu.packed import PackedMatrix, pack
+from firstlight.backends.cpu.packed import (
+    LAYOUT,
+    PANEL_ROWS,
+    PackedMatrix,
+    pack,
+    pack_into,
+    packed_bytes,
+)
 from firstlight.errors import DeviceError
-from firstlight.formats.base import Weight
+from firstlight.formats.base import Bytes, Format, Weight
 from firstlight.host.ceilings import Ceilings, measure_ceilings
 from firstlight.host.processor import usable_cores
 from firstlight.ops.interface import PackedWeight
@@ -76,6 +83,23 @@ class CpuBackend(Backend):
     def pack(self, weight: Weight) -> PackedWeight:
         packed = None if self.exact else pack(weight, self.native)
         return weight if packed is None else packed
+
+    def packed_layout(self) -> str | None:
+        return None if self.exact else f"{self.name}, {LAYOUT}"
+
+    def packed_bytes(self, format: Format, rows: int, columns: int) -> int | None:
+        return None if self.exact else packed_bytes(format, rows, columns)
+
+    def packed_row_group(self, format: Format) -> int | None:
+        return PANEL_ROWS
+
+    def pack_into(self, weight: Weight, out: Bytes) -> None:
+        pack_into(weight, out, self.native)
+
+    def packed_from(
+        self, format: Format, shape: tuple[int, ...], data: Bytes, name: str
+    ) -> PackedWeight:
+        return PackedMatrix(format, shape, data, name)
 
     def unpack(self, packed: PackedWeight) -> Weight:
         return packed.unpack() if isinstance(packed, PackedMatrix) else super().unpack(packed)
