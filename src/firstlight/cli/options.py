@@ -67,6 +67,21 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="dtype of keys and values (default: float32)",
     )
+    tuning = group.add_mutually_exclusive_group()
+    tuning.add_argument(
+        "--tune",
+        type=float,
+        metavar="SECONDS",
+        default=0.0,
+        help="first tune for this model what `firstlight tune` has not tuned yet",
+    )
+    tuning.add_argument(
+        "--no-tune",
+        action="store_const",
+        const=None,
+        dest="tune",
+        help="run as if nothing had been tuned on this device",
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -149,6 +164,7 @@ def load_model(arguments: argparse.Namespace, use: Use) -> LanguageModel:
         endpoint=arguments.endpoint,
         update=arguments.update,
         use=use,
+        tune=arguments.tune,
     )
 
 

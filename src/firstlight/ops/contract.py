@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from firstlight.ops.shape import Shape
+
 Definition = TypeVar("Definition", bound=Callable[..., Any])
 
 
@@ -49,6 +51,9 @@ class Op:
         composite: made of smaller ops; a backend without a kernel runs the parts, each with
             its own kernel.
         writes: index of the argument that the op changes in place, or None.
+        shape: same arguments as `cost`, as the backend keeps them -> what decides which kernel is
+            fastest (`ops/shape.py`); quick to make, since it is made at every tuned call. None:
+            the op is not tuned.
     """
 
     name: str
@@ -57,6 +62,7 @@ class Op:
     cost: Callable[..., Cost]
     composite: bool = False
     writes: int | None = None
+    shape: Callable[..., Shape] | None = None
 
 
 _OPS: dict[str, Op] = {}
@@ -68,12 +74,13 @@ def define(
     *,
     composite: bool = False,
     writes: int | None = None,
+    shape: Callable[..., Shape] | None = None,
 ) -> Callable[[Definition], Definition]:
     """Enter the decorated function into the contract under its own name."""
 
     def enter(definition: Definition) -> Definition:
         name = definition.__name__
-        _OPS[name] = Op(name, definition, tolerance, cost, composite, writes)
+        _OPS[name] = Op(name, definition, tolerance, cost, composite, writes, shape)
         return definition
 
     return enter

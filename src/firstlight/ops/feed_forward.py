@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from firstlight.ops.contract import Cost, Tolerance, define
 from firstlight.ops.elementwise import Activation
+from firstlight.ops.shape import Shape, rows_range, storage
 
 if TYPE_CHECKING:
     from firstlight.ops.interface import Ops
@@ -28,6 +29,17 @@ def _gated_mlp_cost(
     return Cost(weights + 8 * rows * x.shape[1], 2 * rows * values + 8 * rows * up.shape[0])
 
 
+def _gated_mlp_shape(
+    x: Tensor,
+    gate: PackedWeight,
+    up: PackedWeight,
+    down: PackedWeight,
+    activation: Activation,
+    biases: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> Shape:
+    return *storage(gate), *storage(down), *gate.shape, rows_range(x.shape[0])
+
+
 @define(
     Tolerance(
         relative=4e-6,
@@ -36,6 +48,7 @@ def _gated_mlp_cost(
     ),
     _gated_mlp_cost,
     composite=True,
+    shape=_gated_mlp_shape,
 )
 def gated_mlp(
     ops: Ops,

@@ -1,0 +1,298 @@
+"""Tuning a model on its device: the most expensive shapes first, until all is clear."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from firstlight.backends.base import Backend
+from firstlight.backends.kernel import DEFINITION, Choice, Tuned, choices
+from firstlight.errors import RequestError
+from firstlight.host.ceilings import Ceilings
+from firstlight.model.decoder import Decoder
+from firstlight.ops.contract import get_op
+from firstlight.ops.shape import describe
+from firstlight.tuning.agreement import Agreement
+from firstlight.tuning.race import Outcome, race
+from firstlight.tuning.recorder import Recorded, Recorder
+from firstlight.tuning.store import Entry, Key, Store
+from firstlight.tuning.workload import (
+    WORKLOADS,
+    Workload,
+    fitting,
+    make_batch,
+    make_state,
+    pages_of,
+)
+
+DEFAULT_SECONDS = 120.0
+
+# A definition is a kernel's rival only where the whole call is a matter of microseconds: there
+# NumPy may be as good, and elsewhere one try could take minutes.
+_DEFINITION_SECONDS = 50e-6
+# Of the budget, what running one step to see its shapes may take.
+_STEP_SHARE = 0.08
+# No shape gets less: a verdict takes some measurements.
+_LEAST_SECONDS = 0.02
+_MOST_CANDIDATES = 512
+# A stored verdict stands unless at least so many times the seconds that went into it are offered.
+_MORE_EFFORT = 2.0
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one shape.
+
+    Attributes:
+        entry: what is now known of it.
+        calls: of the shape, in the recorded steps.
+        share: of a step's time, weighted over the recorded steps.
+        ceiling_share: seconds that the device's ceilings allow over seconds that it takes as
+            chosen; None where they are not known, or only caches are read.
+        fresh: whether it was measured now, and not known before.
+        refused: choices that were faster, or might have been, and do not agree: why not.
+    """
+
+    entry: Entry
+    calls: int
+    share: float
+    ceiling_share: float | None = None
+    fresh: bool = True
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to tune.
+
+    Attributes:
+        seconds: for everything.
+        page_tokens, state, context_length: as of the engine that will run the model.
+        state_tokens: most tokens that there is memory for.
+        workloads: the steps whose shapes are tuned.
+        clock: seconds.
+    """
+
+    seconds: float = DEFAULT_SECONDS
+    page_tokens: int = 64
+    state: str = "float32"
+    context_length: int = 512
+    state_tokens: int = 4096
+    workloads: tuple[Workload, ...] = WORKLOADS
+    clock: Clock = time.perf_counter
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seconds < float("inf"):
+            raise RequestError(
+                f"seconds {self.seconds:g}", "is no time to tune in", "Give a number above zero"
+            )
+
+
+def find_shapes(decoder: Decoder, backend: Backend, settings: Settings) -> list[Recorded]:
+    """The shapes of a model that have something to choose, most expensive first.
+
+    Steps that would take too much of the time are made shorter or left out.
+    """
+    recorder = Recorder(backend, settings.clock)
+    steps = fitting(settings.workloads, settings.context_length, settings.state_tokens)
+    pages = max((pages_of(step, settings.page_tokens) for step in steps), default=0)
+    state = make_state(decoder, backend, pages, settings.page_tokens, settings.state)
+    per_row = 0.0
+    for index, step in enumerate(steps):
+        if index == 0:  # the first step also reads the weights from disk
+            decoder.step(make_batch(decoder, step, settings.page_tokens), state)
+        limit = _STEP_SHARE * settings.seconds
+        rows = step.sequences * step.rows
+        if per_row * rows > limit and step.sequences == 1:
+            rows = int(limit / per_row)
+            step = Workload(step.name, 1, rows, min(step.context, rows), step.weight)
+        if rows < 1 or per_row * rows > limit:
+            continue
+        took = recorder.step(
+            decoder, make_batch(decoder, step, settings.page_tokens), state, step.weight
+        )
+        per_row = took / rows
+    found = [each for each in recorder.found.values() if _rivals(backend, each)]
+    return sorted(found, key=lambda each: -each.share)
+
+
+def tune(
+    decoder: Decoder,
+    backend: Backend,
+    store: Store,
+    settings: Settings,
+    ceilings: Ceilings | None = None,
+    *,
+    restart: bool = False,
+) -> Iterator[Result]:
+    """Tune what the model asks of its device; each shape's result as soon as it is kept.
+
+    What the store knows already stands, unless there is much more time now than there was then.
+    While this runs, and where it is left half-way, the backend runs as without tuning;
+    `Store.apply` puts the choices into force.
+
+    Args:
+        ceilings: of the device, to compare with.
+        restart: forget first what is known of the model's shapes.
+
+    Raises:
+        FirstlightError: the store cannot be written.
+    """
+    clock = settings.clock
+    end = clock() + settings.seconds
+    for op, shape in backend.tuning():
+        backend.apply_tuning(op, shape, None)
+    shapes = find_shapes(decoder, backend, settings)
+    if restart:
+        store.forget((each.op, each.shape) for each in shapes)
+    agreement = Agreement(backend)
+    known, open_ = _split(shapes, store, settings.seconds)
+    for recorded in known:
+        entry = store.entries[recorded.op, recorded.shape]
+        yield _result(backend, recorded, entry, ceilings, fresh=False)
+    shares = sum(each.share for each in open_)
+    for recorded in open_:
+        left = end - clock()
+        if left < _LEAST_SECONDS:
+            return
+        effort = max(_LEAST_SECONDS, left * recorded.share / max(shares, 1e-12))
+        shares -= recorded.share
+        entry, refused = _tune_shape(backend, agreement, recorded, effort, clock)
+        store.add(entry)
+        yield _result(backend, recorded, entry, ceilings, refused=refused)
+
+
+def _split(
+    shapes: list[Recorded], store: Store, seconds: float
+) -> tuple[list[Recorded], list[Recorded]]:
+    """(what is known well enough, what is to be tuned)."""
+    total = sum(each.share for each in shapes) or 1.0
+    known = [
+        each
+        for each in shapes
+        if (entry := store.entries.get((each.op, each.shape))) is not None
+        and (entry.decided or seconds * each.share / total < _MORE_EFFORT * entry.effort)
+    ]
+    keys = {(each.op, each.shape) for each in known}
+    return known, [each for each in shapes if (each.op, each.shape) not in keys]
+
+
+def _rivals(backend: Backend, recorded: Recorded) -> list[Tuned]:
+    """Every candidate of a shape, its default first; empty where there is nothing to choose."""
+    op, arguments = recorded.op, recorded.arguments[0]
+    default = backend.default_choice(op, *arguments)
+    if default.kernel == DEFINITION:
+        return []
+    found = [default]
+    for kernel in backend.kernels():
+        if kernel.op == op:
+            found += [choice for choice in choices(kernel) if choice != default]
+    if recorded.seconds / max(1, recorded.calls) < _DEFINITION_SECONDS:
+        found.append(Choice(DEFINITION))
+    ready = [tuned for choice in found if (tuned := backend.ready(op, choice)) is not None]
+    rivals = [
+        tuned
+        for tuned in ready
+        if all(tuned.takes(*each) for each in recorded.arguments) or tuned.choice == default
+    ]
+    return rivals[:_MOST_CANDIDATES] if len(rivals) > 1 else []
+
+
+def _tune_shape(
+    backend: Backend, agreement: Agreement, recorded: Recorded, effort: float, clock: Clock
+) -> tuple[Entry, dict[str, str]]:
+    op = recorded.op
+    rivals = _rivals(backend, recorded)
+    default, refused = rivals[0], {}
+    candidates = [default]
+    for rival in rivals[1:]:
+        why = agreement.differs(op, default, rival, recorded.arguments[0])
+        if why:
+            refused[str(rival.choice)] = why
+        else:
+            candidates.append(rival)
+    end = clock() + effort
+    while True:
+        timer = _Timer(backend, recorded, candidates, clock)
+        budget = max(_LEAST_SECONDS, end - clock())
+        outcome = race(len(candidates), timer, budget, clock=clock)
+        winner = candidates[outcome.winner]
+        why = "" if winner is default else agreement.disagrees(op, winner)
+        if not why:
+            return _entry(recorded, default, winner, outcome, len(rivals), effort), refused
+        refused[str(winner.choice)] = why
+        candidates.remove(winner)
+
+
+class _Timer:
+    """Times single calls of candidates, on the arguments of one layer after another. Once through
+    them all, the caches are emptied, as by the rest of a step."""
+
+    def __init__(
+        self, backend: Backend, recorded: Recorded, candidates: list[Tuned], clock: Clock
+    ) -> None:
+        self._backend, self._clock = backend, clock
+        self._recorded, self._candidates = recorded, candidates
+        self._slot = 0
+        cost = get_op(recorded.op).cost
+        moved = sum(cost(*each).bytes_moved for each in recorded.arguments)
+        self._evicts = recorded.persistent and moved < 2 * backend.cache_bytes()
+
+    def __call__(self, index: int) -> float:
+        backend, clock, arguments = self._backend, self._clock, self._recorded.arguments
+        if self._slot == 0 and self._evicts:
+            backend.evict_caches()
+        given = arguments[self._slot]
+        self._slot = (self._slot + 1) % len(arguments)
+        run = self._candidates[index].run
+        started = clock()
+        run(*given)
+        backend.synchronize()
+        return clock() - started
+
+
+def _entry(
+    recorded: Recorded,
+    default: Tuned,
+    winner: Tuned,
+    outcome: Outcome,
+    candidates: int,
+    effort: float,
+) -> Entry:
+    return Entry(
+        op=recorded.op,
+        shape=recorded.shape,
+        default=default.choice,
+        choice=winner.choice,
+        ratio=outcome.ratio,
+        seconds=outcome.seconds[outcome.winner],
+        candidates=candidates,
+        decided=outcome.decided,
+        effort=effort,
+    )
+
+
+def _result(
+    backend: Backend,
+    recorded: Recorded,
+    entry: Entry,
+    ceilings: Ceilings | None,
+    fresh: bool = True,
+    refused: dict[str, str] | None = None,
+) -> Result:
+    share = None
+    # Only of what comes from memory: the rest lies in caches, which have no ceiling measured.
+    if ceilings is not None and recorded.persistent and entry.seconds > 0:
+        cost = get_op(recorded.op).cost(*recorded.arguments[0])
+        peak = max(ceilings.matrix_operations_per_second.values(), default=float("inf"))
+        least = max(cost.bytes_moved / ceilings.bandwidth_bytes_per_second, cost.operations / peak)
+        share = least / entry.seconds
+    return Result(entry, recorded.calls, recorded.share, share, fresh, refused or {})
+
+
+def shape_text(key: Key) -> str:
+    """An op and its shape on one line."""
+    return f"{key[0]} {describe(key[1])}"
