@@ -160,7 +160,11 @@ def tune(
             return
         effort = max(_LEAST_SECONDS, left * recorded.share / max(shares, 1e-12))
         shares -= recorded.share
-        entry, refused = _tune_shape(backend, agreement, recorded, effort, clock)
+        try:
+            entry, refused = _tune_shape(backend, agreement, recorded, effort, clock)
+        finally:
+            # A backend may keep the last candidate's parameters with its weights.
+            backend.apply_tuning(recorded.op, recorded.shape, None)
         store.add(entry)
         yield _result(backend, recorded, entry, ceilings, refused=refused)
 
