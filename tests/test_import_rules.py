@@ -23,29 +23,29 @@ SOURCE = Path(firstlight.__file__).parent
 FORBIDDEN = {
     "formats": {
         "model", "engine", "ops", "backends", "checkpoint", "server", "verify", "cli", "generation",
-        "language_model", "loading",
+        "language_model", "loading", "tuning",
     },
     "checkpoint": {
         "model", "engine", "ops", "backends", "server", "verify", "cli", "generation",
-        "language_model", "loading",
+        "language_model", "loading", "tuning",
     },
     "ops": {
         "model", "engine", "backends", "checkpoint", "server", "verify", "cli", "generation",
-        "language_model", "loading",
+        "language_model", "loading", "tuning",
     },
     "model": {
-        "engine", "backends", "server", "verify", "cli", "generation", "language_model", "loading",
+        "engine", "backends", "server", "verify", "cli", "generation", "language_model", "loading", "tuning",
     },
     "engine": {
         "backends", "checkpoint", "server", "verify", "cli", "generation", "language_model",
-        "loading",
+        "loading", "tuning",
     },
     "backends": {
-        "model", "engine", "checkpoint", "server", "cli", "generation", "language_model", "loading",
+        "model", "engine", "checkpoint", "server", "cli", "generation", "language_model", "loading", "tuning",
     },
     "host": {
         "model", "engine", "ops", "backends", "checkpoint", "formats", "server", "verify", "cli",
-        "generation", "language_model", "loading",
+        "generation", "language_model", "loading", "tuning",
     },
 }  # fmt: skip
 

@@ -50,8 +50,8 @@ class Kernel:
         rounding: how its products round their activations; it must agree with the definition on
             activations so rounded.
         parameters: what the tuner may choose.
-        allows: whether a combination of parameters (by name, after the op's arguments) is worth
-            anything for these arguments; None: every one.
+        allows: whether a combination of parameters (by name, after the op's arguments) can be used
+            and is worth a try for these arguments; None: every one.
     """
 
     op: str

@@ -11,6 +11,7 @@ from firstlight.cli.terminal import harmless, json_text
 
 if TYPE_CHECKING:
     from firstlight.backends.kernel import Choice
+    from firstlight.ops.shape import Shape
     from firstlight.tuning.store import Store
     from firstlight.tuning.tuner import Result
 
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     model.backend.ceilings()  # measured now if they have not been
     store = Store(model.backend)
-    results: list[Result] = []
+    found: dict[tuple[str, Shape], Result] = {}
     interrupted = False
     try:
         with progress("Tuning", total=round(arguments.seconds), unit="s") as advance:
@@ -86,9 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
                 restart=arguments.restart,
                 advance=advance,
             ):
-                results.append(result)
+                found[result.entry.key] = result
     except KeyboardInterrupt:
         interrupted = True
+    results = list(found.values())
     if arguments.json:
         print(json_text(_report(arguments, model.backend.device_key(), store, results)))
     elif results:

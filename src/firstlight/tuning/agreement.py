@@ -1,13 +1,14 @@
 """Which candidates may serve at all: a fast wrong answer is no answer.
 
 A candidate must give, on the arguments at hand, the very bits that the default gives there: it is
-chosen for some numbers of rows and not for others, and a token must not depend on its batch. Where
-it is about to be kept, its kernel with those parameters must also agree with the definition on the
-cases of the conformance check; for the default the trust check has asked that already.
+chosen for some numbers of rows and not for others, and a token must not depend on its batch. Its
+kernel with those parameters must also agree with the definition on those cases of the conformance
+check that it takes; for the default the trust check has asked that already.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,16 @@ class Agreement:
         self._backend = backend
         self._conforms: dict[tuple[str, Choice], str] = {}
 
+    def objection(
+        self, op: str, default: Tuned, candidate: Tuned, samples: Iterable[Arguments]
+    ) -> str:
+        """Why a candidate must not serve, or ""."""
+        for arguments in samples:
+            why = self.differs(op, default, candidate, arguments)
+            if why:
+                return why
+        return self.disagrees(op, candidate)
+
     def differs(self, op: str, default: Tuned, candidate: Tuned, arguments: Arguments) -> str:
         """How a candidate's result differs from the default's on these arguments, or ""."""
         wanted = self._bits(op, default, arguments)
@@ -48,14 +59,15 @@ class Agreement:
 
     def disagrees(self, op: str, candidate: Tuned) -> str:
         """Where a candidate strays from the definition on the cases of the conformance check, or
-        "". Cases that it does not take are left out; one that takes none has shown nothing."""
+        "". Cases that it does not take are left out: it may be meant for large sizes only."""
         if candidate.kernel is None:
             return ""
         key = op, candidate.choice
         if key not in self._conforms:
             # With the parameters bound, it is a kernel like any other.
             bound = replace(candidate.kernel, run=candidate.run, accepts=candidate.takes)
-            failed = [report for report in check_kernel(self._backend, bound) if not report.passed]
+            reports = check_kernel(self._backend, bound)
+            failed = [report for report in reports if report.case and not report.passed]
             self._conforms[key] = str(failed[0]) if failed else ""
         return self._conforms[key]
 

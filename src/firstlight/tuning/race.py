@@ -4,7 +4,8 @@ Two parts. Successive halving (Karnin, Koren and Somekh 2013, "Almost optimal ex
 multi-armed bandits", section 3) reduces the challengers to one: all are timed in turn, the faster
 half goes on and is timed longer. Being the best of many by luck is easy there, so that the one left
 meets the default in a duel of fresh pairs. It wins only where a confidence bound on the median of
-the pairs' ratios says that it is faster by more than `LEAST_GAIN`; else the default stays.
+the pairs' ratios says that it is faster by more than `LEAST_GAIN`; else the default stays. Whether
+it may serve at all is asked just before the duel, of the one candidate that it then matters for.
 """
 
 from __future__ import annotations
@@ -29,8 +30,16 @@ _HOPELESS = 2.0
 _HALVING_SHARE = 0.6
 _MOST_REPETITIONS = 64
 
+# A duel with less time than for so many measurements comes to no verdict, and is not begun.
+_LEAST_MEASUREMENTS = 24
+# While challengers are first looked at, the default is timed again after so many of them.
+_BETWEEN_DEFAULTS = 4
+
 Sample = Callable[[int], float]
-"""Runs candidate i once -> seconds that it took."""
+"""Runs candidate i once -> seconds that it took; infinite where it cannot run."""
+
+Valid = Callable[[int], bool]
+"""Whether candidate i may win."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,7 @@ def race(
     sample: Sample,
     budget: float,
     *,
+    valid: Valid = lambda _: True,
     clock: Callable[[], float] = time.perf_counter,
     seed: int = 0,
 ) -> Outcome:
@@ -68,8 +78,10 @@ def race(
         count: how many candidates; they should come in the order in which they are worth trying,
             since a short budget reaches only the first.
         sample: times one.
-        budget: seconds that it may take; it is overstepped by no more than the least number of
-            measurements, and left early once the verdict is clear.
+        budget: seconds that it may take, with a little more for measurements under way; it ends
+            early once the verdict is clear. Where it is too short for any verdict, the default
+            stays, undecided.
+        valid: asked of few candidates, the fastest.
         clock: seconds, for the budget only.
         seed: of the order of measurements.
     """
@@ -78,6 +90,8 @@ def race(
     times: dict[int, list[float]] = {0: [sample(0), sample(0)]}
     if count == 1:
         return Outcome(0, 1.0, {0: min(times[0])})
+    if budget < _LEAST_MEASUREMENTS * min(times[0]):
+        return Outcome(0, 1.0, {0: min(times[0])}, decided=False)
     deadline = started + _HALVING_SHARE * budget
     alive = list(range(1, count))
     complete = _first_look(alive, times, sample, clock, deadline)
@@ -93,9 +107,9 @@ def race(
         alive.sort(key=lambda index: _typical(times[index]))
         del alive[(len(alive) + 1) // 2 :]
     complete = complete and len(alive) < 2
-    if not alive:
+    finalist = _finalist(times, valid)
+    if finalist is None:
         return Outcome(0, 1.0, {0: _typical(times[0])}, complete)
-    finalist = min(alive, key=lambda index: _typical(times[index]))
     ratios, verdict = _duel(finalist, times, sample, clock, started + budget)
     seconds = {index: _typical(measured) for index, measured in times.items()}
     wins = verdict is True
@@ -124,7 +138,8 @@ def _first_look(
             alive.remove(index)
             complete = False
             continue
-        times[0].append(sample(0))
+        if place % _BETWEEN_DEFAULTS == 0:
+            times[0].append(sample(0))
         times[index] = [sample(index)]
         if times[index][0] > _HOPELESS * min(times[0]):
             # Once more: somebody else may have had the processor.
@@ -132,6 +147,16 @@ def _first_look(
             if min(times[index]) > _HOPELESS * min(times[0]):
                 alive.remove(index)
     return complete
+
+
+def _finalist(times: dict[int, list[float]], valid: Valid) -> int | None:
+    """The fastest valid challenger that did not look slower than the default; None without one."""
+    for index in sorted(times, key=lambda index: _typical(times[index])):
+        if index == 0:
+            return None
+        if valid(index):
+            return index
+    return None
 
 
 def _repetitions(alive: Sequence[int], times: dict[int, list[float]], left: float) -> int:

@@ -24,7 +24,7 @@ _KEPT_BYTES = 48 << 20
 _LEAST_KEPT, _MOST_KEPT = 2, 64
 
 
-@dataclass
+@dataclass(eq=False)
 class Recorded:
     """The calls of one shape.
 

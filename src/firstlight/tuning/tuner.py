@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,11 +13,10 @@ from firstlight.errors import RequestError
 from firstlight.host.ceilings import Ceilings
 from firstlight.model.decoder import Decoder
 from firstlight.ops.contract import get_op
-from firstlight.ops.shape import describe
 from firstlight.tuning.agreement import Agreement
 from firstlight.tuning.race import Outcome, race
 from firstlight.tuning.recorder import Recorded, Recorder
-from firstlight.tuning.store import Entry, Key, Store
+from firstlight.tuning.store import Entry, Store
 from firstlight.tuning.workload import (
     WORKLOADS,
     Workload,
@@ -53,7 +53,7 @@ class Result:
         ceiling_share: seconds that the device's ceilings allow over seconds that it takes as
             chosen; None where they are not known, or only caches are read.
         fresh: whether it was measured now, and not known before.
-        refused: choices that were faster, or might have been, and do not agree: why not.
+        refused: choices that cannot run, or were fast but do not agree: why not.
     """
 
     entry: Entry
@@ -128,7 +128,8 @@ def tune(
     *,
     restart: bool = False,
 ) -> Iterator[Result]:
-    """Tune what the model asks of its device; each shape's result as soon as it is kept.
+    """Tune what the model asks of its device; each shape's result as soon as it is kept. A shape
+    may come again, where time was left to look at it longer.
 
     What the store knows already stands, unless there is much more time now than there was then.
     While this runs, and where it is left half-way, the backend runs as without tuning;
@@ -149,39 +150,44 @@ def tune(
     if restart:
         store.forget((each.op, each.shape) for each in shapes)
     agreement = Agreement(backend)
-    known, open_ = _split(shapes, store, settings.seconds)
-    for recorded in known:
-        entry = store.entries[recorded.op, recorded.shape]
-        yield _result(backend, recorded, entry, ceilings, fresh=False)
-    shares = sum(each.share for each in open_)
-    for recorded in open_:
-        left = end - clock()
-        if left < _LEAST_SECONDS:
-            return
-        effort = max(_LEAST_SECONDS, left * recorded.share / max(shares, 1e-12))
-        shares -= recorded.share
-        try:
-            entry, refused = _tune_shape(backend, agreement, recorded, effort, clock)
-        finally:
-            # A backend may keep the last candidate's parameters with its weights.
-            backend.apply_tuning(recorded.op, recorded.shape, None)
-        store.add(entry)
-        yield _result(backend, recorded, entry, ceilings, refused=refused)
+    open_ = _worth_racing(shapes, store, settings.seconds)
+    for recorded in shapes:
+        if recorded not in open_:
+            entry = store.entries[recorded.op, recorded.shape]
+            yield _result(backend, recorded, entry, ceilings, fresh=False)
+    # In later rounds, what the decided ones left over goes to those that are not.
+    while open_ and end - clock() > _LEAST_SECONDS:
+        shares = sum(each.share for each in open_)
+        for recorded in open_:
+            left = end - clock()
+            if left < _LEAST_SECONDS:
+                break
+            effort = max(_LEAST_SECONDS, left * recorded.share / max(shares, 1e-12))
+            shares -= recorded.share
+            try:
+                entry, refused = _tune_shape(backend, agreement, recorded, effort, clock)
+            finally:
+                # A backend may keep the last candidate's parameters with its weights.
+                backend.apply_tuning(recorded.op, recorded.shape, None)
+            store.add(entry)
+            yield _result(backend, recorded, entry, ceilings, refused=refused)
+        open_ = _worth_racing(open_, store, end - clock())
 
 
-def _split(
-    shapes: list[Recorded], store: Store, seconds: float
-) -> tuple[list[Recorded], list[Recorded]]:
-    """(what is known well enough, what is to be tuned)."""
-    total = sum(each.share for each in shapes) or 1.0
-    known = [
+def _worth_racing(shapes: list[Recorded], store: Store, seconds: float) -> list[Recorded]:
+    """The shapes that are not known, or that so much time could tell more about."""
+    undecided = [
         each
         for each in shapes
-        if (entry := store.entries.get((each.op, each.shape))) is not None
-        and (entry.decided or seconds * each.share / total < _MORE_EFFORT * entry.effort)
+        if (entry := store.entries.get((each.op, each.shape))) is None or not entry.decided
     ]
-    keys = {(each.op, each.shape) for each in known}
-    return known, [each for each in shapes if (each.op, each.shape) not in keys]
+    total = sum(each.share for each in undecided) or 1.0
+    return [
+        each
+        for each in undecided
+        if (entry := store.entries.get((each.op, each.shape))) is None
+        or seconds * each.share / total >= _MORE_EFFORT * entry.effort
+    ]
 
 
 def _rivals(backend: Backend, recorded: Recorded) -> list[Tuned]:
@@ -209,26 +215,20 @@ def _tune_shape(
     backend: Backend, agreement: Agreement, recorded: Recorded, effort: float, clock: Clock
 ) -> tuple[Entry, dict[str, str]]:
     op = recorded.op
-    rivals = _rivals(backend, recorded)
-    default, refused = rivals[0], {}
-    candidates = [default]
-    for rival in rivals[1:]:
-        why = agreement.differs(op, default, rival, recorded.arguments[0])
+    rivals, refused = _rivals(backend, recorded), dict[str, str]()
+    samples = (recorded.arguments[0], recorded.arguments[-1])
+
+    def valid(index: int) -> bool:
+        why = agreement.objection(op, rivals[0], rivals[index], samples)
         if why:
-            refused[str(rival.choice)] = why
-        else:
-            candidates.append(rival)
-    end = clock() + effort
-    while True:
-        timer = _Timer(backend, recorded, candidates, clock)
-        budget = max(_LEAST_SECONDS, end - clock())
-        outcome = race(len(candidates), timer, budget, clock=clock)
-        winner = candidates[outcome.winner]
-        why = "" if winner is default else agreement.disagrees(op, winner)
-        if not why:
-            return _entry(recorded, default, winner, outcome, len(rivals), effort), refused
-        refused[str(winner.choice)] = why
-        candidates.remove(winner)
+            refused[str(rivals[index].choice)] = why
+        return not why
+
+    timer = _Timer(backend, recorded, rivals, refused, clock)
+    outcome = race(len(rivals), timer, effort, valid=valid, clock=clock)
+    return _entry(
+        recorded, rivals[0], rivals[outcome.winner], outcome, len(rivals), effort
+    ), refused
 
 
 class _Timer:
@@ -236,10 +236,15 @@ class _Timer:
     them all, the caches are emptied, as by the rest of a step."""
 
     def __init__(
-        self, backend: Backend, recorded: Recorded, candidates: list[Tuned], clock: Clock
+        self,
+        backend: Backend,
+        recorded: Recorded,
+        candidates: list[Tuned],
+        refused: dict[str, str],
+        clock: Clock,
     ) -> None:
         self._backend, self._clock = backend, clock
-        self._recorded, self._candidates = recorded, candidates
+        self._recorded, self._candidates, self._refused = recorded, candidates, refused
         self._slot = 0
         cost = get_op(recorded.op).cost
         moved = sum(cost(*each).bytes_moved for each in recorded.arguments)
@@ -253,8 +258,16 @@ class _Timer:
         self._slot = (self._slot + 1) % len(arguments)
         run = self._candidates[index].run
         started = clock()
-        run(*given)
-        backend.synchronize()
+        try:
+            run(*given)
+            backend.synchronize()
+        except Exception as raised:
+            if index == 0:
+                raise
+            # Whatever a kernel or its driver raises is a finding about the kernel.
+            why = f"raised {type(raised).__name__}: {raised}"
+            self._refused[str(self._candidates[index].choice)] = why
+            return math.inf
         return clock() - started
 
 
@@ -295,8 +308,3 @@ def _result(
         least = max(cost.bytes_moved / ceilings.bandwidth_bytes_per_second, cost.operations / peak)
         share = least / entry.seconds
     return Result(entry, recorded.calls, recorded.share, share, fresh, refused or {})
-
-
-def shape_text(key: Key) -> str:
-    """An op and its shape on one line."""
-    return f"{key[0]} {describe(key[1])}"
