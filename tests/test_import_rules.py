@@ -34,18 +34,21 @@ FORBIDDEN = {
         "language_model", "loading", "tuning",
     },
     "model": {
-        "engine", "backends", "server", "verify", "cli", "generation", "language_model", "loading", "tuning",
+        "engine", "backends", "server", "verify", "cli", "generation", "language_model", "loading",
+        "tuning",
     },
     "engine": {
         "backends", "checkpoint", "server", "verify", "cli", "generation", "language_model",
         "loading", "tuning",
     },
     "backends": {
-        "model", "engine", "checkpoint", "server", "cli", "generation", "language_model", "loading", "tuning",
+        "model", "engine", "checkpoint", "server", "cli", "generation", "language_model", "loading",
+        "tuning",
     },
     "host": {
         "model", "engine", "ops", "backends", "checkpoint", "formats", "server", "verify", "cli",
-        "generation", "language_model", "loading", "tuning",
+        "generation", "language_model", "loading",
+        "tuning",
     },
 }  # fmt: skip
 
