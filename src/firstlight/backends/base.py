@@ -125,7 +125,7 @@ class Backend(Ops):
         if name in self._tuned:
             shape, table = self._tuned[name]
             chosen = table.get(shape(*arguments))
-            if chosen is not None and chosen.takes(*arguments):
+            if chosen is not None and (chosen.accepts is None or chosen.accepts(*arguments)):
                 return self._timed(name, chosen.choice.kernel, chosen.run, arguments)
         for kernel in self._kernels.get(name, ()):
             if kernel.accepts is None or kernel.accepts(*arguments):

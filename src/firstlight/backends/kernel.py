@@ -92,20 +92,18 @@ class Tuned:
         kernel: the kernel, or None for the definition.
         run: takes the op's arguments.
         values: every parameter of the kernel.
+        accepts: whether it can serve these arguments; None: always.
     """
 
     choice: Choice
     kernel: Kernel | None
     run: Callable[..., Any]
     values: Mapping[str, Value] = field(default_factory=dict)
+    accepts: Callable[..., bool] | None = None
 
     def takes(self, *arguments: Any) -> bool:
         """Whether it can serve these arguments."""
-        kernel = self.kernel
-        return kernel is None or (
-            kernel.takes(*arguments)
-            and (kernel.allows is None or kernel.allows(*arguments, **self.values))
-        )
+        return self.accepts is None or self.accepts(*arguments)
 
 
 def choices(kernel: Kernel) -> Iterator[Choice]:
@@ -132,4 +130,12 @@ def tuned(kernel: Kernel, choice: Choice) -> Tuned | None:
     # `True == 1`: a value from a file must be of the declared type too.
     if any(isinstance(value, bool) for value in values.values()):
         return None
-    return Tuned(choice, kernel, partial(kernel.run, **values) if values else kernel.run, values)
+    run = partial(kernel.run, **values) if values else kernel.run
+    allows = kernel.allows
+    if allows is None:
+        return Tuned(choice, kernel, run, values, kernel.accepts)
+
+    def accepts(*arguments: Any) -> bool:
+        return kernel.takes(*arguments) and allows(*arguments, **values)
+
+    return Tuned(choice, kernel, run, values, accepts)

@@ -94,9 +94,11 @@ def _attention_shape(
     context = rows.page_table.shape[1] * rows.page_tokens
     if window is not None and window < context:
         context = window
+    _, heads, key_size = queries.shape
     return (
-        *queries.shape[1:],
-        *keys.shape[2:],
+        heads,
+        key_size,
+        keys.shape[2],
         values.shape[-1],
         keys.dtype.itemsize,
         context_range(context),

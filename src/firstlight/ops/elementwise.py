@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from firstlight.formats.base import Floats
 from firstlight.ops.contract import Cost, Tolerance, define
-from firstlight.ops.shape import Shape, rows_range, size_range
+from firstlight.ops.shape import Shape, rows_range
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
@@ -25,7 +25,7 @@ def _rms_norm_cost(x: Floats, weight: Floats | None, epsilon: float) -> Cost:
 
 
 def _rms_norm_shape(x: Floats, weight: Floats | None, epsilon: float) -> Shape:
-    return x.shape[-1], size_range(math.prod(x.shape[:-1]))
+    return *x.shape[1:], rows_range(x.shape[0])
 
 
 @define(_ROUNDING, _rms_norm_cost, shape=_rms_norm_shape)
@@ -91,7 +91,7 @@ def _add_cost(x: Floats, y: Floats, scale: float = 1.0) -> Cost:
 
 
 def _add_shape(x: Floats, y: Floats, scale: float = 1.0) -> Shape:
-    return "sum" if scale == 1.0 else "scaled sum", size_range(math.prod(x.shape))
+    return "sum" if scale == 1.0 else "scaled", *x.shape[1:], rows_range(x.shape[0])
 
 
 @define(
@@ -109,7 +109,7 @@ def _scale_cost(x: Floats, factor: float) -> Cost:
 
 
 def _values_shape(x: Floats, factor: float) -> Shape:
-    return (size_range(math.prod(x.shape)),)
+    return *x.shape[1:], rows_range(x.shape[0])
 
 
 @define(_EXACT, _scale_cost, shape=_values_shape)

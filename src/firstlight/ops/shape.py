@@ -37,11 +37,6 @@ def rows_of_range(name: str) -> tuple[int, int | None]:
     return _ROW_RANGES[_NAMES.index(name)]
 
 
-def size_range(size: int, least_bits: int = 0) -> int:
-    """The power of two, not below 2 ** least_bits, that a size is rounded up to."""
-    return 1 << max(least_bits, (size - 1).bit_length() if size > 0 else 0)
-
-
 def context_range(positions: int) -> int:
     """The power of four, not below 256, that a number of positions is rounded up to."""
     bits = (positions - 1).bit_length() if positions > 0 else 0
