@@ -55,7 +55,7 @@ def test_no_tuning_changes_a_bit(backend: CpuBackend, name: str, count: int) -> 
         if tuned.takes(x, packed):
             assert tuned.run(x, packed).tobytes() == wanted, choice
             tried += 1
-    assert tried > 6
+    assert tried >= 6
 
 
 def _choice(backend: CpuBackend, x: object, packed: object) -> tuple[Shape, Choice]:

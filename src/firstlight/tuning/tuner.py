@@ -197,8 +197,10 @@ def _rivals(backend: Backend, recorded: Recorded) -> list[Tuned]:
     if default.kernel == DEFINITION:
         return []
     found = [default]
+    (rounding,) = (k.rounding for k in backend.kernels() if (k.op, k.name) == (op, default.kernel))
     for kernel in backend.kernels():
-        if kernel.op == op:
+        # One that rounds its activations by another rule cannot give the default's bits.
+        if kernel.op == op and kernel.rounding is rounding:
             found += [choice for choice in choices(kernel) if choice != default]
     if recorded.seconds / max(1, recorded.calls) < _DEFINITION_SECONDS:
         found.append(Choice(DEFINITION))

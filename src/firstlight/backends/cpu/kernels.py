@@ -75,6 +75,11 @@ def fixed_point(format: Format) -> Rounding:
     return "none" if packed_bytes(format, 0, 0) is None else "fixed16"
 
 
+def bfloat16_for_bfloat16(format: Format) -> Rounding:
+    """How products of bfloat16 by bfloat16 round their activations."""
+    return "bfloat16" if format.name == "bf16" else "none"
+
+
 class CpuKernels:
     """The kernels of one instruction level, each with the signature of its op.
 
@@ -84,15 +89,21 @@ class CpuKernels:
     Args:
         native: the extension's kernels.
         packed: whether weights may come in panels. Products with those round their activations.
+        exact: round activations nowhere else either.
     """
 
-    def __init__(self, native: _native.Kernels, packed: bool) -> None:
+    def __init__(self, native: _native.Kernels, packed: bool, exact: bool = False) -> None:
         self._native = native
         self._packed = packed
+        self._bfloat16 = native.multiplies_bfloat16 and not exact
 
     def all(self) -> tuple[Kernel, ...]:
         """Every kernel, in order of preference within an op."""
-        return (*self._of_packed_weights(), *self._of_stored_weights_and_state())
+        return (
+            *self._of_packed_weights(),
+            *self._of_bfloat16_weights(),
+            *self._of_stored_weights_and_state(),
+        )
 
     def _of_packed_weights(self) -> tuple[Kernel, ...]:
         if not self._packed:
@@ -108,6 +119,21 @@ class CpuKernels:
                 allows=allows_linear,
             ),
             Kernel("embed", "packed", self.embed, self.accepts_embed_packed),
+        )
+
+    def _of_bfloat16_weights(self) -> tuple[Kernel, ...]:
+        if not self._bfloat16:
+            return ()
+        return (
+            Kernel(
+                "linear",
+                "bfloat16",
+                self.linear_bfloat16,
+                self.accepts_linear_bfloat16,
+                rounding=bfloat16_for_bfloat16,
+                parameters=LINEAR_PARAMETERS[:2],
+                allows=allows_linear,
+            ),
         )
 
     def _of_stored_weights_and_state(self) -> tuple[Kernel, ...]:
@@ -164,6 +190,22 @@ class CpuKernels:
             tune_for(matrix, len(x), tuning)
         out = np.empty((len(x), matrix.rows), np.float32)
         self._native.linear(x, matrix, bias, out)
+        return out
+
+    def accepts_linear_bfloat16(
+        self, x: Floats, weight: _Packed, bias: Floats | None = None
+    ) -> bool:
+        return weight.format.name == "bf16" and self.accepts_linear(x, weight, bias)
+
+    def linear_bfloat16(
+        self, x: Floats, weight: _Packed, bias: Floats | None = None, **tuning: int
+    ) -> Floats:
+        """With activations rounded to bfloat16, as the weights are. Tunings as in `linear`."""
+        matrix = _matrix(weight)
+        if tuning:
+            tune_for(matrix, len(x), tuning)
+        out = np.empty((len(x), matrix.rows), np.float32)
+        self._native.linear(x, matrix, bias, out, round_to_bfloat16=True)
         return out
 
     def accepts_linear_packed(self, x: Floats, weight: _Packed, bias: Floats | None = None) -> bool:

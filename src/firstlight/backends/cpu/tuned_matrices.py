@@ -39,7 +39,7 @@ def allows_linear(
     *,
     block_rows: int,
     panels: int,
-    fetch_ahead: int,
+    fetch_ahead: int = 0,
 ) -> bool:
     """Whether such a tuning differs from others for so many rows of x."""
     if fetch_ahead and len(x) > _FEW_ROWS:
