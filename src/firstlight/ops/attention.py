@@ -45,7 +45,7 @@ def _stream_write_shape(pages: StreamPages, values: Floats, rows: PagedRows) -> 
 @define(
     Tolerance(0.0, 0.0, "a copy, with the one rounding that bfloat16 prescribes"),
     _stream_write_cost,
-    writes=0,
+    writes=(0,),
     shape=_stream_write_shape,
 )
 def stream_write(pages: StreamPages, values: Floats, rows: PagedRows) -> None:

@@ -73,11 +73,11 @@ class Agreement:
 
     def _bits(self, op: str, tuned: Tuned, arguments: Arguments) -> list[NDArray[Any]]:
         """Copies of the result and of what was written, with the arguments as they were."""
-        backend, place = self._backend, get_op(op).writes
-        before = None if place is None else np.array(backend.download(arguments[place]))
+        backend, writes = self._backend, get_op(op).writes
+        before = [np.array(backend.download(arguments[place])) for place in writes]
         result = tuned.run(*arguments)
         found = [] if result is None else [np.array(backend.download(result))]
-        if place is not None and before is not None:
+        for place, array in zip(writes, before, strict=True):
             found.append(np.array(backend.download(arguments[place])))
-            backend.assign(arguments[place], before)
+            backend.assign(arguments[place], array)
         return found

@@ -11,6 +11,7 @@ from typing import Any
 
 from firstlight.backends.base import Backend, Choice
 from firstlight.backends.cpu import _native
+from firstlight.backends.cpu.blocks import BlockKernels
 from firstlight.backends.cpu.kernels import CpuKernels
 from firstlight.backends.cpu.packed import PackedMatrix, pack
 from firstlight.backends.cpu.tuned_matrices import TunedMatrices
@@ -69,8 +70,11 @@ class CpuBackend(Backend):
         self.level = _chosen_level(level)
         self.threads = threads or usable_cores()
         self.exact = exact
-        self.native = _native.Kernels(self.level, self.threads)
-        super().__init__(CpuKernels(self.native, packed=False, exact=exact).all())
+        self.native = _native.Kernels(self.level, self.threads, exact)
+        packed = False
+        kernels = CpuKernels(self.native, packed, exact)
+        blocks = BlockKernels(self.native, kernels.rounding)
+        super().__init__((*kernels.all(), *blocks.all()))
         self._matrices = TunedMatrices()
         self._linear_choices: dict[Shape, Choice] = {}
 
