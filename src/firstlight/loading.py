@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from firstlight.backends import open_device
+from firstlight.backends.base import Backend
 from firstlight.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from firstlight.checkpoint.resolve import resolve_model
 from firstlight.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from firstlight.engine.engine import TOKEN_BUDGET, Engine, check_options
 from firstlight.engine.memory_plan import MemoryPlan, fit_context, plan_memory
-from firstlight.errors import FormatError, TokenizerError
+from firstlight.errors import FormatError, RequestError, TokenizerError
 from firstlight.formats.base import Format
 from firstlight.formats.registry import ALIASES, get_format, known_formats
 from firstlight.host.memory import available_memory
@@ -32,6 +33,7 @@ from firstlight.model.weights import (
 from firstlight.ops import Ops
 from firstlight.packing import kept_on_disk, packed_store
 from firstlight.progress import progress
+from firstlight.tuning.store import Store
 
 Use = Literal["ids", "text", "chat"]
 
@@ -50,6 +52,7 @@ def load(
     update: bool = False,
     use: Use = "ids",
     cache: bool = True,
+    tune: float | None = 0.0,
 ) -> LanguageModel:
     """Load a model.
 
@@ -72,6 +75,9 @@ def load(
             works) or "chat" (and a chat template). Whatever is missing is said before the weights
             are read.
         cache: keep packed weights on disk, and use those that are there (docs/packed-cache.md).
+        tune: kernels are chosen as `firstlight tune` found best on this device; a number above
+            zero takes up to so many seconds to tune first what is not known yet, and None does
+            without all tuning. A token is the same either way.
 
     Raises:
         FirstlightError: the model cannot be found, read, fetched, or does not fit; the message
@@ -81,7 +87,10 @@ def load(
     check_options(1 if context_length is None else context_length, sequences, token_budget, state)
     # What needs no model comes first: nobody downloads one to learn of a misspelt option.
     target = conversion_target(weights)
+    if tune is not None:
+        check_seconds(tune)
     backend = open_device(device, exact=exact)
+    store = None if tune is None else apply_tuning(backend)
     checkpoint = open_checkpoint(resolve_model(str(model), endpoint=endpoint, update=update))
     spec = make_spec(checkpoint)
     check_formats(checkpoint, spec)
@@ -99,7 +108,35 @@ def load(
     engine = Engine(
         Decoder(spec, loaded, backend), plan.context_length, sequences, token_budget, state
     )
-    return LanguageModel(checkpoint, spec, tokenizer, engine, backend)
+    loaded_model = LanguageModel(checkpoint, spec, tokenizer, engine, backend)
+    if tune and store is not None:
+        _tune_now(loaded_model, store, tune, state)
+    return loaded_model
+
+
+def check_seconds(seconds: float) -> None:
+    """RequestError where that is no time to tune in."""
+    if not 0 <= seconds < float("inf"):
+        raise RequestError(
+            f"tune {seconds:g}", "is no number of seconds", "Give a number above zero"
+        )
+
+
+def apply_tuning(backend: Backend) -> Store | None:
+    """Have a backend run as tuned before; None where it has nothing to tune."""
+    if not backend.kernels():
+        return None
+    store = Store(backend)
+    store.apply()
+    return store
+
+
+def _tune_now(model: LanguageModel, store: Store, seconds: float, state: str) -> None:
+    from firstlight.tuning.model import tune_model
+
+    with progress("Tuning", total=round(seconds), unit="s") as advance:
+        for _ in tune_model(model, store, seconds, state=state, advance=advance):
+            pass
 
 
 def conversion_target(name: str | None) -> Format | None:

@@ -68,6 +68,25 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="pack weights in memory, and keep nothing on disk (see firstlight cache)",
     )
+    _add_tuning(group)
+
+
+def _add_tuning(parser: argparse._ActionsContainer) -> None:
+    tuning = parser.add_mutually_exclusive_group()
+    tuning.add_argument(
+        "--tune",
+        type=float,
+        metavar="SECONDS",
+        default=0.0,
+        help="first tune for this model what `firstlight tune` has not tuned yet",
+    )
+    tuning.add_argument(
+        "--no-tune",
+        action="store_const",
+        const=None,
+        dest="tune",
+        help="run as if nothing had been tuned on this device",
+    )
 
 
 def add_state(parser: argparse._ActionsContainer) -> None:
@@ -171,6 +190,7 @@ def load_model(arguments: argparse.Namespace, use: Use) -> LanguageModel:
         update=arguments.update,
         use=use,
         cache=not arguments.no_cache,
+        tune=arguments.tune,
     )
 
 

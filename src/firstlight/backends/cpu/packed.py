@@ -71,6 +71,11 @@ class PackedMatrix:
         return self.shape[-1]
 
     @property
+    def layout(self) -> str:
+        """Tells its shape from that of a weight in place (ops/shape.py)."""
+        return LAYOUT
+
+    @property
     def nbytes(self) -> int:
         return int(self.data.nbytes)
 
