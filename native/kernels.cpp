@@ -65,9 +65,13 @@ namespace {
 
 #include "bfloat16.inl"
 
+#include "tiles.inl"
+
 #include "bfloat16_products.inl"
 
 #include "bfloat16_linear.inl"
+
+#include "bfloat16_tiles.inl"
 
 #include "linear.inl"
 
