@@ -55,7 +55,7 @@ def test_every_row_is_computed_once_by_any_number_of_threads(threads: int, rows:
 
 
 def _pinned(extra_threads: int, pin: str | None) -> tuple[int, int, int]:
-    """(helpers, those bound to one core, cores that any of them may use) in a process of its own."""
+    """(helpers, those bound to one core, cores that any may use), in a process of its own."""
     environment = {k: v for k, v in os.environ.items() if k != "FIRSTLIGHT_PIN_THREADS"}
     if pin is not None:
         environment["FIRSTLIGHT_PIN_THREADS"] = pin
