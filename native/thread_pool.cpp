@@ -15,7 +15,9 @@
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
-#if defined(__linux__)
+// Android's C library has no call to bind another thread.
+#if defined(__linux__) && !defined(__ANDROID__)
+#define FIRSTLIGHT_PINS_THREADS
 #include <sched.h>
 #endif
 #if defined(__x86_64__) || defined(_M_X64)
@@ -103,7 +105,7 @@ struct Job {
 // the core that it runs on now is left to it.
 std::vector<int> cores_of_helpers(int helpers) {
     std::vector<int> cores;
-#if defined(__linux__)
+#if defined(FIRSTLIGHT_PINS_THREADS)
     const char* asked = std::getenv("FIRSTLIGHT_PIN_THREADS");
     if (asked && std::strcmp(asked, "0") == 0) return cores;
     cpu_set_t allowed;
@@ -120,14 +122,15 @@ std::vector<int> cores_of_helpers(int helpers) {
     return cores;
 }
 
-// Binds the calling thread to a core. Where the system refuses, it runs anywhere.
-void run_on_core(int core) {
-#if defined(__linux__)
+// Binds a thread to a core. Where the system refuses, it runs anywhere.
+void keep_on_core(std::thread& thread, int core) {
+#if defined(FIRSTLIGHT_PINS_THREADS)
     cpu_set_t only;
     CPU_ZERO(&only);
     CPU_SET(core, &only);
-    (void)sched_setaffinity(0, sizeof only, &only);
+    (void)pthread_setaffinity_np(thread.native_handle(), sizeof only, &only);
 #else
+    (void)thread;
     (void)core;
 #endif
 }
@@ -144,11 +147,8 @@ public:
         const std::vector<int> cores = cores_of_helpers(count);
         try {
             for (int i = 1; i <= count; ++i) {
-                const int core = cores.empty() ? -1 : cores[static_cast<size_t>(i - 1)];
-                threads_.emplace_back([this, i, core] {
-                    if (core >= 0) run_on_core(core);
-                    serve(i);
-                });
+                threads_.emplace_back([this, i] { serve(i); });
+                if (!cores.empty()) keep_on_core(threads_.back(), cores[static_cast<size_t>(i - 1)]);
             }
         } catch (...) {
             stop();
