@@ -38,6 +38,13 @@ inline void require_same_shape(const A& a, const B& b, const char* message) {
     require(same, message);
 }
 
+inline void require_indices(const In<int32_t>& indices, int64_t end, const char* message) {
+    for (size_t i = 0; i < indices.size(); ++i) {
+        const int32_t index = indices.data()[i];
+        if (index < 0 || index >= end) throw nb::index_error(message);
+    }
+}
+
 // A storage format as the kernels know it.
 struct FormatInfo {
     const char* name;
