@@ -28,9 +28,16 @@
 #define FIRSTLIGHT_INLINE inline __attribute__((always_inline))
 #define FIRSTLIGHT_INLINED __attribute__((always_inline))
 #define FIRSTLIGHT_FETCH(address) __builtin_prefetch(address)
+#if defined(__clang__)
+#define FIRSTLIGHT_UNROLL _Pragma("unroll")
+#else
 #define FIRSTLIGHT_UNROLL _Pragma("GCC unroll 16")
+#endif
+// Memory that is read after this is not read before: it would wait in registers that others need.
+#define FIRSTLIGHT_IN_ORDER asm volatile("" ::: "memory")
 #else
 #define FIRSTLIGHT_UNROLL
+#define FIRSTLIGHT_IN_ORDER
 #define FIRSTLIGHT_INLINE inline
 #define FIRSTLIGHT_INLINED
 #define FIRSTLIGHT_FETCH(address) (void)(address)
