@@ -35,6 +35,13 @@ inline void round_to_bfloat16(const float* from, int64_t count, uint16_t* to) {
     for (; i < count; ++i) to[i] = to_bfloat16(from[i]);
 }
 
+#if defined(__AVX512BF16__)
+// Sums of products of pairs of bfloat16.
+FIRSTLIGHT_INLINE __m512 add_pairs(__m512 total, __m512i weights, __m512i input) {
+    return _mm512_dpbf16_ps(total, (__m512bh)weights, (__m512bh)input);
+}
+#endif
+
 // Activations as bfloat16, one row every `stride` values, filled up with zeros.
 struct RoundedRows {
     const float* x;

@@ -1,6 +1,6 @@
 // out = x weight^T + bias for bfloat16 weights and activations.
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && !defined(FIRSTLIGHT_TILES)
 
 // Four rows (or one) with a panel of inputs over one chunk, into the result.
 FIRSTLIGHT_INLINE void bfloat16_group(const LinearCall& call, Bfloat16Products products, int rows,
@@ -143,7 +143,7 @@ inline LinearTiles bfloat16_tiles(const LinearCall& call, const void* x, int thr
     return tiles;
 }
 
-#else
+#elif !defined(FIRSTLIGHT_TILES)
 
 constexpr bool kBfloat16Products = false;
 inline const void* bfloat16_inputs(ThreadPool&, const LinearCall&) { return nullptr; }

@@ -1,6 +1,6 @@
 // The kernel for vdpbf16ps: four rows of the weight with up to six of the activations in registers.
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && !defined(FIRSTLIGHT_TILES)
 
 constexpr int kBfloat16Rows = 4;
 constexpr int kBfloat16Inputs = 6;
@@ -9,10 +9,6 @@ constexpr int kBfloat16Inputs = 6;
 struct FetchAhead {
     const uint8_t* from[kBfloat16Rows];
 };
-
-FIRSTLIGHT_INLINE __m512 add_pairs(__m512 total, __m512i weights, __m512i input) {
-    return _mm512_dpbf16_ps(total, (__m512bh)weights, (__m512bh)input);
-}
 
 // The sums of four times four vectors in the order of `sum4`, to[4 * x + r] being that of [r][x].
 FIRSTLIGHT_INLINE void sum16(const __m512 (&of)[4][4], float* to) {

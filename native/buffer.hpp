@@ -21,7 +21,7 @@ public:
         : data_(static_cast<uint8_t*>(::operator new(bytes, kAlignment))) {
 #if defined(__linux__)
         // Refused where large pages are turned off, and then done without.
-        (void)madvise(data_, bytes, MADV_HUGEPAGE);
+        large_pages_ = madvise(data_, bytes, MADV_HUGEPAGE) == 0;
 #endif
         std::memset(data_, 1, bytes);
     }
@@ -30,10 +30,13 @@ public:
     Buffer& operator=(const Buffer&) = delete;
 
     const uint8_t* data() const { return data_; }
+    // Whether the system was asked for large pages and did not refuse.
+    bool large_pages() const { return large_pages_; }
 
 private:
     static constexpr std::align_val_t kAlignment{size_t{2} << 20};
     uint8_t* data_;
+    bool large_pages_ = false;
 };
 
 }  // namespace firstlight

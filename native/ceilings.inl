@@ -142,14 +142,46 @@ double multiply_add(ThreadPool& pool, int64_t rounds) {
     return static_cast<double>(rounds * threads) * kChains * Products::kOperations;
 }
 
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+inline void tile_bf16_task(void* context, int64_t) {
+    TileUse use;
+    for (int64_t round = static_cast<const MultiplyAddRounds*>(context)->rounds; round > 0; --round) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+}
+
+inline void tile_int8_task(void* context, int64_t) {
+    TileUse use;
+    for (int64_t round = static_cast<const MultiplyAddRounds*>(context)->rounds; round > 0; --round) {
+        _tile_dpbusd(0, 4, 6);
+        _tile_dpbusd(1, 4, 7);
+        _tile_dpbusd(2, 5, 6);
+        _tile_dpbusd(3, 5, 7);
+    }
+}
+
+// Four products of tiles a round, of 16 x 16 sums of `Columns` products each.
+template <void (*Task)(void*, int64_t), int Columns>
+double multiply_tiles(ThreadPool& pool, int64_t rounds) {
+    return static_cast<double>(rounds * on_every_thread(pool, Task, rounds)) * 4 * 512 * Columns;
+}
+#endif
+
 typedef double (*MultiplyAdd)(ThreadPool&, int64_t);
 constexpr MultiplyAdd multiply_add_f32 = multiply_add<Float32Products>;
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+constexpr MultiplyAdd multiply_add_bf16 = multiply_tiles<tile_bf16_task, 32>;
+#elif defined(__AVX512BF16__)
 constexpr MultiplyAdd multiply_add_bf16 = multiply_add<Bfloat16Pairs>;
 #else
 constexpr MultiplyAdd multiply_add_bf16 = nullptr;
 #endif
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+constexpr MultiplyAdd multiply_add_int8 = multiply_tiles<tile_int8_task, 64>;
+#elif defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 constexpr MultiplyAdd multiply_add_int8 = multiply_add<ByteQuads>;
 #else
 constexpr MultiplyAdd multiply_add_int8 = nullptr;

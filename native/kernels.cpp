@@ -30,9 +30,16 @@
 #define FIRSTLIGHT_FETCH(address) __builtin_prefetch(address)
 // Into the second-level cache only: the first has few places for lines on their way.
 #define FIRSTLIGHT_FETCH_FAR(address) __builtin_prefetch(address, 0, 2)
+#if defined(__clang__)
+#define FIRSTLIGHT_UNROLL _Pragma("unroll")
+#else
 #define FIRSTLIGHT_UNROLL _Pragma("GCC unroll 16")
+#endif
+// Memory that is read after this is not read before: it would wait in registers that others need.
+#define FIRSTLIGHT_IN_ORDER asm volatile("" ::: "memory")
 #else
 #define FIRSTLIGHT_UNROLL
+#define FIRSTLIGHT_IN_ORDER
 #define FIRSTLIGHT_INLINE inline
 #define FIRSTLIGHT_INLINED
 #define FIRSTLIGHT_FETCH(address) (void)(address)
@@ -67,9 +74,13 @@ namespace {
 
 #include "bfloat16.inl"
 
+#include "tiles.inl"
+
 #include "bfloat16_products.inl"
 
 #include "bfloat16_linear.inl"
+
+#include "bfloat16_tiles.inl"
 
 #include "linear.inl"
 

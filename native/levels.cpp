@@ -3,15 +3,24 @@
 #if defined(FIRSTLIGHT_X86_LEVELS)
 #include <cpuid.h>
 #endif
+#if defined(FIRSTLIGHT_X86_LEVELS) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace firstlight {
 
 extern const KernelTable kernels_baseline;
 #if defined(FIRSTLIGHT_X86_LEVELS)
 extern const KernelTable kernels_avx2;
+extern const KernelTable kernels_avx2_vnni;
 extern const KernelTable kernels_avx512;
 extern const KernelTable kernels_avx512_vnni;
 extern const KernelTable kernels_avx512_bf16;
+extern const KernelTable kernels_amx;
+#if defined(FIRSTLIGHT_EMULATED_TILES)
+extern const KernelTable kernels_amx_emulated;
+#endif
 #endif
 
 namespace {
@@ -27,6 +36,12 @@ bool has_avx2() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
+// Leaf 7, subleaf 1, EAX 4. The instructions use the registers that AVX2 does.
+bool has_avx2_vnni() {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 4);
+}
+
 bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -35,6 +50,35 @@ bool has_avx512() {
 bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 
 bool has_avx512_bf16() { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }
+
+// Whether the operating system keeps the tiles' state and lets this process use them. Linux wants
+// to be asked once, for all threads, because the state makes their signal frames larger. Source:
+// the kernel's Documentation/arch/x86/xstate.rst.
+bool may_use_tiles() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & 1u << 27)) return false;  // OSXSAVE
+    unsigned low = 0, high = 0;
+    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    constexpr unsigned kTileState = 1u << 17 | 1u << 18;
+    if ((low & kTileState) != kTileState) return false;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
+// Leaf 7, EDX 22 (bfloat16), 24 (tiles) and 25 (int8).
+bool has_amx() {
+    static const bool found = [] {
+        unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+        constexpr unsigned kWanted = 1u << 22 | 1u << 24 | 1u << 25;
+        return has_avx512_bf16() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) &&
+               (edx & kWanted) == kWanted && may_use_tiles();
+    }();
+    return found;
+}
 
 #endif
 
@@ -49,10 +93,15 @@ struct LevelEntry {
 const LevelEntry kLevels[] = {
     {{"baseline", &kernels_baseline}, always},
 #if defined(FIRSTLIGHT_X86_LEVELS)
+#if defined(FIRSTLIGHT_EMULATED_TILES)
+    {{"amx_emulated", &kernels_amx_emulated}, has_avx512_vnni},
+#endif
     {{"avx2", &kernels_avx2}, has_avx2},
+    {{"avx2_vnni", &kernels_avx2_vnni}, has_avx2_vnni},
     {{"avx512", &kernels_avx512}, has_avx512},
     {{"avx512_vnni", &kernels_avx512_vnni}, has_avx512_vnni},
     {{"avx512_bf16", &kernels_avx512_bf16}, has_avx512_bf16},
+    {{"amx", &kernels_amx}, has_amx},
 #endif
 };
 

@@ -69,8 +69,9 @@ inline void fused_products(const uint8_t* const* rows, const float* x, int64_t c
         for (; i + kWidth <= count; i += kWidth) {
             const Vector input = load(x + i);
             for (int r = 0; r < Rows; ++r) {
-                const Vector values = Format::vector(rows[r] + bytes_of<Format>(i));
-                sum_of[r] = multiply_add(values, input, sum_of[r]);
+                const uint8_t* from = rows[r] + bytes_of<Format>(i);
+                if constexpr (Rows > 1) FIRSTLIGHT_FETCH_FAR(from + ahead);
+                sum_of[r] = multiply_add(Format::vector(from), input, sum_of[r]);
             }
         }
         if (i < count) {
@@ -117,6 +118,13 @@ inline void fused_rows(const LinearCall& call, int64_t first) {
 
 template <class Format>
 inline void one_input_tile(const LinearCall& call, int64_t first, int64_t end) {
+    if constexpr (Format::kSingleValues) {
+        // One row after another is what memory gives fastest, as long as x and a row stay in the
+        // first-level cache together.
+        if (call.weight.row_bytes + 4 * call.weight.columns <= 24576) {
+            for (; first < end; ++first) fused_rows<Format, 1>(call, first);
+        }
+    }
     for (; first + 4 <= end; first += 4) fused_rows<Format, 4>(call, first);
     for (; first < end; ++first) fused_rows<Format, 1>(call, first);
 }

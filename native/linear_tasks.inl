@@ -1,8 +1,5 @@
 // How a product is cut into tasks.
 
-// Products of one parallel_for; a larger group takes several.
-constexpr int kMostProducts = 16;
-
 // Tiles of the weight's rows times blocks of rows of x.
 struct LinearTiles {
     void (*run)(const LinearTiles&, int64_t index);  // does one task

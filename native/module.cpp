@@ -241,11 +241,13 @@ public:
     nb::tuple measure_bandwidth(int64_t bytes) const {
         require(bytes >= 1 << 20, "the buffer must have at least 1 MiB");
         double best = 0.0;
-        const char* how = "";
+        std::string how;
         uint64_t mixed = 0;
+        bool large_pages = false;
         {
             nb::gil_scoped_release release;
             const Buffer buffer(static_cast<size_t>(bytes));
+            large_pages = buffer.large_pages();
             for (int pass = 0; pass < 4; ++pass) {
                 int way = 0;
                 for (const char* name : kReadWays) {
@@ -258,6 +260,7 @@ public:
                 }
             }
         }
+        if (large_pages) how += " in large pages";
         require(mixed != 0, "memory did not hold what was written to it");
         return nb::make_tuple(best, how);
     }

@@ -71,6 +71,7 @@ inline void panel_product(const uint8_t* at, int first, const uint8_t* lines, in
             const auto scales = scales_of.scales(at + kCodeBytes, first);
             add_run<Format, 0>(at, 4 * first, lines, scales.scale[0], total);
             if constexpr (Format::kRuns == 2) {
+                FIRSTLIGHT_IN_ORDER;
                 add_run<Format, 1>(at, 4 * first, lines, scales.scale[1], total);
             }
             if constexpr (Format::kMinimum) {

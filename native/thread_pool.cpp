@@ -3,6 +3,8 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -12,6 +14,11 @@
 
 #if !defined(_WIN32)
 #include <pthread.h>
+#endif
+// Android's C library has no call to bind another thread.
+#if defined(__linux__) && !defined(__ANDROID__)
+#define FIRSTLIGHT_PINS_THREADS
+#include <sched.h>
 #endif
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
@@ -91,6 +98,43 @@ struct Job {
     }
 };
 
+// The core for each helper, or none where they are not to be pinned.
+//
+// They are pinned where the pool has a thread for every core that the process may run on. With fewer
+// threads it is the system that knows which cores are free. The calling thread is not ours to pin;
+// the core that it runs on now is left to it.
+std::vector<int> cores_of_helpers(int helpers) {
+    std::vector<int> cores;
+#if defined(FIRSTLIGHT_PINS_THREADS)
+    const char* asked = std::getenv("FIRSTLIGHT_PIN_THREADS");
+    if (asked && std::strcmp(asked, "0") == 0) return cores;
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return cores;
+    if (CPU_COUNT(&allowed) != helpers + 1) return cores;
+    const int callers = sched_getcpu();
+    if (callers < 0 || !CPU_ISSET(callers, &allowed)) return cores;
+    for (int core = 0; core < CPU_SETSIZE; ++core) {
+        if (CPU_ISSET(core, &allowed) && core != callers) cores.push_back(core);
+    }
+#else
+    (void)helpers;
+#endif
+    return cores;
+}
+
+// Binds a thread to a core. Where the system refuses, it runs anywhere.
+void keep_on_core(std::thread& thread, int core) {
+#if defined(FIRSTLIGHT_PINS_THREADS)
+    cpu_set_t only;
+    CPU_ZERO(&only);
+    CPU_SET(core, &only);
+    (void)pthread_setaffinity_np(thread.native_handle(), sizeof only, &only);
+#else
+    (void)thread;
+    (void)core;
+#endif
+}
+
 // The helpers of one pool in one process.
 //
 // All that they and the caller agree on is one word, the door: which call this is (upper half),
@@ -100,8 +144,12 @@ class Helpers {
 public:
     explicit Helpers(int count) {
         threads_.reserve(count);
+        const std::vector<int> cores = cores_of_helpers(count);
         try {
-            for (int i = 1; i <= count; ++i) threads_.emplace_back([this, i] { serve(i); });
+            for (int i = 1; i <= count; ++i) {
+                threads_.emplace_back([this, i] { serve(i); });
+                if (!cores.empty()) keep_on_core(threads_.back(), cores[static_cast<size_t>(i - 1)]);
+            }
         } catch (...) {
             stop();
             throw;

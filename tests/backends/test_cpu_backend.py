@@ -126,12 +126,32 @@ def test_backends_come_and_go() -> None:
 
 def test_ceilings_are_measured() -> None:
     backend = CpuBackend(threads=2)
-    assert 1e8 < backend.native.measure_bandwidth(8 << 20) < 1e14
-    assert 1e8 < backend.native.measure_multiply_add(0.02) < 1e14
+    bandwidth, way = backend.native.measure_bandwidth(8 << 20)
+    assert 1e8 < bandwidth < 1e14
+    assert "stream" in way
     with pytest.raises(ValueError, match="1 MiB"):
         backend.native.measure_bandwidth(0)
     with pytest.raises(ValueError, match="positive"):
-        backend.native.measure_multiply_add(0.0)
+        backend.native.measure_multiply_add("f32", 0.0)
+    with pytest.raises(ValueError, match="no multiply-add of that type"):
+        backend.native.measure_multiply_add("f64", 0.01)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_multiply_adds_are_measured(level: str) -> None:
+    native = CpuBackend(level=level, threads=2).native
+    types = native.multiply_add_types()
+    assert types[0] == "f32"
+    assert ("bf16" in types) == (level in ("avx512_bf16", "amx"))
+    for dtype in types:
+        assert 1e8 < native.measure_multiply_add(dtype, 0.02) < 1e15
+
+
+def test_ceilings_name_every_type_and_the_best_way_to_read_memory() -> None:
+    backend = CpuBackend(threads=2)
+    ceilings = backend.measure_ceilings()
+    assert set(backend.native.multiply_add_types()) <= set(ceilings.matrix_operations_per_second)
+    assert "memory best read by" in ceilings.how
 
 
 def test_fast_formats_are_those_of_the_kernels() -> None:

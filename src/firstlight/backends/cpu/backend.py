@@ -62,7 +62,9 @@ class CpuBackend(Backend):
     Args:
         level: instruction level, one of available_levels(); the environment variable
             FIRSTLIGHT_CPU_LEVEL if None, else the highest.
-        threads: how many threads share an op; one for each usable core if None.
+        threads: how many threads share an op; one for each usable core if None. Where they are as
+            many as the cores that the process may run on, those besides the caller stay on a core
+            each (Linux), unless the environment variable FIRSTLIGHT_PIN_THREADS is 0.
         exact: round no activations; all weights are used where the file lies.
 
     Raises:

@@ -1,0 +1,143 @@
+// Matrix tiles: registers of 16 rows of 64 bytes, and products of two of them added to a third.
+//
+// Tiles are Intel's AMX, or with FIRSTLIGHT_EMULATED_TILES the same in software, to the bit, so that
+// the kernels can be checked on machines without it. A tile's number is written as a literal.
+// Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, LDTILECFG,
+// TILELOADD, TILESTORED, TILEZERO, TDPBF16PS.
+
+#if defined(FIRSTLIGHT_EMULATED_TILES) || defined(__AMX_BF16__)
+#define FIRSTLIGHT_TILES
+
+constexpr int64_t kTileSide = 16, kTileLine = 64, kTileBytes = kTileSide * kTileLine;
+
+#if defined(FIRSTLIGHT_EMULATED_TILES)
+
+class TileUse {
+public:
+    void zero(int tile) { memset(tiles_[tile], 0, sizeof tiles_[tile]); }
+
+    void load(int tile, const void* from, int64_t stride) {
+        for (int64_t row = 0; row < kTileSide; ++row) {
+            memcpy(tiles_[tile][row], static_cast<const uint8_t*>(from) + row * stride, kTileLine);
+        }
+    }
+
+    void store(int tile, void* to, int64_t stride) const {
+        for (int64_t row = 0; row < kTileSide; ++row) {
+            memcpy(static_cast<uint8_t*>(to) + row * stride, tiles_[tile][row], kTileLine);
+        }
+    }
+
+    // Even and odd columns have sums of their own, which start at zero, are added to each other and
+    // then to what was there. Subnormal numbers count as zero, before and after every operation.
+    void add_bf16(int sums, int left, int right) {
+        static_assert(kWidth == kTileSide);
+        for (int64_t m = 0; m < kTileSide; ++m) {
+            Vector even = broadcast(0.0f), odd = broadcast(0.0f);
+            for (int64_t k = 0; k < kTileSide; ++k) {
+                const Integers pair = broadcast_int(static_cast<int32_t>(
+                    load_word(tiles_[left][m] + 4 * k)));
+                const Integers row = as_int(::firstlight::load(tiles_[right][k]));
+                even = flush(multiply_add(low(pair), low(row), even));
+                odd = flush(multiply_add(high(pair), high(row), odd));
+            }
+            const Vector both = flush(even + odd);
+            const Vector before = flush(::firstlight::load(tiles_[sums][m]));
+            ::firstlight::store(tiles_[sums][m], flush(before + both));
+        }
+    }
+
+private:
+    static Vector flush(Vector values) {
+        const Integers bits = as_int(values);
+        const Integers normal =
+            ~equal(as_float(bits & broadcast_int(0x7F800000)), broadcast(0.0f));
+        return as_float(bits & (normal | broadcast_int(INT32_MIN)));
+    }
+    static Vector low(Integers pairs) { return flush(as_float(pairs << 16)); }
+    static Vector high(Integers pairs) {
+        return flush(as_float(pairs & broadcast_int(static_cast<int32_t>(0xFFFF0000))));
+    }
+
+    alignas(64) uint8_t tiles_[8][kTileSide][kTileLine];
+};
+
+#define FIRSTLIGHT_TILE_ZERO(use, tile) (use).zero(tile)
+#define FIRSTLIGHT_TILE_LOAD(use, tile, from, stride) (use).load(tile, from, stride)
+#define FIRSTLIGHT_TILE_STORE(use, tile, to, stride) (use).store(tile, to, stride)
+#define FIRSTLIGHT_TILE_ADD_BF16(use, sums, left, right) (use).add_bf16(sums, left, right)
+
+#else
+
+// The compiler does not know what the tile instructions read.
+#define FIRSTLIGHT_TILE_BARRIER() asm volatile("" ::: "memory")
+
+// Tiles are configured while an object of this class lives, all of them with 16 full rows.
+class TileUse {
+public:
+    TileUse() {
+        alignas(64) uint8_t layout[64] = {};
+        layout[0] = 1;  // the palette
+        for (int tile = 0; tile < 8; ++tile) {
+            const uint16_t line = kTileLine;
+            memcpy(layout + 16 + 2 * tile, &line, sizeof line);
+            layout[48 + tile] = kTileSide;
+        }
+        FIRSTLIGHT_TILE_BARRIER();
+        _tile_loadconfig(layout);
+        FIRSTLIGHT_TILE_BARRIER();
+    }
+    ~TileUse() { _tile_release(); }
+    TileUse(const TileUse&) = delete;
+    TileUse& operator=(const TileUse&) = delete;
+};
+
+#define FIRSTLIGHT_TILE_ZERO(use, tile) _tile_zero(tile)
+#define FIRSTLIGHT_TILE_LOAD(use, tile, from, stride) \
+    do {                                              \
+        FIRSTLIGHT_TILE_BARRIER();                    \
+        _tile_loadd(tile, from, stride);              \
+    } while (false)
+#define FIRSTLIGHT_TILE_STORE(use, tile, to, stride) \
+    do {                                             \
+        _tile_stored(tile, to, stride);              \
+        FIRSTLIGHT_TILE_BARRIER();                   \
+    } while (false)
+#define FIRSTLIGHT_TILE_ADD_BF16(use, sums, left, right) _tile_dpbf16ps(sums, left, right)
+
+#endif
+
+// Rows of sixteen 32-bit values become columns.
+FIRSTLIGHT_INLINE void transpose16(__m512i (&rows)[16]) {
+    __m512i parts[16];
+    for (int i = 0; i < 16; i += 4) {
+        const auto low = [](__m512i a, __m512i b) FIRSTLIGHT_INLINED {
+            return _mm512_maskz_unpacklo_epi32(kAllLanes, a, b);
+        };
+        const auto high = [](__m512i a, __m512i b) FIRSTLIGHT_INLINED {
+            return _mm512_maskz_unpackhi_epi32(kAllLanes, a, b);
+        };
+        const __m512i a = low(rows[i], rows[i + 1]), b = high(rows[i], rows[i + 1]);
+        const __m512i c = low(rows[i + 2], rows[i + 3]), d = high(rows[i + 2], rows[i + 3]);
+        parts[i] = _mm512_maskz_unpacklo_epi64(0xFF, a, c);
+        parts[i + 1] = _mm512_maskz_unpackhi_epi64(0xFF, a, c);
+        parts[i + 2] = _mm512_maskz_unpacklo_epi64(0xFF, b, d);
+        parts[i + 3] = _mm512_maskz_unpackhi_epi64(0xFF, b, d);
+    }
+    for (int j = 0; j < 4; ++j) {
+        const auto even = [](__m512i a, __m512i b) FIRSTLIGHT_INLINED {
+            return _mm512_maskz_shuffle_i32x4(kAllLanes, a, b, 0x88);
+        };
+        const auto odd = [](__m512i a, __m512i b) FIRSTLIGHT_INLINED {
+            return _mm512_maskz_shuffle_i32x4(kAllLanes, a, b, 0xDD);
+        };
+        const __m512i p = even(parts[j], parts[4 + j]), q = odd(parts[j], parts[4 + j]);
+        const __m512i r = even(parts[8 + j], parts[12 + j]), s = odd(parts[8 + j], parts[12 + j]);
+        rows[j] = even(p, r);
+        rows[8 + j] = odd(p, r);
+        rows[4 + j] = even(q, s);
+        rows[12 + j] = odd(q, s);
+    }
+}
+
+#endif
