@@ -28,7 +28,9 @@
 #define FIRSTLIGHT_INLINE inline __attribute__((always_inline))
 #define FIRSTLIGHT_INLINED __attribute__((always_inline))
 #define FIRSTLIGHT_FETCH(address) __builtin_prefetch(address)
+#define FIRSTLIGHT_UNROLL _Pragma("GCC unroll 16")
 #else
+#define FIRSTLIGHT_UNROLL
 #define FIRSTLIGHT_INLINE inline
 #define FIRSTLIGHT_INLINED
 #define FIRSTLIGHT_FETCH(address) (void)(address)
@@ -60,6 +62,22 @@ namespace {
 
 #include "linear.inl"
 
+#include "packed_layout.inl"
+
+#include "packed_codes.inl"
+
+#include "packed_formats.inl"
+
+#include "packing.inl"
+
+#include "group_dots.inl"
+
+#include "fixed16.inl"
+
+#include "packed_linear.inl"
+
+#include "linear_group.inl"
+
 #include "elementwise.inl"
 
 #include "heads.inl"
@@ -73,8 +91,8 @@ namespace {
 }  // namespace
 
 const KernelTable FIRSTLIGHT_TABLE = {
-    linear,    embed,         rms_norm,      elementwise, rotary,           stream_write,
-    attention, prepare_heads, join_residual, read_memory, multiply_add_f32,
+    linear,       embed,     pack,          rms_norm,      elementwise, rotary,
+    stream_write, attention, prepare_heads, join_residual, read_memory, multiply_add_f32,
 };
 
 }  // namespace firstlight

@@ -231,11 +231,11 @@ namespace {
 
 constexpr std::align_val_t kScratchAlignment{64};
 
-struct Scratch {
+struct ScratchMemory {
     void* memory = nullptr;
     size_t bytes = 0;
 
-    ~Scratch() { ::operator delete(memory, kScratchAlignment); }
+    ~ScratchMemory() { ::operator delete(memory, kScratchAlignment); }
 
     void grow(size_t wanted) {
         ::operator delete(memory, kScratchAlignment);
@@ -246,11 +246,12 @@ struct Scratch {
     }
 };
 
-thread_local Scratch scratch;
+thread_local ScratchMemory scratch_memory[2];
 
 }  // namespace
 
-void* thread_scratch(size_t bytes) {
+void* thread_scratch(size_t bytes, Scratch use) {
+    ScratchMemory& scratch = scratch_memory[static_cast<int>(use)];
     if (bytes > scratch.bytes) scratch.grow(bytes);
     return scratch.memory;
 }

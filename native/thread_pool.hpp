@@ -24,8 +24,12 @@ int thread_count(const ThreadPool& pool);
 void parallel_for(ThreadPool& pool, int64_t count, void (*task)(void* context, int64_t index),
                   void* context);
 
+// What a thread uses its own memory for. A task may use one while the thread that called
+// parallel_for still holds another.
+enum class Scratch : int { task, activations };
+
 // Memory of at least `bytes`, aligned to 64, that belongs to the calling thread until it ends or
-// asks again. Throws std::bad_alloc.
-void* thread_scratch(size_t bytes);
+// asks again for the same use. Throws std::bad_alloc.
+void* thread_scratch(size_t bytes, Scratch use = Scratch::task);
 
 }  // namespace firstlight

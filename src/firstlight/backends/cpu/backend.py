@@ -68,7 +68,7 @@ class CpuBackend(Backend):
         self.threads = threads or usable_cores()
         self.exact = exact
         self.native = _native.Kernels(self.level, self.threads)
-        packed = False
+        packed = not exact
         blocks = BlockKernels(self.native, fixed_point if packed else no_rounding)
         super().__init__((*CpuKernels(self.native, packed).all(), *blocks.all()))
 
