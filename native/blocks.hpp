@@ -16,6 +16,7 @@ struct BlockProduct {
     StoredMatrix weight;
     const float* bias;
     LinearTuning tuning;
+    bool round_to_bfloat16;
 };
 
 // x and out [rows, columns]. Of `attention` all but queries and out is filled in.

@@ -132,23 +132,13 @@ void rotary(ThreadPool& pool, const RotaryCall& call) {
     share(pool, 2 * call.rows * call.heads * call.size, call.rows, rotary_task, &copy);
 }
 
-// Round to nearest, ties to even; NaN is made quiet and keeps its sign and upper payload.
-inline uint16_t to_bfloat16(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    const uint32_t rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
-    const uint32_t quiet = bits >> 16 | 0x40;
-    return static_cast<uint16_t>((bits & 0x7FFFFFFF) > 0x7F800000 ? quiet : rounded);
-}
-
 inline void write_entry(StreamType type, void* pages, int64_t slot, int64_t size,
                         const float* values) {
     if (type == StreamType::float32) {
         memcpy(static_cast<float*>(pages) + slot * size, values, size_t(size) * sizeof(float));
         return;
     }
-    uint16_t* entry = static_cast<uint16_t*>(pages) + slot * size;
-    for (int64_t i = 0; i < size; ++i) entry[i] = to_bfloat16(values[i]);
+    round_to_bfloat16(values, size, static_cast<uint16_t*>(pages) + slot * size);
 }
 
 void stream_write_task(void* context, int64_t index) {

@@ -100,7 +100,7 @@ FixedRows fix_rows(ThreadPool& pool, const float* x, int64_t count, int64_t colu
     FixedRows fixed{x, count, columns, nullptr, nullptr};
     const int64_t bytes = count * fixed.row_bytes();
     const auto wanted = static_cast<size_t>(bytes + count * 4);
-    fixed.blocks = static_cast<uint8_t*>(thread_scratch(wanted, Scratch::activations));
+    fixed.blocks = static_cast<uint8_t*>(thread_scratch(wanted, Scratch::fixed16_rows));
     fixed.scales = reinterpret_cast<float*>(fixed.blocks + bytes);
     share(pool, 4 * count * columns, divide_up(count, kMostRows), fix_task, &fixed);
     return fixed;

@@ -28,12 +28,15 @@
 #define FIRSTLIGHT_INLINE inline __attribute__((always_inline))
 #define FIRSTLIGHT_INLINED __attribute__((always_inline))
 #define FIRSTLIGHT_FETCH(address) __builtin_prefetch(address)
+// Into the second-level cache only: the first has few places for lines on their way.
+#define FIRSTLIGHT_FETCH_FAR(address) __builtin_prefetch(address, 0, 2)
 #define FIRSTLIGHT_UNROLL _Pragma("GCC unroll 16")
 #else
 #define FIRSTLIGHT_UNROLL
 #define FIRSTLIGHT_INLINE inline
 #define FIRSTLIGHT_INLINED
 #define FIRSTLIGHT_FETCH(address) (void)(address)
+#define FIRSTLIGHT_FETCH_FAR(address) (void)(address)
 #endif
 
 namespace firstlight {
@@ -59,6 +62,14 @@ namespace {
 #include "decoding.inl"
 
 #include "products.inl"
+
+#include "linear_tasks.inl"
+
+#include "bfloat16.inl"
+
+#include "bfloat16_products.inl"
+
+#include "bfloat16_linear.inl"
 
 #include "linear.inl"
 
@@ -91,8 +102,21 @@ namespace {
 }  // namespace
 
 const KernelTable FIRSTLIGHT_TABLE = {
-    linear,       embed,     pack,          rms_norm,      elementwise, rotary,
-    stream_write, attention, prepare_heads, join_residual, read_memory, multiply_add_f32,
+    kBfloat16Products,
+    linear,
+    embed,
+    pack,
+    rms_norm,
+    elementwise,
+    rotary,
+    stream_write,
+    attention,
+    prepare_heads,
+    join_residual,
+    read_memory,
+    multiply_add_f32,
+    multiply_add_bf16,
+    multiply_add_int8,
 };
 
 }  // namespace firstlight

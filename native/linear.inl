@@ -8,11 +8,6 @@
 constexpr int64_t kTileRows = 32;
 constexpr int64_t kTileStride = kChunk + 16;
 
-// How one product is cut into tasks: tiles of the weight's rows times blocks of rows of x.
-struct LinearTiles {
-    const LinearCall* call;
-    int64_t tile_rows, blocks, block_inputs, tasks;
-};
 
 // One block of each row, a group of each in turn: their sums do not wait for one another.
 template <class Format, int Rows>
@@ -174,7 +169,7 @@ inline void stored_task(const LinearTiles& tiles, int64_t index) {
 
 inline LinearTiles stored_tiles(const LinearCall& call, int threads) {
     const StoredMatrix& weight = call.weight;
-    LinearTiles tiles{&call, kTileRows, 1, call.count, 0};
+    LinearTiles tiles{stored_task, &call, nullptr, kTileRows, 1, call.count, 0, 0, 0};
     if (call.count == 0 || weight.rows == 0) return tiles;
     const int64_t wanted = 8 * threads;
     if (call.count == 1) {

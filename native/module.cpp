@@ -60,12 +60,13 @@ const KernelTable& kernels_of(const std::string& name) {
 // The kernels of one instruction level with a pool of threads.
 class Kernels {
 public:
-    Kernels(const std::string& level, int threads)
-        : table_(kernels_of(level)), pool_(new_thread_pool(threads)) {}
+    // `exact`: blocks round no activations where a plain product would not.
+    Kernels(const std::string& level, int threads, bool exact)
+        : table_(kernels_of(level)), pool_(new_thread_pool(threads)), exact_(exact) {}
 
-    void linear(In<float> x, const Matrix& matrix, std::optional<In<float>> bias,
-                Out<float> out) const {
-        const LinearCall call = linear_call(x, matrix, bias, out);
+    void linear(In<float> x, const Matrix& matrix, std::optional<In<float>> bias, Out<float> out,
+                bool round_to_bfloat16) const {
+        const LinearCall call = linear_call(x, matrix, bias, out, round_to_bfloat16);
         nb::gil_scoped_release release;
         table_.linear(*pool_, &call, 1);
     }
@@ -73,13 +74,14 @@ public:
     // Several products of the same x in one go.
     void linear_group(In<float> x, const std::vector<const Matrix*>& matrices,
                       const std::vector<std::optional<In<float>>>& biases,
-                      const std::vector<Out<float>>& outs) const {
+                      const std::vector<Out<float>>& outs, bool round_to_bfloat16) const {
         require(matrices.size() == biases.size() && matrices.size() == outs.size(),
                 "there must be as many biases and outs as matrices");
         std::vector<LinearCall> calls;
         for (size_t i = 0; i < matrices.size(); ++i) {
             require(matrices[i], "a matrix is missing");
-            calls.push_back(linear_call(x, *matrices[i], biases[i], outs[i]));
+            calls.push_back(
+                linear_call(x, *matrices[i], biases[i], outs[i], round_to_bfloat16));
         }
         nb::gil_scoped_release release;
         table_.linear(*pool_, calls.data(), static_cast<int>(calls.size()));
@@ -229,46 +231,71 @@ public:
         run(table_.attention, call);
     }
 
-    // Bytes per second that all threads together read from a buffer of `bytes`, the best of
-    // several passes.
-    double measure_bandwidth(int64_t bytes) const {
+    // (bytes per second, how): what all threads together read from a buffer of `bytes`, the best of
+    // several passes in each of several ways.
+    nb::tuple measure_bandwidth(int64_t bytes) const {
         require(bytes >= 1 << 20, "the buffer must have at least 1 MiB");
-        nb::gil_scoped_release release;
-        const Buffer buffer(static_cast<size_t>(bytes));
         double best = 0.0;
+        const char* how = "";
         uint64_t mixed = 0;
-        for (int pass = 0; pass < 6; ++pass) {
-            const double seconds =
-                time([&] { mixed += table_.read_memory(*pool_, buffer.data(), bytes); });
-            best = std::max(best, static_cast<double>(bytes) / seconds);
+        {
+            nb::gil_scoped_release release;
+            const Buffer buffer(static_cast<size_t>(bytes));
+            for (int pass = 0; pass < 4; ++pass) {
+                int way = 0;
+                for (const char* name : kReadWays) {
+                    const double seconds = time(
+                        [&] { mixed += table_.read_memory(*pool_, buffer.data(), bytes, way); });
+                    const double found = static_cast<double>(bytes) / seconds;
+                    if (found > best) how = name;
+                    best = std::max(best, found);
+                    ++way;
+                }
+            }
         }
         require(mixed != 0, "memory did not hold what was written to it");
-        return best;
+        return nb::make_tuple(best, how);
     }
 
-    // float32 operations per second of all threads together in multiply-adds between registers.
-    double measure_multiply_add(double seconds) const {
+    // Data types whose multiply-adds measure_multiply_add can measure at this level.
+    std::vector<std::string> multiply_add_types() const {
+        std::vector<std::string> names{"f32"};
+        if (table_.multiply_add_bf16) names.push_back("bf16");
+        if (table_.multiply_add_int8) names.push_back("int8");
+        return names;
+    }
+
+    // Operations per second of all threads together in multiply-adds between registers.
+    double measure_multiply_add(const std::string& type, double seconds) const {
         require(seconds > 0, "the time must be positive");
+        const auto kernel = type == "f32"    ? table_.multiply_add_f32
+                            : type == "bf16" ? table_.multiply_add_bf16
+                            : type == "int8" ? table_.multiply_add_int8
+                                             : nullptr;
+        require(kernel, "the level has no multiply-add of that type");
         nb::gil_scoped_release release;
         int64_t rounds = 1 << 14;
         double best = 0.0;
         for (double spent = 0.0; spent < seconds;) {
             double operations = 0.0;
-            const double took =
-                time([&] { operations = table_.multiply_add_f32(*pool_, rounds); });
+            const double took = time([&] { operations = kernel(*pool_, rounds); });
             best = std::max(best, operations / took);
             spent += took;
-            if (took < seconds / 16) rounds *= 2;
+            // Short enough that one of them is not interrupted.
+            if (took < seconds / 64) rounds *= 2;
         }
         return best;
     }
 
+    bool multiplies_bfloat16() const { return table_.multiplies_bfloat16; }
     const KernelTable& table() const { return table_; }
     ThreadPool& pool() const { return *pool_; }
+    bool rounds() const { return table_.multiplies_bfloat16 && !exact_; }
 
 private:
     static LinearCall linear_call(const In<float>& x, const Matrix& matrix,
-                                  const std::optional<In<float>>& bias, const Out<float>& out) {
+                                  const std::optional<In<float>>& bias, const Out<float>& out,
+                                  bool round_to_bfloat16) {
         const StoredMatrix& weight = matrix.stored();
         require(x.ndim() == 2 && extent(x, 1) == weight.columns, "x must be [count, columns]");
         const int64_t count = extent(x, 0);
@@ -277,7 +304,7 @@ private:
         require(!bias || (bias->ndim() == 1 && extent(*bias, 0) == weight.rows),
                 "bias must be [rows]");
         return {weight, x.data(), count, bias ? bias->data() : nullptr, out.data(),
-                matrix.tuning(count)};
+                matrix.tuning(count), round_to_bfloat16};
     }
 
     template <class Call>
@@ -306,6 +333,7 @@ private:
 
     const KernelTable& table_;
     std::unique_ptr<ThreadPool, DeletePool> pool_;
+    bool exact_;
 };
 
 }  // namespace
@@ -365,11 +393,13 @@ NB_MODULE(_native, module) {
     bind_blocks(module);
 
     nb::class_<Kernels>(module, "Kernels", "The kernels of one level, with a pool of threads.")
-        .def(nb::init<const std::string&, int>(), "level"_a, "threads"_a)
+        .def(nb::init<const std::string&, int, bool>(), "level"_a, "threads"_a,
+             "exact"_a = false)
         .def("linear", &Kernels::linear, "x"_a.noconvert(), "matrix"_a,
-             "bias"_a.noconvert().none(), "out"_a.noconvert())
+             "bias"_a.noconvert().none(), "out"_a.noconvert(), "round_to_bfloat16"_a = false)
         .def("linear_group", &Kernels::linear_group, "x"_a.noconvert(), "matrices"_a,
-             "biases"_a.noconvert(), "outs"_a.noconvert())
+             "biases"_a.noconvert(), "outs"_a.noconvert(),
+             "round_to_bfloat16"_a = false)
         .def("embed", &Kernels::embed, "matrix"_a, "token_ids"_a.noconvert(),
              "out"_a.noconvert())
         .def("pack", &Kernels::pack, "format"_a, "data"_a.noconvert(), "rows"_a, "columns"_a,
@@ -397,21 +427,23 @@ NB_MODULE(_native, module) {
              [](const Kernels& kernels, const AttentionBlock& block, In<float> x, AnyOut keys,
                 AnyOut values, PagedRows& rows, std::optional<In<float>> cosine_sine,
                 Out<float> out) {
-                 block.run(kernels.table(), kernels.pool(), x, keys, values, rows, cosine_sine,
+                 block.run(kernels.table(), kernels.pool(), kernels.rounds(), x, keys, values, rows, cosine_sine,
                            out);
              },
              "block"_a, "x"_a.noconvert(), "keys"_a.noconvert(), "values"_a.noconvert(), "rows"_a,
              "cosine_sine"_a.noconvert().none(), "out"_a.noconvert())
         .def("feed_forward_block",
              [](const Kernels& kernels, const FeedForwardBlock& block, In<float> x,
-                Out<float> out) { block.run(kernels.table(), kernels.pool(), x, out); },
+                Out<float> out) { block.run(kernels.table(), kernels.pool(), kernels.rounds(), x, out); },
              "block"_a, "x"_a.noconvert(), "out"_a.noconvert())
         .def("logits",
              [](const Kernels& kernels, const Head& head, In<float> x, In<int32_t> wanted,
-                Out<float> out) { head.run(kernels.table(), kernels.pool(), x, wanted, out); },
+                Out<float> out) { head.run(kernels.table(), kernels.pool(), kernels.rounds(), x, wanted, out); },
              "head"_a, "x"_a.noconvert(), "wanted"_a.noconvert(), "out"_a.noconvert())
         .def("measure_bandwidth", &Kernels::measure_bandwidth, "bytes"_a)
-        .def("measure_multiply_add", &Kernels::measure_multiply_add, "seconds"_a);
+        .def("multiply_add_types", &Kernels::multiply_add_types)
+        .def("measure_multiply_add", &Kernels::measure_multiply_add, "type"_a, "seconds"_a)
+        .def_prop_ro("multiplies_bfloat16", &Kernels::multiplies_bfloat16);
 }
 
 }  // namespace firstlight

@@ -41,8 +41,9 @@ Product::Product(nb::object matrix, std::optional<In<float>> bias)
             "bias must be [rows]");
 }
 
-BlockProduct Product::part(int64_t count) const {
-    return {matrix_->stored(), bias_ ? bias_->data() : nullptr, matrix_->tuning(count)};
+BlockProduct Product::part(int64_t count, bool round_to_bfloat16) const {
+    return {matrix_->stored(), bias_ ? bias_->data() : nullptr, matrix_->tuning(count),
+            round_to_bfloat16};
 }
 
 Norm::Norm(int64_t columns, double epsilon, std::optional<In<float>> weight)
@@ -86,9 +87,9 @@ AttentionBlock::AttentionBlock(int64_t heads, int64_t key_value_heads, int64_t h
     require(soft_cap >= 0.0f, "a soft cap must be positive");
 }
 
-void AttentionBlock::run(const KernelTable& table, ThreadPool& pool, In<float> x, AnyOut keys,
-                         AnyOut values, PagedRows& rows, std::optional<In<float>> cosine_sine,
-                         Out<float> out) const {
+void AttentionBlock::run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x,
+                         AnyOut keys, AnyOut values, PagedRows& rows,
+                         std::optional<In<float>> cosine_sine, Out<float> out) const {
     const PagedRowsView& view = rows.view();
     require_stream(x, out, query_.columns());
     const int64_t count = extent(x, 0), pages = extent(keys, 0);
@@ -104,10 +105,10 @@ void AttentionBlock::run(const KernelTable& table, ThreadPool& pool, In<float> x
     call.post_norm = part_of(post_norm_);
     call.query_norm = part_of(query_norm_);
     call.key_norm = part_of(key_norm_);
-    call.query = query_.part(count);
-    call.key = key_.part(count);
-    call.value = value_.part(count);
-    call.output = output_.part(count);
+    call.query = query_.part(count, rounds);
+    call.key = key_.part(count, rounds);
+    call.value = value_.part(count, rounds);
+    call.output = output_.part(count, rounds);
     if (cosine_sine) {
         require(cosine_sine->ndim() == 3 && extent(*cosine_sine, 0) == count &&
                     extent(*cosine_sine, 1) == 2,
@@ -159,7 +160,7 @@ FeedForwardBlock::FeedForwardBlock(Product gate, Product up, Product down,
     require_norm(post_norm_, columns);
 }
 
-void FeedForwardBlock::run(const KernelTable& table, ThreadPool& pool, In<float> x,
+void FeedForwardBlock::run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x,
                            Out<float> out) const {
     require_stream(x, out, gate_.columns());
     const int64_t count = extent(x, 0);
@@ -168,9 +169,9 @@ void FeedForwardBlock::run(const KernelTable& table, ThreadPool& pool, In<float>
                                     gate_.columns(),
                                     part_of(pre_norm_),
                                     part_of(post_norm_),
-                                    gate_.part(count),
-                                    up_.part(count),
-                                    down_.part(count),
+                                    gate_.part(count, rounds),
+                                    up_.part(count, rounds),
+                                    down_.part(count, rounds),
                                     activation_,
                                     residual_scale_,
                                     out.data()};
@@ -184,16 +185,23 @@ Head::Head(Product product, MaybeNorm norm, float scale, float soft_cap)
     require(soft_cap >= 0.0f, "a soft cap must be positive");
 }
 
-void Head::run(const KernelTable& table, ThreadPool& pool, In<float> x, In<int32_t> wanted,
-               Out<float> out) const {
+void Head::run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x,
+               In<int32_t> wanted, Out<float> out) const {
     require(x.ndim() == 2 && extent(x, 1) == product_.columns(), "x must be [rows, columns]");
     require(wanted.ndim() == 1, "wanted must be [count]");
     const int64_t count = extent(wanted, 0);
     require(out.ndim() == 2 && extent(out, 0) == count && extent(out, 1) == product_.rows(),
             "out must be [count, vocabulary]");
     require_indices(wanted, extent(x, 0), "an index lies outside the rows of x");
-    const HeadCall call{x.data(), product_.columns(), wanted.data(), count,     part_of(norm_),
-                        product_.part(count),         scale_,        soft_cap_, out.data()};
+    const HeadCall call{x.data(),
+                        product_.columns(),
+                        wanted.data(),
+                        count,
+                        part_of(norm_),
+                        product_.part(count, rounds),
+                        scale_,
+                        soft_cap_,
+                        out.data()};
     nb::gil_scoped_release release;
     head_logits(table, pool, call);
 }

@@ -24,12 +24,17 @@ int thread_count(const ThreadPool& pool);
 void parallel_for(ThreadPool& pool, int64_t count, void (*task)(void* context, int64_t index),
                   void* context);
 
-// What a thread uses its own memory for. A task may use one while the thread that called
-// parallel_for still holds another.
-enum class Scratch : int { task, activations };
+// The same, where indices that lie side by side belong on one thread: each gets an equal range of
+// them, in order, and the same range at every call; who has finished takes from the others.
+void parallel_ranges(ThreadPool& pool, int64_t count, void (*task)(void* context, int64_t index),
+                     void* context);
+
+// What a thread's scratch memory is for: a task's own use, or what the caller of parallel_for made
+// ready for all tasks, of one op or between the ops of a block.
+enum class Scratch : int { task, bfloat16_rows, fixed16_rows, block };
 
 // Memory of at least `bytes`, aligned to 64, that belongs to the calling thread until it ends or
-// asks again for the same use. Throws std::bad_alloc.
+// asks for the same use again. Throws std::bad_alloc.
 void* thread_scratch(size_t bytes, Scratch use = Scratch::task);
 
 }  // namespace firstlight

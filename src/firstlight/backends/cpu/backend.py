@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from firstlight.backends.base import Backend
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.blocks import BlockKernels
-from firstlight.backends.cpu.kernels import CpuKernels, fixed_point
+from firstlight.backends.cpu.kernels import CpuKernels
 from firstlight.backends.cpu.packed import PackedMatrix, pack
 from firstlight.errors import DeviceError
 from firstlight.formats.base import Weight
 from firstlight.host.ceilings import Ceilings, measure_ceilings
 from firstlight.host.processor import usable_cores
 from firstlight.ops.interface import PackedWeight
-from firstlight.ops.rounding import no_rounding
 
 LEVEL_VARIABLE = "FIRSTLIGHT_CPU_LEVEL"
 
@@ -67,10 +68,10 @@ class CpuBackend(Backend):
         self.level = _chosen_level(level)
         self.threads = threads or usable_cores()
         self.exact = exact
-        self.native = _native.Kernels(self.level, self.threads)
-        packed = not exact
-        blocks = BlockKernels(self.native, fixed_point if packed else no_rounding)
-        super().__init__((*CpuKernels(self.native, packed).all(), *blocks.all()))
+        self.native = _native.Kernels(self.level, self.threads, exact)
+        kernels = CpuKernels(self.native, packed=not exact, exact=exact)
+        blocks = BlockKernels(self.native, kernels.rounding)
+        super().__init__((*kernels.all(), *blocks.all()))
 
     def pack(self, weight: Weight) -> PackedWeight:
         packed = None if self.exact else pack(weight, self.native)
@@ -86,13 +87,24 @@ class CpuBackend(Backend):
         return f"{self.name}: {self.device_name()}, {self.threads} threads, {self.level}"
 
     def measure_ceilings(self) -> Ceilings:
-        return measure_ceilings(
+        ways: list[str] = []
+
+        def bandwidth(size: int, _: int) -> float:
+            bytes_per_second, way = self.native.measure_bandwidth(size)
+            ways.append(way)
+            return bytes_per_second
+
+        ceilings = measure_ceilings(
             self.device_name(),
-            bandwidth=lambda size, _: self.native.measure_bandwidth(size),
-            matrix={"f32": self.native.measure_multiply_add},
+            bandwidth=bandwidth,
+            matrix={
+                dtype: partial(self.native.measure_multiply_add, dtype)
+                for dtype in self.native.multiply_add_types()
+            },
             threads=self.threads,
-            how=f"C++ at level {self.level}",
         )
+        how = f"{ceilings.how}; C++ at level {self.level}, memory best read by {ways[-1]}"
+        return replace(ceilings, how=how)
 
     def fast_formats(self) -> frozenset[str]:
         return frozenset(_native.formats())
