@@ -1,52 +1,32 @@
 #include "blocks.hpp"
 
 #include <cstddef>
-#include <new>
+
+#include "thread_pool.hpp"
 
 namespace firstlight {
 namespace {
 
-constexpr std::align_val_t kAlignment{64};
 constexpr int64_t kAlignedFloats = 16;
 
-// What the calling thread keeps between blocks, so that a step allocates nothing once the first of its
-// size has run. Tasks have `thread_scratch`; nothing in a task takes from here.
-class Workspace {
-public:
-    ~Workspace() { ::operator delete(memory_, kAlignment); }
+int64_t aligned(int64_t size) {
+    return (size + kAlignedFloats - 1) / kAlignedFloats * kAlignedFloats;
+}
 
-    // One piece of memory for each size, in float32, one after another and aligned.
-    template <size_t Pieces>
-    void share_out(const int64_t (&sizes)[Pieces], float* (&pieces)[Pieces]) {
-        int64_t total = 0;
-        for (const int64_t size : sizes) total += aligned(size);
-        if (total > floats_) grow(total);
-        float* next = memory_;
-        for (size_t i = 0; i < Pieces; ++i) {
-            pieces[i] = next;
-            next += aligned(sizes[i]);
-        }
+// One piece of memory for each size, in float32, one after another and aligned. It is the calling
+// thread's and kept between blocks, so that a step allocates nothing once the first of its size has
+// run.
+template <size_t Pieces>
+void share_out(const int64_t (&sizes)[Pieces], float* (&pieces)[Pieces]) {
+    int64_t total = 0;
+    for (const int64_t size : sizes) total += aligned(size);
+    const size_t bytes = static_cast<size_t>(total) * sizeof(float);
+    float* next = static_cast<float*>(thread_scratch(bytes, Scratch::block));
+    for (size_t i = 0; i < Pieces; ++i) {
+        pieces[i] = next;
+        next += aligned(sizes[i]);
     }
-
-private:
-    static int64_t aligned(int64_t size) {
-        return (size + kAlignedFloats - 1) / kAlignedFloats * kAlignedFloats;
-    }
-
-    void grow(int64_t floats) {
-        ::operator delete(memory_, kAlignment);
-        memory_ = nullptr;
-        floats_ = 0;
-        const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
-        memory_ = static_cast<float*>(::operator new(bytes, kAlignment));
-        floats_ = floats;
-    }
-
-    float* memory_ = nullptr;
-    int64_t floats_ = 0;
-};
-
-thread_local Workspace workspace;
+}
 
 LinearCall linear_call(const BlockProduct& product, const float* x, int64_t rows, float* out) {
     return {product.weight, x,   rows,           product.bias,
@@ -74,7 +54,7 @@ void attention_block(const KernelTable& table, ThreadPool& pool, const Attention
     const int64_t queries = rows * attention.heads * size;
     const int64_t entries = rows * attention.key_value_heads * size;
     float* pieces[5];
-    workspace.share_out({rows * call.columns, queries, queries, entries, entries}, pieces);
+    share_out({rows * call.columns, queries, queries, entries, entries}, pieces);
     // Results take the place of what is no longer needed.
     float* stream = pieces[0];
     float* query = pieces[1];
@@ -106,7 +86,7 @@ void feed_forward_block(const KernelTable& table, ThreadPool& pool,
                         const FeedForwardBlockCall& call) {
     const int64_t rows = call.rows, values = rows * call.gate.weight.rows;
     float* pieces[3];
-    workspace.share_out({rows * call.columns, values, values}, pieces);
+    share_out({rows * call.columns, values, values}, pieces);
     float* stream = pieces[0];
     float* gate = pieces[1];
     float* up = pieces[2];
@@ -125,7 +105,7 @@ void feed_forward_block(const KernelTable& table, ThreadPool& pool,
 void head_logits(const KernelTable& table, ThreadPool& pool, const HeadCall& call) {
     const int64_t values = call.count * call.columns;
     float* pieces[2];
-    workspace.share_out({values, values}, pieces);
+    share_out({values, values}, pieces);
     // Rows are found as an embedding finds them, in a table of float32. The indices were checked, so
     // how many rows x has is not needed.
     const auto* data = reinterpret_cast<const uint8_t*>(call.x);

@@ -82,9 +82,9 @@ namespace {
 
 #include "bfloat16_tiles.inl"
 
-#include "linear.inl"
-
 #include "packed_layout.inl"
+
+#include "linear.inl"
 
 #include "packed_codes.inl"
 

@@ -8,8 +8,6 @@
 constexpr int64_t kTileRows = 32;
 constexpr int64_t kTileStride = kChunk + 16;
 
-// Rows of the weight that a tuning counts its tiles in.
-constexpr int64_t kPanelRows = 16;
 
 // One block of each row, a group of each in turn: their sums do not wait for one another.
 template <class Format, int Rows>

@@ -1,6 +1,9 @@
 // `linear` and `embed`: several products of the same x as tasks of one parallel_for, each product by
 // the way its weight is laid out; and rows of an embedding table.
 
+// Products of one parallel_for; a larger group takes several.
+constexpr int kMostProducts = 16;
+
 // Rows of x that are rounded before the first is used: rounding them all would take memory
 // without end.
 constexpr int64_t kRoundedRows = 1024;

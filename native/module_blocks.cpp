@@ -87,9 +87,9 @@ AttentionBlock::AttentionBlock(int64_t heads, int64_t key_value_heads, int64_t h
     require(soft_cap >= 0.0f, "a soft cap must be positive");
 }
 
-void AttentionBlock::run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x, AnyOut keys,
-                         AnyOut values, PagedRows& rows, std::optional<In<float>> cosine_sine,
-                         Out<float> out) const {
+void AttentionBlock::run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x,
+                         AnyOut keys, AnyOut values, PagedRows& rows,
+                         std::optional<In<float>> cosine_sine, Out<float> out) const {
     const PagedRowsView& view = rows.view();
     require_stream(x, out, query_.columns());
     const int64_t count = extent(x, 0), pages = extent(keys, 0);
@@ -185,16 +185,23 @@ Head::Head(Product product, MaybeNorm norm, float scale, float soft_cap)
     require(soft_cap >= 0.0f, "a soft cap must be positive");
 }
 
-void Head::run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x, In<int32_t> wanted,
-               Out<float> out) const {
+void Head::run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x,
+               In<int32_t> wanted, Out<float> out) const {
     require(x.ndim() == 2 && extent(x, 1) == product_.columns(), "x must be [rows, columns]");
     require(wanted.ndim() == 1, "wanted must be [count]");
     const int64_t count = extent(wanted, 0);
     require(out.ndim() == 2 && extent(out, 0) == count && extent(out, 1) == product_.rows(),
             "out must be [count, vocabulary]");
     require_indices(wanted, extent(x, 0), "an index lies outside the rows of x");
-    const HeadCall call{x.data(), product_.columns(), wanted.data(), count,     part_of(norm_),
-                        product_.part(count, rounds),         scale_,        soft_cap_, out.data()};
+    const HeadCall call{x.data(),
+                        product_.columns(),
+                        wanted.data(),
+                        count,
+                        part_of(norm_),
+                        product_.part(count, rounds),
+                        scale_,
+                        soft_cap_,
+                        out.data()};
     nb::gil_scoped_release release;
     head_logits(table, pool, call);
 }

@@ -55,8 +55,10 @@ public:
                    MaybeNorm post_norm, MaybeNorm query_norm, MaybeNorm key_norm, int64_t window,
                    float soft_cap, bool interleaved, float residual_scale);
 
-    void run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x, AnyOut keys, AnyOut values,
-             PagedRows& rows, std::optional<In<float>> cosine_sine, Out<float> out) const;
+    // `rounds`: products of bfloat16 weights round their activations, as LinearCall says.
+    void run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x, AnyOut keys,
+             AnyOut values, PagedRows& rows, std::optional<In<float>> cosine_sine,
+             Out<float> out) const;
 
 private:
     int64_t heads_, key_value_heads_, head_size_;
@@ -74,7 +76,8 @@ public:
     FeedForwardBlock(Product gate, Product up, Product down, const std::string& activation,
                      MaybeNorm pre_norm, MaybeNorm post_norm, float residual_scale);
 
-    void run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x, Out<float> out) const;
+    void run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x,
+             Out<float> out) const;
 
 private:
     Product gate_, up_, down_;
@@ -87,8 +90,8 @@ class Head {
 public:
     Head(Product product, MaybeNorm norm, float scale, float soft_cap);
 
-    void run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x, In<int32_t> wanted,
-             Out<float> out) const;
+    void run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x,
+             In<int32_t> wanted, Out<float> out) const;
 
 private:
     Product product_;

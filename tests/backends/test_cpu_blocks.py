@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -245,6 +246,28 @@ def test_a_block_that_the_kernels_cannot_read_runs_as_its_parts(small: tuple[Any
     assert backend.usage().get(("feed_forward_block", "fused"), (0, 0.0))[0] == before
     expected = backend.feed_forward_block(_floats(3, 32), straight)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_several_threads_may_call_at_once() -> None:
+    """Each has memory of its own for what lies between products, of any size."""
+    backend = CpuBackend(threads=2)
+    model = _Model("f32", hidden=64, heads=4, head_size=16, width=96)
+    parts = [[(0, 0, count)] for count in (1, 3, 40, 200)]
+    expected = [model.step(backend, part)[0] for part in parts]
+    failures: list[str] = []
+
+    def work(index: int) -> None:
+        for _ in range(30):
+            if not _same_bits(model.step(backend, parts[index])[0], expected[index]):
+                failures.append(f"thread {index}")
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not failures
 
 
 def test_a_step_of_blocks_calls_the_backend_once_each(small: tuple[Any, _Model]) -> None:

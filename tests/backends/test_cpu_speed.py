@@ -12,6 +12,8 @@ import pytest
 from firstlight.formats.registry import get_format
 from firstlight.ops.contract import get_op
 from firstlight.ops.paging import PagedRows
+from firstlight.verify.cases import cases_of
+from firstlight.verify.conformance import to_device
 from firstlight.verify.random_weights import random_weight
 
 pytestmark = pytest.mark.speed
@@ -89,3 +91,16 @@ def test_not_slower_than_the_definition(name: str) -> None:
     assert any(kernel != "definition" for called, kernel in backend.usage() if called == op)
     # A tenth for the clock's own grain.
     assert ours <= 1.1 * theirs, f"{ours * 1e6:.0f} us against {theirs * 1e6:.0f} us"
+
+
+@pytest.mark.parametrize("op", ["attention_block", "feed_forward_block", "logits"])
+def test_a_block_is_not_slower_than_its_parts(op: str) -> None:
+    backend = backend_module.CpuBackend(threads=1)
+    for case in cases_of(op):
+        if case.name not in ("q4_0, one row", "prefill"):
+            continue
+        arguments = tuple(to_device(backend, argument) for argument in case.arguments())
+        fused = _best(lambda arguments=arguments: backend.call(op, *arguments))
+        parts = _best(lambda arguments=arguments: get_op(op).definition(backend, *arguments))
+        assert (op, "fused") in backend.usage()
+        assert fused <= 1.1 * parts, f"{case.name}: {fused * 1e6:.0f} us, {parts * 1e6:.0f} us"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 
 from firstlight.backends.base import Backend, Kernel
+from firstlight.backends.numpy.backend import NumpyBackend
+from firstlight.formats.base import Format
 from firstlight.ops.contract import get_op
+from firstlight.ops.rounding import Rounding, no_rounding
 from firstlight.verify.conformance import check_kernels
 
 
@@ -116,3 +120,60 @@ def test_only_the_ops_asked_for_are_run() -> None:
         tuple(Kernel(op, "tried", get_op(op).definition) for op in ("add", "scale", "soft_cap"))
     )
     assert {report.op for report in check_kernels(backend, ops=frozenset({"scale"}))} == {"scale"}
+
+
+def _fused_feed_forward(x: Any, block: Any) -> Any:
+    return get_op("feed_forward_block").definition(NumpyBackend(), x, block)
+
+
+def test_a_composite_is_checked_with_its_parts_moved_to_the_backend() -> None:
+    reports = check_kernels(_backend_with("feed_forward_block", _fused_feed_forward))
+    assert all(report.passed and report.error == 0 for report in reports)
+    assert len(reports) > 10
+
+
+def test_a_composite_that_forgets_a_part_is_caught() -> None:
+    def without_norm(x: Any, block: Any) -> Any:
+        return _fused_feed_forward(x, dataclasses.replace(block, post_norm=None))
+
+    failed = {
+        r.case
+        for r in check_kernels(_backend_with("feed_forward_block", without_norm))
+        if not r.passed
+    }
+    assert {"norms of heads and of the result", "soft cap"} <= failed
+    assert "plain" not in failed
+
+
+@pytest.mark.parametrize("place", [2, 3])
+def test_a_block_that_does_not_write_a_stream_is_caught(place: int) -> None:
+    def forgets(*arguments: Any) -> Any:
+        before = arguments[place].copy()
+        result = get_op("attention_block").definition(NumpyBackend(), *arguments)
+        arguments[place][...] = before
+        return result
+
+    reports = check_kernels(_backend_with("attention_block", forgets))
+    failed = {report.case for report in reports if not report.passed}
+    assert {report.case for report in reports} - failed == {"no rows"}
+
+
+def test_rounding_to_bfloat16_may_tip_a_step_and_nothing_else_may() -> None:
+    """Where activations become bfloat16, a block may be off by a step of one; else not nearly."""
+
+    def a_little_off(x: Any, head: Any, wanted: Any) -> Any:
+        oracle = NumpyBackend(_to_bfloat16 if rounding else no_rounding)
+        out = get_op("logits").definition(oracle, x, head, wanted)
+        return out + np.float32(1e-3) * np.abs(out).max(initial=0)
+
+    for rounding in (True, False):
+        kernel = {"rounding": _to_bfloat16} if rounding else {}
+        reports = check_kernels(_backend_with("logits", a_little_off, **kernel))
+        passed = {report.case for report in reports if report.passed}
+        assert ("bf16" in passed) == rounding
+        assert "plain" not in passed
+        assert "no rows" in passed
+
+
+def _to_bfloat16(format: Format) -> Rounding:
+    return "bfloat16" if format.name == "bf16" else "none"

@@ -201,27 +201,30 @@ class Engine:
         return self.decoder.ops.download(self.decoder.step(batch, self._state))
 
     def _batch(self, slices: list[Slice], wanted: list[int]) -> Batch:
-        counts = [part.stop - part.start for part in slices]
-        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-        token_ids = [t for part in slices for t in part.sequence.token_ids[part.start : part.stop]]
-        positions = [position for part in slices for position in range(part.start, part.stop)]
-        floors = np.repeat([part.sequence.length_floor for part in slices], counts)
+        # Lists first: for the few rows of a step that decodes, arithmetic on arrays takes longer.
+        token_ids: list[int] = []
+        positions: list[int] = []
+        lengths: list[int] = []
+        rows: list[int] = []
+        starts = [0]
+        for part, count in zip(slices, wanted, strict=True):
+            floor = part.sequence.length_floor
+            token_ids += part.sequence.token_ids[part.start : part.stop]
+            positions += range(part.start, part.stop)
+            lengths += (max(floor, length) for length in range(part.start + 1, part.stop + 1))
+            starts.append(len(positions))
+            rows += range(len(positions) - count, len(positions))
+        tables = [part.sequence.pages for part in slices]
         return Batch(
-            token_ids=np.asarray(token_ids, np.int32),
-            positions=np.asarray(positions, np.int32),
-            lengths=np.maximum(floors, np.asarray(positions) + 1).astype(np.int32),
-            row_starts=starts,
+            token_ids=np.array(token_ids, np.int32),
+            positions=np.array(positions, np.int32),
+            lengths=np.array(lengths, np.int32),
+            row_starts=np.array(starts, np.int32),
             page_tables=tuple(
-                self.pages.table_array([part.sequence.pages for part in slices], group)
-                for group in range(len(self.pages.groups))
+                self.pages.table_array(tables, group) for group in range(len(self.pages.groups))
             ),
             page_tokens=self.pages.page_tokens,
-            wanted=np.concatenate(
-                [
-                    np.arange(stop - count, stop, dtype=np.int32)
-                    for stop, count in zip(starts[1:], wanted, strict=True)
-                ]
-            ),
+            wanted=np.array(rows, np.int32),
         )
 
     def _advance(self, part: Slice, logits: Floats | None) -> Progress:

@@ -42,9 +42,12 @@ def sample(
         RequestError: logit_bias names a token outside the vocabulary.
     """
     check_logit_bias(parameters, len(logits))
-    _check_logits(logits)
+    adjusts, likeliest = _adjusts(parameters), int(np.argmax(logits))
+    _check_largest(float(logits[likeliest]))
+    if parameters.temperature == 0.0 and not adjusts:
+        return likeliest
     adjusted: Floats | Doubles = logits
-    if _adjusts(parameters):
+    if adjusts:
         adjusted = adjust(logits, parameters, prompt_ids, output_ids)
     if parameters.temperature == 0.0:
         return int(np.argmax(adjusted))
@@ -199,8 +202,8 @@ def log_probabilities(logits: Floats) -> Floats:
         return wide.astype(np.float32)
 
 
-def _check_logits(logits: Floats) -> None:
-    top = float(logits.max())  # NaN where any is
+def _check_largest(top: float) -> None:
+    """`top`: the largest of the logits, which to NumPy is NaN where any of them is."""
     if math.isfinite(top):
         return
     reason = (

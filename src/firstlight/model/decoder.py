@@ -45,6 +45,7 @@ class Decoder:
         self._group_of = {
             member: index for index, group in enumerate(self.groups) for member in group.members
         }
+        self._ropes = spec.ropes()
         self._embedding = weights[spec.embedding]
         self._layers = tuple(
             self._layer(index, layer, weights) for index, layer in enumerate(spec.layers)
@@ -87,7 +88,7 @@ class Decoder:
         rows = tuple(batch.paged_rows(group) for group in range(len(self.groups)))
         tables = {
             rope: ops.upload(cosines_and_sines(rope, batch.positions, batch.lengths))
-            for rope in spec.ropes()
+            for rope in self._ropes
         }
         x = ops.embed(self._embedding, batch.token_ids)
         if spec.embedding_scale != 1.0:

@@ -12,6 +12,7 @@ says where a model needs its whole state made anew instead.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,15 +44,23 @@ def cosines_and_sines(rope: RopeSpec, positions: Integers, lengths: Integers) ->
         of position and float32 frequency, as in the implementations that models are trained
         with; at large positions its rounding is part of what the model learnt.
     """
-    table = np.empty((len(positions), 2, rope.size // 2), np.float32)
     groups = _frequency_groups(rope, lengths)
+    if groups is None:
+        return _table(rope, 0, positions)
+    table = np.empty((len(positions), 2, rope.size // 2), np.float32)
     for length in np.unique(groups):
         chosen = groups == length
-        frequencies, magnitude = inverse_frequencies(rope, int(length))
-        angles = positions[chosen].astype(np.float32)[:, None] * frequencies[None, :]
-        wide = angles.astype(np.float64)
-        table[chosen, 0] = np.cos(wide) * magnitude
-        table[chosen, 1] = np.sin(wide) * magnitude
+        table[chosen] = _table(rope, int(length), positions[chosen])
+    return table
+
+
+def _table(rope: RopeSpec, length: int, positions: Integers) -> Floats:
+    """The table of positions whose frequencies are those of one length."""
+    frequencies, magnitude = inverse_frequencies(rope, length)
+    wide = np.multiply.outer(positions.astype(np.float32), frequencies).astype(np.float64)
+    table = np.empty((len(positions), 2, len(frequencies)), np.float32)
+    table[:, 0] = np.cos(wide) * magnitude
+    table[:, 1] = np.sin(wide) * magnitude
     return table
 
 
@@ -65,6 +74,8 @@ def replay_length(spec: ModelSpec) -> int | None:
     return min(lengths, default=None)
 
 
+# A step asks for those of each rope; with dynamic scaling, of the length of each row as well.
+@lru_cache(maxsize=64)
 def inverse_frequencies(rope: RopeSpec, length: int) -> tuple[Floats, float]:
     """(float32 [rope.size / 2] angles per position, factor of cosines and sines) at a length.
 
@@ -93,7 +104,9 @@ def inverse_frequencies(rope: RopeSpec, length: int) -> tuple[Floats, float]:
             factors = scaling.long_factors if longer else scaling.short_factors
             stretched = np.asarray(factors, np.float32) * _wavelengths(rope.theta, rope.size)
             scaled, magnitude = np.reciprocal(stretched), scaling.magnitude
-    return scaled.astype(np.float32), magnitude
+    scaled = scaled.astype(np.float32)
+    scaled.flags.writeable = False
+    return scaled, magnitude
 
 
 def _wavelengths(theta: float, size: int) -> Floats:
@@ -102,8 +115,9 @@ def _wavelengths(theta: float, size: int) -> Floats:
     return np.power(theta, exponents.astype(np.float64)).astype(np.float32)
 
 
-def _frequency_groups(rope: RopeSpec, lengths: Integers) -> Integers:
-    """Rows with equal entries have equal frequencies; the entry is a length that gives them."""
+def _frequency_groups(rope: RopeSpec, lengths: Integers) -> Integers | None:
+    """Rows with equal entries have equal frequencies; the entry is a length that gives them. None:
+    the length does not matter."""
     match rope.scaling:
         case DynamicScaling(_, original_length):
             return np.maximum(lengths, original_length).astype(np.int32)
@@ -111,7 +125,7 @@ def _frequency_groups(rope: RopeSpec, lengths: Integers) -> Integers:
             longer = lengths > scaling.original_length
             return np.where(longer, scaling.original_length + 1, 0).astype(np.int32)
         case _:
-            return np.zeros_like(lengths)
+            return None
 
 
 def _llama3(base: Floats, scaling: Llama3Scaling) -> Floats:
