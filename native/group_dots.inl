@@ -7,6 +7,21 @@
 
 constexpr int kLine = 64;
 
+// A whole number that templates can be given.
+template <int Value>
+struct Place {
+    static constexpr int value = Value;
+};
+
+// Calls use(Place<0>{}) to use(Place<Count - 1>{}).
+template <int Count, int From = 0, class Use>
+FIRSTLIGHT_INLINE void each_place(Use use) {
+    if constexpr (From < Count) {
+        use(Place<From>{});
+        each_place<Count, From + 1>(use);
+    }
+}
+
 #if defined(__AVX512VNNI__)
 
 // A value is 256 * upper + lower, both signed bytes: 32 of the one, then 32 of the other.
@@ -27,25 +42,42 @@ FIRSTLIGHT_INLINE __m512i four_columns(const uint8_t* from) {
     return _mm512_set1_epi32(static_cast<int32_t>(load_word(from)));
 }
 
-template <int Rows>
-struct Dots {
-    __m512i upper[Rows], lower[Rows];
-
-    FIRSTLIGHT_INLINE Dots() {
-        for (int m = 0; m < Rows; ++m) upper[m] = lower[m] = _mm512_setzero_si512();
-    }
-    FIRSTLIGHT_INLINE void add(int quad, Codes codes, const uint8_t* lines) {
+// out[m] = the products of the run's codes with row m, less sum_of(m) << ZeroBits if that is not 0.
+// codes(Place<q>{}) gives the codes of quad q, of quads First to First + Quads - 1.
+template <int First, int Quads, int ZeroBits, int Rows, class Source, class SumOf>
+FIRSTLIGHT_INLINE void run_products(Source codes, SumOf sum_of, const uint8_t* lines,
+                                    Integers (&out)[Rows]) {
+    __m512i quads[Quads];
+    each_place<Quads>([&](auto q) FIRSTLIGHT_INLINED {
+        quads[q.value] = (__m512i)codes(Place<First + q.value>{});
+    });
+    const auto add = [&](int m, int plane, Integers start) FIRSTLIGHT_INLINED {
+        __m512i sum = (__m512i)start;
+        FIRSTLIGHT_UNROLL
+        for (int q = 0; q < Quads; ++q) {
+            const uint8_t* from = lines + m * kLine + 32 * plane + 4 * (First + q);
+            sum = _mm512_dpbusd_epi32(sum, quads[q], four_columns(from));
+        }
+        return (Integers)sum;
+    };
+    const auto shifted = [&](int m, Integers upper) FIRSTLIGHT_INLINED {
+        if constexpr (ZeroBits == 0) return upper << 8;
+        return ((upper << (8 - ZeroBits)) - sum_of(m)) << ZeroBits;
+    };
+    if constexpr (Rows < 4) {
+        // Few sums: those of both planes go side by side, since each waits for itself.
         FIRSTLIGHT_UNROLL
         for (int m = 0; m < Rows; ++m) {
-            const uint8_t* from = lines + m * kLine + 4 * quad;
-            upper[m] = _mm512_dpbusd_epi32(upper[m], (__m512i)codes, four_columns(from));
-            lower[m] = _mm512_dpbusd_epi32(lower[m], (__m512i)codes, four_columns(from + 32));
+            const Integers none = broadcast_int(0);
+            out[m] = shifted(m, add(m, 0, none)) + add(m, 1, none);
         }
+    } else {
+        FIRSTLIGHT_UNROLL
+        for (int m = 0; m < Rows; ++m) out[m] = shifted(m, add(m, 0, broadcast_int(0)));
+        FIRSTLIGHT_UNROLL
+        for (int m = 0; m < Rows; ++m) out[m] = add(m, 1, out[m]);
     }
-    FIRSTLIGHT_INLINE Integers sum(int m) const {
-        return ((Integers)upper[m] << 8) + (Integers)lower[m];
-    }
-};
+}
 
 #else
 
@@ -122,23 +154,25 @@ FIRSTLIGHT_INLINE Integers two_columns(const uint8_t* from) {
     return broadcast_int(static_cast<int32_t>(load_word(from)));
 }
 
-template <int Rows>
-struct Dots {
-    Integers sums[Rows];
-
-    FIRSTLIGHT_INLINE Dots() {
-        for (int m = 0; m < Rows; ++m) sums[m] = broadcast_int(0);
+// As above.
+template <int First, int Quads, int ZeroBits, int Rows, class Source, class SumOf>
+FIRSTLIGHT_INLINE void run_products(Source codes, SumOf sum_of, const uint8_t* lines,
+                                    Integers (&out)[Rows]) {
+    FIRSTLIGHT_UNROLL
+    for (int m = 0; m < Rows; ++m) {
+        out[m] = broadcast_int(0);
+        if constexpr (ZeroBits > 0) out[m] = out[m] - (sum_of(m) << ZeroBits);
     }
-    FIRSTLIGHT_INLINE void add(int quad, Codes codes, const uint8_t* lines) {
-        const Codes even = even_words(codes), odd = odd_words(codes);
+    each_place<Quads>([&](auto q) FIRSTLIGHT_INLINED {
+        const Codes quad = codes(Place<First + q.value>{});
+        const Codes even = even_words(quad), odd = odd_words(quad);
         FIRSTLIGHT_UNROLL
         for (int m = 0; m < Rows; ++m) {
-            const uint8_t* from = lines + m * kLine + 8 * quad;
-            sums[m] = sums[m] + pair_products(even, two_columns(from));
-            sums[m] = sums[m] + pair_products(odd, two_columns(from + 4));
+            const uint8_t* from = lines + m * kLine + 8 * (First + q.value);
+            out[m] = out[m] + pair_products(even, two_columns(from));
+            out[m] = out[m] + pair_products(odd, two_columns(from + 4));
         }
-    }
-    FIRSTLIGHT_INLINE Integers sum(int m) const { return sums[m]; }
-};
+    });
+}
 
 #endif

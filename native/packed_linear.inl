@@ -29,29 +29,19 @@ FIRSTLIGHT_INLINE void add_minimum(const uint8_t* lines, Vector minimum, Vector 
     }
 }
 
-template <int Bits, int Quad, int End, int Rows>
-FIRSTLIGHT_INLINE void add_quads(Dots<Rows>& dots, const uint8_t* group, int64_t offset,
-                                 const uint8_t* lines) {
-    if constexpr (Quad < End) {
-        dots.add(Quad, quad_codes<Bits, Quad>(group, offset), lines);
-        add_quads<Bits, Quad + 1, End>(dots, group, offset, lines);
-    }
-}
-
 template <class Format, int Run, int Rows>
 FIRSTLIGHT_INLINE void add_run(const uint8_t* group, int64_t offset, const uint8_t* lines,
                                Vector scale, Vector (&total)[Rows]) {
     constexpr int kQuads = 8 / Format::kRuns;
-    Dots<Rows> dots;
-    add_quads<Format::kBits, Run * kQuads, (Run + 1) * kQuads>(dots, group, offset, lines);
+    Integers products[Rows];
+    run_products<Run * kQuads, kQuads, Format::kZeroBits>(
+        [&](auto quad) FIRSTLIGHT_INLINED {
+            return quad_codes<Format::kBits, decltype(quad)::value>(group, offset);
+        },
+        [&](int m) FIRSTLIGHT_INLINED { return sum_of_run<Format, Run>(lines, Rows, m); }, lines,
+        products);
     FIRSTLIGHT_UNROLL
-    for (int m = 0; m < Rows; ++m) {
-        Integers product = dots.sum(m);
-        if constexpr (!Format::kMinimum) {
-            product = product - (sum_of_run<Format, Run>(lines, Rows, m) << Format::kZeroBits);
-        }
-        total[m] = total[m] + to_float(product) * scale;
-    }
+    for (int m = 0; m < Rows; ++m) total[m] = total[m] + to_float(products[m]) * scale;
 }
 
 // The product of kWidth rows of a panel, those from row `first`, with a block of rows of x.

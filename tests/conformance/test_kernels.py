@@ -39,6 +39,8 @@ def _openers() -> dict[str, Callable[[], Backend]]:
 
             for level in available_levels():
                 openers[f"cpu {level}"] = lambda level=level: CpuBackend(level=level)
+            # Without packed weights, so that each format's decoding in place is checked too.
+            openers["cpu exact"] = lambda: CpuBackend(exact=True)
     return openers
 
 
