@@ -129,7 +129,8 @@ def test_packed_and_stored_weights_in_one_group() -> None:
         matrices.append(stored or weight.matrix)
         expected.append(backend.linear(x, weight))
     outs = [np.empty((9, 35), np.float32) for _ in matrices]
-    backend.native.linear_group(x, matrices, [None] * 5, outs)
+    rounds = backend.native.multiplies_bfloat16
+    backend.native.linear_group(x, matrices, [None] * 5, outs, rounds)
     assert all(_same_bits(out, alone) for out, alone in zip(outs, expected, strict=True))
 
 
