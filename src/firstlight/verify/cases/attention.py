@@ -90,14 +90,17 @@ def _attention(layout: _Layout, stream: str) -> Case:
 def _paged_rows(layout: _Layout, generator: np.random.Generator) -> tuple[PagedRows, int]:
     """The rows, and how many pages there are. Pages lie scattered; some belong to nobody."""
     counts = [count for _, count in layout.sequences]
-    needed = [-(-(held + count) // layout.page_tokens) for held, count in layout.sequences]
-    width = max(needed, default=0) + 1
-    pages = sum(needed) + 3
-    free = iter(generator.permutation(pages))
-    table = np.full((len(counts), width), -1, np.int32)
-    for sequence, (held, _) in enumerate(layout.sequences):
+    held_pages: list[range] = []
+    for held, count in layout.sequences:
         gone = 0 if layout.window is None else max(0, held - layout.window + 1)
-        for page in range(gone // layout.page_tokens, needed[sequence]):
+        end = -(-(held + count) // layout.page_tokens)
+        held_pages.append(range(gone // layout.page_tokens, end))
+    pages = sum(map(len, held_pages)) + 3
+    free = iter(generator.permutation(pages))
+    width = max((each.stop for each in held_pages), default=0) + 1
+    table = np.full((len(counts), width), -1, np.int32)
+    for sequence, each in enumerate(held_pages):
+        for page in each:
             table[sequence, page] = next(free)
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     positions = [np.arange(held, held + count) for held, count in layout.sequences]

@@ -1,0 +1,48 @@
+// Every kernel of a table, called with the arguments of a case.
+
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "case_file.hpp"
+#include "kernel_table.hpp"
+#include "thread_pool.hpp"
+
+namespace firstlight::tests {
+
+// How a kernel is run.
+struct Machine {
+    const KernelTable& kernels;
+    ThreadPool& pool;
+    // Query heads of a key-value head in one group of rows that `attention` is given.
+    int64_t tile_queries = 32;
+};
+
+// Of the rows of a batch only these are computed; the result's others stay 0xFF.
+struct RowRange {
+    int64_t begin, end;
+};
+
+// One kernel of the table.
+struct Runner {
+    const char* op;
+    const char* name;
+    // Whether it takes the arguments.
+    bool (*accepts)(const KernelTable&, const Case&);
+    // How it rounds its activations, as ops/rounding.py calls it.
+    std::string (*rounding)(const KernelTable&, const Case&);
+    Array (*run)(const Machine&, const Case&, RowRange);
+    // How many rows the batch has that can be computed apart; null where rows are tasks anyway.
+    int64_t (*rows)(const Case&);
+};
+
+const std::vector<Runner>& all_runners();
+
+// Every row of the case.
+Array run_whole(const Runner& runner, const Machine& machine, const Case& one);
+
+// Throws std::runtime_error for a format that the kernels do not know.
+StoredMatrix stored_matrix(const std::string& format, const Array& data, int64_t columns);
+
+}  // namespace firstlight::tests
