@@ -52,7 +52,7 @@ struct Job {
     void (*task)(void*, int64_t);
     void* context;
     std::atomic<int64_t> next{0};
-    std::atomic<bool> failed{false};
+    std::atomic<int> failed{0};  // a word: RISC-V exchanges no bytes without a library
     std::exception_ptr error;
 
     void work() {
@@ -62,7 +62,7 @@ struct Job {
             }
         } catch (...) {
             next.store(count, std::memory_order_relaxed);
-            if (!failed.exchange(true)) error = std::current_exception();
+            if (!failed.exchange(1)) error = std::current_exception();
         }
     }
 };
