@@ -39,20 +39,9 @@ inline void require_same_shape(const A& a, const B& b, const char* message) {
     require(same, message);
 }
 
-// `data` as a matrix of `columns` values a row in the format of that name.
-inline StoredMatrix stored_matrix(const std::string& format, const In<uint8_t>& data,
-                                  int64_t columns) {
-    require(data.ndim() == 2, "weight data must be uint8 [rows, row bytes]");
+inline const FormatInfo& format_info(const std::string& name) {
     for (const FormatInfo& info : kFormats) {
-        if (format != info.name) continue;
-        require(columns >= 0 && columns % info.block_values == 0,
-                "columns must fill whole blocks of the format");
-        const int64_t row_bytes = extent(data, 1);
-        // Compared by division: a product could overflow.
-        require(row_bytes % info.block_bytes == 0 &&
-                    row_bytes / info.block_bytes == columns / info.block_values,
-                "a row of weight data does not hold `columns` values of the format");
-        return {info.code, data.data(), extent(data, 0), columns, row_bytes};
+        if (name == info.name) return info;
     }
     throw nb::value_error("the kernels do not know this storage format");
 }

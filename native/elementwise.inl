@@ -109,15 +109,6 @@ void rotary(ThreadPool& pool, const RotaryCall& call) {
     share(pool, 2 * call.rows * call.heads * call.size, call.rows, rotary_task, &copy);
 }
 
-// Round to nearest, ties to even; NaN is made quiet and keeps its sign and upper payload.
-inline uint16_t to_bfloat16(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    const uint32_t rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
-    const uint32_t quiet = bits >> 16 | 0x40;
-    return static_cast<uint16_t>((bits & 0x7FFFFFFF) > 0x7F800000 ? quiet : rounded);
-}
-
 void stream_write_task(void* context, int64_t index) {
     const StreamWriteCall& call = *static_cast<const StreamWriteCall*>(context);
     const int64_t size = call.entry_size, offset = call.slots[index] * size;
@@ -127,7 +118,7 @@ void stream_write_task(void* context, int64_t index) {
         return;
     }
     uint16_t* entry = static_cast<uint16_t*>(call.pages) + offset;
-    for (int64_t i = 0; i < size; ++i) entry[i] = to_bfloat16(values[i]);
+    round_to_bfloat16(values, size, entry);
 }
 
 void stream_write(ThreadPool& pool, const StreamWriteCall& call) {

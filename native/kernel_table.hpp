@@ -24,11 +24,24 @@ enum class BlockFormat : int {
     q2_k, q3_k, q4_k, q5_k, q6_k,
 };
 
-// A matrix [rows, columns] in a storage format; row r starts at data + r * row_bytes.
+// Where a matrix's values lie: row by row as its format defines them, or in panels of sixteen rows,
+// laid out for the products.
+enum class Layout : int { rows, panels };
+
+// A matrix [rows, columns] in a storage format. With Layout::rows, row r starts at
+// data + r * row_bytes; panels are aligned to 64 bytes and row_bytes is 0.
 struct StoredMatrix {
     BlockFormat format;
+    Layout layout;
     const uint8_t* data;
     int64_t rows, columns, row_bytes;
+};
+
+// How a product walks through its work; results do not depend on it. 0: the kernel chooses.
+struct LinearTuning {
+    int32_t block_rows;   // rows of x that are taken through the weight together
+    int32_t panels;       // panels of one task
+    int32_t fetch_ahead;  // how far ahead weights are fetched, in bytes
 };
 
 // out [count, rows] = x [count, columns] times the weight's transpose, plus bias [rows] or null.
@@ -38,6 +51,7 @@ struct LinearCall {
     int64_t count;
     const float* bias;
     float* out;
+    LinearTuning tuning;
 };
 
 // out [count, columns] = the rows token_ids [count] of the table.
@@ -116,7 +130,8 @@ struct AttentionCall {
 };
 
 struct KernelTable {
-    void (*linear)(ThreadPool&, const LinearCall&);
+    // Several products at once, `count` of them, that have x and its rows in common.
+    void (*linear)(ThreadPool&, const LinearCall* calls, int count);
     void (*embed)(ThreadPool&, const EmbedCall&);
     void (*rms_norm)(ThreadPool&, const NormCall&);
     void (*elementwise)(ThreadPool&, const ElementwiseCall&);

@@ -28,10 +28,13 @@
 #define FIRSTLIGHT_INLINE inline __attribute__((always_inline))
 #define FIRSTLIGHT_INLINED __attribute__((always_inline))
 #define FIRSTLIGHT_FETCH(address) __builtin_prefetch(address)
+// Into the second-level cache only: the first has few places for lines on their way.
+#define FIRSTLIGHT_FETCH_FAR(address) __builtin_prefetch(address, 0, 2)
 #else
 #define FIRSTLIGHT_INLINE inline
 #define FIRSTLIGHT_INLINED
 #define FIRSTLIGHT_FETCH(address) (void)(address)
+#define FIRSTLIGHT_FETCH_FAR(address) (void)(address)
 #endif
 
 namespace firstlight {
@@ -59,6 +62,12 @@ namespace {
 #include "products.inl"
 
 #include "linear.inl"
+
+#include "bfloat16.inl"
+
+#include "bfloat16_products.inl"
+
+#include "bfloat16_linear.inl"
 
 #include "elementwise.inl"
 

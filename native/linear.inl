@@ -7,9 +7,14 @@
 // Rows of a tile, and the distance between them, which is no power of two.
 constexpr int64_t kTileRows = 32;
 constexpr int64_t kTileStride = kChunk + 16;
+
+// Products of one parallel_for; a larger group takes several.
+constexpr int kMostProducts = 16;
+
+// How one product is cut into tasks: tiles of the weight's rows times blocks of rows of x.
 struct LinearTiles {
     const LinearCall* call;
-    int64_t tile_rows, panels, panel_inputs;
+    int64_t tile_rows, blocks, block_inputs, tasks;
 };
 
 // One block of each row, a group of each in turn: their sums do not wait for one another.
@@ -157,25 +162,24 @@ inline void many_inputs_tile(const LinearCall& call, int64_t first, int64_t end,
     }
 }
 
-inline void linear_task(void* context, int64_t index) {
-    const LinearTiles& tiles = *static_cast<const LinearTiles*>(context);
+inline void stored_task(const LinearTiles& tiles, int64_t index) {
     const LinearCall& call = *tiles.call;
-    const int64_t first = index / tiles.panels * tiles.tile_rows;
+    const int64_t first = index / tiles.blocks * tiles.tile_rows;
     const int64_t end = least(first + tiles.tile_rows, call.weight.rows);
-    const int64_t input = index % tiles.panels * tiles.panel_inputs;
+    const int64_t input = index % tiles.blocks * tiles.block_inputs;
     with_format(call.weight.format, [&](auto format) {
         using Format = typename decltype(format)::type;
         if (call.count == 1) return one_input_tile<Format>(call, first, end);
-        const int64_t input_end = least(input + tiles.panel_inputs, call.count);
+        const int64_t input_end = least(input + tiles.block_inputs, call.count);
         return many_inputs_tile<Format>(call, first, end, input, input_end);
     });
 }
 
-void linear(ThreadPool& pool, const LinearCall& call) {
+inline LinearTiles stored_tiles(const LinearCall& call, int threads) {
     const StoredMatrix& weight = call.weight;
-    if (call.count == 0 || weight.rows == 0) return;
-    LinearTiles tiles{&call, kTileRows, 1, call.count};
-    const int64_t wanted = 8 * thread_count(pool);
+    LinearTiles tiles{&call, kTileRows, 1, call.count, 0};
+    if (call.count == 0 || weight.rows == 0) return tiles;
+    const int64_t wanted = 8 * threads;
     if (call.count == 1) {
         // At least 16 KiB of weights at a time; many more tiles than threads, for their balance.
         const int64_t rows = divide_up(16384, weight.row_bytes + 1);
@@ -184,12 +188,41 @@ void linear(ThreadPool& pool, const LinearCall& call) {
     }
     const int64_t row_tiles = divide_up(weight.rows, tiles.tile_rows);
     if (call.count > 1 && row_tiles < wanted) {
-        const int64_t panels = least(divide_up(wanted, row_tiles), divide_up(call.count, 24));
-        tiles.panel_inputs = divide_up(divide_up(call.count, panels), kMostInputs) * kMostInputs;
-        tiles.panels = divide_up(call.count, tiles.panel_inputs);
+        const int64_t blocks = least(divide_up(wanted, row_tiles), divide_up(call.count, 24));
+        tiles.block_inputs = divide_up(divide_up(call.count, blocks), kMostInputs) * kMostInputs;
+        tiles.blocks = divide_up(call.count, tiles.block_inputs);
     }
-    const int64_t work = weight.rows * weight.columns * call.count;
-    share(pool, work, row_tiles * tiles.panels, linear_task, &tiles);
+    tiles.tasks = row_tiles * tiles.blocks;
+    return tiles;
+}
+
+// The tasks of several products, one product's after another's.
+struct LinearGroup {
+    LinearTiles tiles[kMostProducts];
+    int count;
+};
+
+inline void linear_task(void* context, int64_t index) {
+    const LinearGroup& group = *static_cast<const LinearGroup*>(context);
+    const LinearTiles* tiles = group.tiles;
+    for (; index >= tiles->tasks; ++tiles) index -= tiles->tasks;
+    stored_task(*tiles, index);
+}
+
+void linear(ThreadPool& pool, const LinearCall* calls, int count) {
+    for (; count > kMostProducts; calls += kMostProducts, count -= kMostProducts) {
+        linear(pool, calls, kMostProducts);
+    }
+    LinearGroup group;
+    group.count = count;
+    int64_t tasks = 0, work = 0;
+    for (int i = 0; i < count; ++i) {
+        const StoredMatrix& weight = calls[i].weight;
+        group.tiles[i] = stored_tiles(calls[i], thread_count(pool));
+        tasks += group.tiles[i].tasks;
+        work += weight.rows * weight.columns * calls[i].count;
+    }
+    share(pool, work, tasks, linear_task, &group);
 }
 
 void embed_task(void* context, int64_t index) {

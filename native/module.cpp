@@ -7,6 +7,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <chrono>
@@ -18,6 +19,8 @@
 #include "buffer.hpp"
 #include "kernel_table.hpp"
 #include "levels.hpp"
+#include "matrix.hpp"
+#include "packed_layout.hpp"
 #include "thread_pool.hpp"
 
 namespace firstlight {
@@ -62,28 +65,34 @@ public:
     Kernels(const std::string& level, int threads)
         : table_(kernels_of(level)), pool_(new_thread_pool(threads)) {}
 
-    void linear(In<float> x, const std::string& format, In<uint8_t> data, int64_t columns,
-                std::optional<In<float>> bias, Out<float> out) const {
-        LinearCall call{stored_matrix(format, data, columns), x.data(), 0, nullptr, out.data()};
-        require(x.ndim() == 2 && extent(x, 1) == columns, "x must be [count, columns]");
-        call.count = extent(x, 0);
-        require(out.ndim() == 2 && extent(out, 0) == call.count &&
-                    extent(out, 1) == call.weight.rows,
-                "out must be [count, rows]");
-        if (bias) {
-            require(bias->ndim() == 1 && extent(*bias, 0) == call.weight.rows,
-                    "bias must be [rows]");
-            call.bias = bias->data();
-        }
-        run(table_.linear, call);
+    void linear(In<float> x, const Matrix& matrix, std::optional<In<float>> bias,
+                Out<float> out) const {
+        const LinearCall call = linear_call(x, matrix, bias, out);
+        nb::gil_scoped_release release;
+        table_.linear(*pool_, &call, 1);
     }
 
-    void embed(const std::string& format, In<uint8_t> data, int64_t columns,
-               In<int32_t> token_ids, Out<float> out) const {
-        EmbedCall call{stored_matrix(format, data, columns), token_ids.data(), 0, out.data()};
+    // Several products of the same x in one go.
+    void linear_group(In<float> x, const std::vector<const Matrix*>& matrices,
+                      const std::vector<std::optional<In<float>>>& biases,
+                      const std::vector<Out<float>>& outs) const {
+        require(matrices.size() == biases.size() && matrices.size() == outs.size(),
+                "there must be as many biases and outs as matrices");
+        std::vector<LinearCall> calls;
+        for (size_t i = 0; i < matrices.size(); ++i) {
+            require(matrices[i], "a matrix is missing");
+            calls.push_back(linear_call(x, *matrices[i], biases[i], outs[i]));
+        }
+        nb::gil_scoped_release release;
+        table_.linear(*pool_, calls.data(), static_cast<int>(calls.size()));
+    }
+
+    void embed(const Matrix& matrix, In<int32_t> token_ids, Out<float> out) const {
+        EmbedCall call{matrix.stored(), token_ids.data(), 0, out.data()};
         require(token_ids.ndim() == 1, "token_ids must be [count]");
         call.count = extent(token_ids, 0);
-        require(out.ndim() == 2 && extent(out, 0) == call.count && extent(out, 1) == columns,
+        require(out.ndim() == 2 && extent(out, 0) == call.count &&
+                    extent(out, 1) == call.table.columns,
                 "out must be [count, columns]");
         require_indices(token_ids, call.table.rows, "a token id lies outside the vocabulary");
         run(table_.embed, call);
@@ -134,7 +143,8 @@ public:
         require(extent(out, 0) == count, "out must have a row for each index");
         require_indices(indices, extent(x, 0), "an index lies outside the rows of x");
         const auto* data = reinterpret_cast<const uint8_t*>(x.data());
-        const StoredMatrix rows{BlockFormat::f32, data, extent(x, 0), columns, 4 * columns};
+        const StoredMatrix rows{BlockFormat::f32, Layout::rows, data,
+                                extent(x, 0),     columns,      4 * columns};
         run(table_.embed, EmbedCall{rows, indices.data(), count, out.data()});
     }
 
@@ -255,6 +265,19 @@ public:
     }
 
 private:
+    static LinearCall linear_call(const In<float>& x, const Matrix& matrix,
+                                  const std::optional<In<float>>& bias, const Out<float>& out) {
+        const StoredMatrix& weight = matrix.stored();
+        require(x.ndim() == 2 && extent(x, 1) == weight.columns, "x must be [count, columns]");
+        const int64_t count = extent(x, 0);
+        require(out.ndim() == 2 && extent(out, 0) == count && extent(out, 1) == weight.rows,
+                "out must be [count, rows]");
+        require(!bias || (bias->ndim() == 1 && extent(*bias, 0) == weight.rows),
+                "bias must be [rows]");
+        return {weight, x.data(), count, bias ? bias->data() : nullptr, out.data(),
+                matrix.tuning(count)};
+    }
+
     template <class Call>
     void run(void (*kernel)(ThreadPool&, const Call&), const Call& call) const {
         nb::gil_scoped_release release;
@@ -347,13 +370,34 @@ NB_MODULE(_native, module) {
         },
         "Storage formats that the kernels decode: name -> (values, bytes) of a block.");
 
+    module.def(
+        "packed_bytes",
+        [](const std::string& format, int64_t rows, int64_t columns) -> std::optional<int64_t> {
+            const int64_t bytes = packed_bytes(format_info(format).code, rows, columns);
+            return bytes < 0 ? std::nullopt : std::optional(bytes);
+        },
+        "format"_a, "rows"_a, "columns"_a,
+        "Bytes of a matrix in panels; None where the format is used in place.");
+
     // An argument of another dtype or layout raises instead of being copied.
+    nb::class_<Matrix>(module, "Matrix", "A weight in place or packed, and how it is tuned.")
+        .def(nb::init<const std::string&, In<uint8_t>, int64_t, int64_t, bool>(), "format"_a,
+             "data"_a.noconvert(), "rows"_a, "columns"_a, "packed"_a)
+        .def_prop_ro("format", &Matrix::format)
+        .def_prop_ro("rows", &Matrix::rows)
+        .def_prop_ro("columns", &Matrix::columns)
+        .def_prop_ro("packed", &Matrix::packed)
+        .def("tune", &Matrix::tune, "least_count"_a, "most_count"_a, "block_rows"_a = 0,
+             "panels"_a = 0, "fetch_ahead"_a = 0);
+
     nb::class_<Kernels>(module, "Kernels", "The kernels of one level, with a pool of threads.")
         .def(nb::init<const std::string&, int>(), "level"_a, "threads"_a)
-        .def("linear", &Kernels::linear, "x"_a.noconvert(), "format"_a, "data"_a.noconvert(),
-             "columns"_a, "bias"_a.noconvert().none(), "out"_a.noconvert())
-        .def("embed", &Kernels::embed, "format"_a, "data"_a.noconvert(), "columns"_a,
-             "token_ids"_a.noconvert(), "out"_a.noconvert())
+        .def("linear", &Kernels::linear, "x"_a.noconvert(), "matrix"_a,
+             "bias"_a.noconvert().none(), "out"_a.noconvert())
+        .def("linear_group", &Kernels::linear_group, "x"_a.noconvert(), "matrices"_a,
+             "biases"_a.noconvert(), "outs"_a.noconvert())
+        .def("embed", &Kernels::embed, "matrix"_a, "token_ids"_a.noconvert(),
+             "out"_a.noconvert())
         .def("rms_norm", &Kernels::rms_norm, "x"_a.noconvert(), "weight"_a.noconvert().none(),
              "epsilon"_a, "out"_a.noconvert())
         .def("gate", &Kernels::gate, "gate_values"_a.noconvert(), "up"_a.noconvert(),

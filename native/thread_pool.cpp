@@ -45,23 +45,47 @@ void watch_forks() {
 #endif
 }
 
+// A range of indices of which any thread may take the next. On a cache line of its own: mostly one
+// thread takes all of them.
+struct alignas(64) Range {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+};
+
 // One call of parallel_for. It lives on the caller's stack, and no helper touches it after the
 // last of them has left.
 struct Job {
     int64_t count;
     void (*task)(void*, int64_t);
     void* context;
-    std::atomic<int64_t> next{0};
+    // One for all threads, or one for each.
+    Range* ranges;
+    int range_count;
     std::atomic<int> failed{0};  // a word: RISC-V exchanges no bytes without a library
     std::exception_ptr error;
 
-    void work() {
+    void set_ranges() {
+        for (int i = 0; i < range_count; ++i) {
+            ranges[i].next.store(count * i / range_count, std::memory_order_relaxed);
+            ranges[i].end = count * (i + 1) / range_count;
+        }
+    }
+
+    // Thread number `thread` begins with its own range and goes on with the next thread's.
+    void work(int thread) {
         try {
-            for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
-                task(context, i);
+            for (int i = 0; i < range_count; ++i) {
+                Range& range = ranges[(thread + i) % range_count];
+                while (range.next.load(std::memory_order_relaxed) < range.end) {
+                    const int64_t index = range.next.fetch_add(1, std::memory_order_relaxed);
+                    if (index >= range.end) break;
+                    task(context, index);
+                }
             }
         } catch (...) {
-            next.store(count, std::memory_order_relaxed);
+            for (int i = 0; i < range_count; ++i) {
+                ranges[i].next.store(ranges[i].end, std::memory_order_relaxed);
+            }
             if (!failed.exchange(1)) error = std::current_exception();
         }
     }
@@ -77,7 +101,7 @@ public:
     explicit Helpers(int count) {
         threads_.reserve(count);
         try {
-            for (int i = 0; i < count; ++i) threads_.emplace_back([this] { serve(); });
+            for (int i = 1; i <= count; ++i) threads_.emplace_back([this, i] { serve(i); });
         } catch (...) {
             stop();
             throw;
@@ -89,7 +113,7 @@ public:
     void run(Job& job) {
         job_ = &job;
         open_next_door(kOpen);
-        job.work();
+        job.work(0);
         door_.fetch_and(~kOpen, std::memory_order_relaxed);
         wait_until([this] { return (door_.load(std::memory_order_acquire) & kInside) == 0; }, true);
     }
@@ -125,7 +149,7 @@ private:
         }
     }
 
-    void serve() {
+    void serve(int thread) {
         uint32_t served = 0;
         for (;;) {
             const auto called = [&] {
@@ -145,7 +169,7 @@ private:
                 entered = door_.compare_exchange_weak(door, door + 1, std::memory_order_acquire);
             }
             if (!entered) continue;
-            job_->work();
+            job_->work(thread);
             door_.fetch_sub(1, std::memory_order_release);
         }
     }
@@ -169,6 +193,7 @@ private:
 // its mutex held; it is left behind there, unreachable.
 struct State {
     std::mutex turn;
+    std::unique_ptr<Range[]> ranges;
     std::unique_ptr<Helpers> helpers;
     uint64_t generation = fork_generation.load(std::memory_order_relaxed);
 };
@@ -186,15 +211,21 @@ public:
 
     int threads() const { return threads_; }
 
-    void run(Job& job) {
-        if (threads_ == 1 || job.count <= 1) {
-            job.work();
-        } else {
-            State& state = current_state();
-            std::lock_guard<std::mutex> lock(state.turn);
-            if (!state.helpers) state.helpers = std::make_unique<Helpers>(threads_ - 1);
-            state.helpers->run(job);
+    // Calls task(context, i) for each i, with one range for all threads or with one for each.
+    void run(int64_t count, void (*task)(void*, int64_t), void* context, bool range_each) {
+        if (threads_ == 1 || count <= 1) {
+            for (int64_t i = 0; i < count; ++i) task(context, i);
+            return;
         }
+        State& state = current_state();
+        std::lock_guard<std::mutex> lock(state.turn);
+        if (!state.helpers) {
+            state.ranges = std::make_unique<Range[]>(static_cast<size_t>(threads_));
+            state.helpers = std::make_unique<Helpers>(threads_ - 1);
+        }
+        Job job{count, task, context, state.ranges.get(), range_each ? threads_ : 1, {}, {}};
+        job.set_ranges();
+        state.helpers->run(job);
         if (job.error) std::rethrow_exception(job.error);
     }
 
@@ -222,9 +253,12 @@ void delete_thread_pool(ThreadPool* pool) { delete pool; }
 int thread_count(const ThreadPool& pool) { return pool.threads(); }
 
 void parallel_for(ThreadPool& pool, int64_t count, void (*task)(void*, int64_t), void* context) {
-    if (count <= 0) return;
-    Job job{count, task, context, {}, {}, {}};
-    pool.run(job);
+    pool.run(count, task, context, false);
+}
+
+void parallel_ranges(ThreadPool& pool, int64_t count, void (*task)(void*, int64_t),
+                     void* context) {
+    pool.run(count, task, context, true);
 }
 
 namespace {

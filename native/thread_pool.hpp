@@ -24,6 +24,11 @@ int thread_count(const ThreadPool& pool);
 void parallel_for(ThreadPool& pool, int64_t count, void (*task)(void* context, int64_t index),
                   void* context);
 
+// The same, where indices that lie side by side belong on one thread: each gets an equal range of
+// them, in order, and the same range at every call; who has finished takes from the others.
+void parallel_ranges(ThreadPool& pool, int64_t count, void (*task)(void* context, int64_t index),
+                     void* context);
+
 // Memory of at least `bytes`, aligned to 64, that belongs to the calling thread until it ends or
 // asks again. Throws std::bad_alloc.
 void* thread_scratch(size_t bytes);

@@ -29,13 +29,22 @@ bool same_in_parts(const Runner& runner, const Machine& machine, const Case& one
 std::string what_changes_bits(const Runner& runner, const Machine& machine, const Case& one,
                               const Array& whole) {
     const std::unique_ptr<ThreadPool, DeletePool> single(new_thread_pool(1));
-    const Machine alone{machine.kernels, *single, machine.tile_queries};
+    const Machine alone{machine.kernels, *single};
     if (!same_bits(run_whole(runner, alone, one), whole)) return "the number of threads";
     if (!runner.rows) return "";
+    Machine group = machine;
+    group.products = 3;
+    if (!same_bits(run_whole(runner, group, one), whole)) return "products beside it";
+    for (const LinearTuning& tuning : {LinearTuning{1, 1, 0}, LinearTuning{7, 2, 256}}) {
+        Machine tuned = machine;
+        tuned.tuning = tuning;
+        if (!same_bits(run_whole(runner, tuned, one), whole)) return "the tuning";
+    }
     for (const int64_t step : {1, 3, 16}) {
         if (step > 1 && step >= runner.rows(one)) break;
         // Other groups of rows for `attention`, too.
-        const Machine other{machine.kernels, machine.pool, step == 3 ? int64_t{7} : int64_t{1} << 20};
+        Machine other = machine;
+        other.tile_queries = step == 3 ? 7 : 1 << 20;
         if (!same_in_parts(runner, other, one, whole, step)) {
             return "computing " + std::to_string(step) + " rows at a time";
         }

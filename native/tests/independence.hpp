@@ -10,7 +10,7 @@
 namespace firstlight::tests {
 
 // What changes the bits of `whole`, the result of a case; empty if nothing does. Tried are one
-// thread, rows alone and in parts of a few sizes.
+// thread, other products beside it, other tunings, and rows alone and in parts of a few sizes.
 std::string what_changes_bits(const Runner& runner, const Machine& machine, const Case& one,
                               const Array& whole);
 

@@ -44,11 +44,21 @@ Array run_linear(const Machine& machine, const Case& one, RowRange rows) {
     const Array& x = one.array("x");
     const StoredMatrix weight = matrix(one, "weight");
     Array out(ElementType::float32, {x.extent(0), weight.rows});
-    const LinearCall call{weight, x.elements<float>() + rows.begin * weight.columns,
-                          rows.end - rows.begin, floats_or_null(one, "bias"),
-                          out.elements<float>() + rows.begin * weight.rows};
-    machine.kernels.linear(machine.pool, call);
-    return out;
+    LinearCall call{weight,
+                    x.elements<float>() + rows.begin * weight.columns,
+                    rows.end - rows.begin,
+                    floats_or_null(one, "bias"),
+                    nullptr,
+                    machine.tuning};
+    std::vector<Array> outs;
+    std::vector<LinearCall> calls;
+    for (int i = 0; i < machine.products; ++i) {
+        outs.push_back(out);
+        call.out = outs.back().elements<float>() + rows.begin * weight.rows;
+        calls.push_back(call);
+    }
+    machine.kernels.linear(machine.pool, calls.data(), machine.products);
+    return std::move(outs.back());
 }
 
 Array run_embed(const Machine& machine, const Case& one, RowRange) {
@@ -118,7 +128,8 @@ Array run_take_rows(const Machine& machine, const Case& one, RowRange) {
     shape[0] = indices.size();
     Array out(ElementType::float32, shape);
     const int64_t columns = x.extent(0) ? x.size() / x.extent(0) : 0;
-    const StoredMatrix rows{BlockFormat::f32, x.memory.data(), x.extent(0), columns, 4 * columns};
+    const StoredMatrix rows{BlockFormat::f32, Layout::rows, x.memory.data(),
+                            x.extent(0),      columns,      4 * columns};
     machine.kernels.embed(machine.pool, {rows, indices.elements<int32_t>(), indices.size(),
                                          out.elements<float>()});
     return out;
@@ -215,7 +226,8 @@ bool knows_table(const KernelTable&, const Case& one) { return known(one, "table
 StoredMatrix stored_matrix(const std::string& format, const Array& data, int64_t columns) {
     for (const FormatInfo& info : kFormats) {
         if (format != info.name) continue;
-        return {info.code, data.elements<uint8_t>(), data.extent(0), columns, data.extent(1)};
+        return {info.code,      Layout::rows, data.elements<uint8_t>(),
+                data.extent(0), columns,      data.extent(1)};
     }
     throw std::runtime_error("the kernels do not know the format " + format);
 }

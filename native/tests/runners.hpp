@@ -17,6 +17,9 @@ struct Machine {
     ThreadPool& pool;
     // Query heads of a key-value head in one group of rows that `attention` is given.
     int64_t tile_queries = 32;
+    // Products of one call of `linear`; the last one's result counts.
+    int products = 1;
+    LinearTuning tuning = {};
 };
 
 // Of the rows of a batch only these are computed; the result's others stay 0xFF.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from firstlight.ops.paging import PagedRows
 from firstlight.verify.random_weights import random_weight
 
 backend_module = pytest.importorskip("firstlight.backends.cpu.backend")
+stored_matrix = pytest.importorskip("firstlight.backends.cpu.matrices").stored_matrix
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +50,62 @@ def test_linear_refuses_what_does_not_fit(kernels: dict[tuple[str, str], Any]) -
 
 def test_weight_data_of_another_size(backend: Any) -> None:
     """`Weight` checks itself; the extension does not rely on it."""
-    data, out = np.zeros((5, 68), np.uint8), np.empty((2, 5), np.float32)
-    linear = backend.native.linear
+    data = np.zeros((5, 68), np.uint8)
+    matrix = backend_module._native.Matrix
     with pytest.raises(ValueError, match="does not hold"):
-        linear(_floats(2, 96), "q8_0", data, 96, None, out)
+        matrix("q8_0", data, 5, 96, False)
     with pytest.raises(ValueError, match="whole blocks"):
-        linear(_floats(2, 65), "q8_0", data, 65, None, out)
-    with pytest.raises(ValueError, match="does not hold"):
-        linear(_floats(2, 64), "bf16", data, 1 << 62, None, out)
+        matrix("q8_0", data, 5, 65, False)
+    for rows, columns in ((5, 1 << 62), (1 << 62, 34), (0, 34), (5, 0)):
+        with pytest.raises(ValueError, match="does not hold"):
+            matrix("bf16", data, rows, columns, False)
+    with pytest.raises(ValueError, match="whole blocks"):
+        matrix("bf16", data, -5, 34, False)
     with pytest.raises(ValueError, match="do not know"):
-        linear(_floats(2, 64), "q9_9", data, 64, None, out)
+        matrix("q9_9", data, 5, 64, False)
+    with pytest.raises(TypeError):
+        matrix("bf16", data.view(np.uint16), 5, 34, False)
     with pytest.raises(ValueError, match="out must be"):
-        linear(_floats(2, 64), "q8_0", data, 64, None, np.empty((2, 4), np.float32))
+        good = matrix("q8_0", data, 5, 64, False)
+        backend.native.linear(_floats(2, 64), good, None, np.empty((2, 4), np.float32))
+
+
+def test_a_matrix_keeps_its_data(backend: Any) -> None:
+    matrix = backend_module._native.Matrix("f32", _floats(70, 90).view(np.uint8), 70, 90, False)
+    gc.collect()
+    out = np.empty((1, 70), np.float32)
+    backend.native.linear(_floats(1, 90), matrix, None, out)
+    np.testing.assert_allclose(out[0], _floats(70, 90) @ _floats(1, 90)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_tuning_outside_its_range() -> None:
+    matrix = backend_module._native.Matrix("f32", _floats(2, 3).view(np.uint8), 2, 3, False)
+    matrix.tune(1, 4, block_rows=8)
+    for wrong in ((0, 4), (5, 4)):
+        with pytest.raises(ValueError, match="rising"):
+            matrix.tune(*wrong)
+    with pytest.raises(ValueError, match="negative"):
+        matrix.tune(1, 4, panels=-1)
+
+
+def test_a_group_of_products(backend: Any) -> None:
+    """More than one parallel_for takes, of several shapes: each as if it were alone."""
+    native = backend.native
+    x = _floats(7, 64)
+    weights = [_weight("q8_0" if i % 2 else "f32", 3 + 40 * i, 64) for i in range(19)]
+    matrices = [stored_matrix(weight) for weight in weights]
+    biases = [_floats(weight.rows) if i % 3 else None for i, weight in enumerate(weights)]
+    for count in (0, 1, 7):
+        outs = [np.full((count, weight.rows), np.nan, np.float32) for weight in weights]
+        native.linear_group(x[:count], matrices, biases, outs)
+        for matrix, bias, out in zip(matrices, biases, outs, strict=True):
+            alone = np.empty_like(out)
+            native.linear(x[:count], matrix, bias, alone)
+            assert out.tobytes() == alone.tobytes()
+    with pytest.raises(ValueError, match="as many"):
+        native.linear_group(x, matrices, biases, outs[:-1])
+    with pytest.raises(ValueError, match="out must be"):
+        native.linear_group(x, matrices[:1], biases[:1], outs[1:2])
 
 
 def test_weights_may_be_read_only(kernels: dict[tuple[str, str], Any]) -> None:

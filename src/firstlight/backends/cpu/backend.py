@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 from firstlight.backends.base import Backend
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.kernels import CpuKernels
+from firstlight.backends.cpu.packed import PackedMatrix, pack
 from firstlight.errors import DeviceError
+from firstlight.formats.base import Weight
 from firstlight.host.ceilings import Ceilings, measure_ceilings
 from firstlight.host.processor import usable_cores
+from firstlight.ops.interface import PackedWeight
 
 LEVEL_VARIABLE = "FIRSTLIGHT_CPU_LEVEL"
 
@@ -34,7 +38,10 @@ def _chosen_level(asked: str | None) -> str:
 
 
 class CpuBackend(Backend):
-    """The host's processor. Tensors are NumPy arrays; weights are used where the file lies.
+    """The host's processor. Tensors are NumPy arrays.
+
+    Quantised weights are laid out anew for the products, which round their activations to 16 bits
+    (ops/rounding.py: fixed16); others are used where the file lies.
 
     A row's result is the same bit for bit whatever else is in the batch and however many threads
     there are. Ops may be called from several threads; they take turns. After a fork the child
@@ -44,6 +51,7 @@ class CpuBackend(Backend):
         level: instruction level, one of available_levels(); the environment variable
             FIRSTLIGHT_CPU_LEVEL if None, else the highest.
         threads: how many threads share an op; one for each usable core if None.
+        exact: round no activations; all weights are used where the file lies.
 
     Raises:
         DeviceError: this processor lacks the level.
@@ -51,11 +59,24 @@ class CpuBackend(Backend):
 
     name = "cpu"
 
-    def __init__(self, level: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self, level: str | None = None, threads: int | None = None, exact: bool = False
+    ) -> None:
         self.level = _chosen_level(level)
         self.threads = threads or usable_cores()
+        self.exact = exact
         self.native = _native.Kernels(self.level, self.threads)
-        super().__init__(CpuKernels(self.native, _native.formats()).all())
+        super().__init__(CpuKernels(self.native, packed=False).all())
+
+    def pack(self, weight: Weight) -> PackedWeight:
+        packed = None if self.exact else pack(weight, self.native)
+        return weight if packed is None else packed
+
+    def unpack(self, packed: PackedWeight) -> Weight:
+        return packed.unpack() if isinstance(packed, PackedMatrix) else super().unpack(packed)
+
+    def is_packed(self, argument: Any) -> bool:
+        return isinstance(argument, (Weight, PackedMatrix))
 
     def device_key(self) -> str:
         return f"{self.name}: {self.device_name()}, {self.threads} threads, {self.level}"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.backends.base import Kernel
+from firstlight.backends.cpu import _native
+from firstlight.backends.cpu.matrices import knows, stored_matrix
+from firstlight.backends.cpu.packed import PackedMatrix, packed_bytes
 from firstlight.formats.base import Floats, Format, Weight
 from firstlight.ops import elementwise
 from firstlight.ops.elementwise import Activation
 from firstlight.ops.paging import PagedRows
+from firstlight.ops.rounding import Rounding
 
-if TYPE_CHECKING:
-    from firstlight.backends.cpu import _native
+_Packed = Weight | PackedMatrix
 
 _FLOAT32 = np.dtype(np.float32)
 _INT32 = np.dtype(np.int32)
@@ -48,6 +51,20 @@ def _rows(rows: PagedRows) -> bool:
     return _integers(rows.row_starts) and _integers(rows.positions) and _integers(rows.page_table)
 
 
+def _matrix(weight: _Packed) -> _native.Matrix:
+    if isinstance(weight, PackedMatrix):
+        return weight.matrix
+    matrix = stored_matrix(weight)
+    if matrix is None:
+        raise TypeError(f"the kernels cannot read {weight.format.name} as it lies in memory")
+    return matrix
+
+
+def fixed_point(format: Format) -> Rounding:
+    """How products with packed weights of a format round their activations."""
+    return "none" if packed_bytes(format, 0, 0) is None else "fixed16"
+
+
 class CpuKernels:
     """The kernels of one instruction level, each with the signature of its op.
 
@@ -56,15 +73,28 @@ class CpuKernels:
 
     Args:
         native: the extension's kernels.
-        formats: name -> (values, bytes) of a block, of the storage formats that they decode.
+        packed: whether weights may come in panels. Products with those round their activations.
     """
 
-    def __init__(self, native: _native.Kernels, formats: dict[str, tuple[int, int]]) -> None:
+    def __init__(self, native: _native.Kernels, packed: bool) -> None:
         self._native = native
-        self._formats = formats
+        self._packed = packed
 
     def all(self) -> tuple[Kernel, ...]:
         """Every kernel, in order of preference within an op."""
+        return (*self._of_packed_weights(), *self._of_stored_weights_and_state())
+
+    def _of_packed_weights(self) -> tuple[Kernel, ...]:
+        if not self._packed:
+            return ()
+        return (
+            Kernel(
+                "linear", "packed", self.linear, self.accepts_linear_packed, rounding=fixed_point
+            ),
+            Kernel("embed", "packed", self.embed, self.accepts_embed_packed),
+        )
+
+    def _of_stored_weights_and_state(self) -> tuple[Kernel, ...]:
         return (
             Kernel("linear", "stored", self.linear, self.accepts_linear),
             Kernel("linear", "decoded", self.linear_decoded, self.accepts_linear_decoded),
@@ -82,24 +112,32 @@ class CpuKernels:
 
     # Products with weights ---------------------------------------------------------------
 
-    def _knows(self, format: Format) -> bool:
-        return self._formats.get(format.name) == (format.block_values, format.block_bytes)
-
-    def accepts_linear(self, x: Floats, weight: Weight, bias: Floats | None = None) -> bool:
+    def accepts_linear(self, x: Floats, weight: _Packed, bias: Floats | None = None) -> bool:
         return (
-            self._knows(weight.format)
-            and weight.data.flags.c_contiguous
+            isinstance(weight, Weight)
+            and stored_matrix(weight) is not None
             and _floats(x)
             and (bias is None or _floats(bias))
         )
 
-    def linear(self, x: Floats, weight: Weight, bias: Floats | None = None) -> Floats:
-        out = np.empty((len(x), len(weight.data)), np.float32)
-        self._native.linear(x, weight.format.name, weight.data, weight.columns, bias, out)
+    def linear(self, x: Floats, weight: _Packed, bias: Floats | None = None) -> Floats:
+        matrix = _matrix(weight)
+        out = np.empty((len(x), matrix.rows), np.float32)
+        self._native.linear(x, matrix, bias, out)
         return out
 
-    def accepts_linear_decoded(self, x: Floats, weight: Weight, bias: Floats | None = None) -> bool:
-        return not self._knows(weight.format) and _floats(x) and (bias is None or _floats(bias))
+    def accepts_linear_packed(self, x: Floats, weight: _Packed, bias: Floats | None = None) -> bool:
+        return isinstance(weight, PackedMatrix) and _floats(x) and (bias is None or _floats(bias))
+
+    def accepts_linear_decoded(
+        self, x: Floats, weight: _Packed, bias: Floats | None = None
+    ) -> bool:
+        return (
+            isinstance(weight, Weight)
+            and not knows(weight.format)
+            and _floats(x)
+            and (bias is None or _floats(bias))
+        )
 
     def linear_decoded(self, x: Floats, weight: Weight, bias: Floats | None = None) -> Floats:
         """For formats without a decoder in the extension: decoded by NumPy, a few rows a time."""
@@ -108,18 +146,25 @@ class CpuKernels:
         for start in range(0, len(weight.data), step):
             stop = min(start + step, len(weight.data))
             values = np.ascontiguousarray(weight.decode(start, stop)).view(np.uint8)
+            matrix = _native.Matrix("f32", values, stop - start, weight.columns, False)
             part = np.empty((len(x), stop - start), np.float32)
             part_bias = None if bias is None else bias[start:stop]
-            self._native.linear(x, "f32", values, weight.columns, part_bias, part)
+            self._native.linear(x, matrix, part_bias, part)
             out[:, start:stop] = part
         return out
 
-    def accepts_embed(self, table: Weight, token_ids: NDArray[np.int32]) -> bool:
-        return self._knows(table.format) and table.data.flags.c_contiguous and _integers(token_ids)
+    def accepts_embed(self, table: _Packed, token_ids: NDArray[np.int32]) -> bool:
+        return (
+            isinstance(table, Weight) and stored_matrix(table) is not None and _integers(token_ids)
+        )
 
-    def embed(self, table: Weight, token_ids: NDArray[np.int32]) -> Floats:
-        out = np.empty((len(token_ids), table.columns), np.float32)
-        self._native.embed(table.format.name, table.data, table.columns, token_ids, out)
+    def accepts_embed_packed(self, table: _Packed, token_ids: NDArray[np.int32]) -> bool:
+        return isinstance(table, PackedMatrix) and _integers(token_ids)
+
+    def embed(self, table: _Packed, token_ids: NDArray[np.int32]) -> Floats:
+        matrix = _matrix(table)
+        out = np.empty((len(token_ids), matrix.columns), np.float32)
+        self._native.embed(matrix, token_ids, out)
         return out
 
     # Rows and single values --------------------------------------------------------------

@@ -1,0 +1,120 @@
+// out = x weight^T + bias for bfloat16 weights and activations.
+
+#if defined(__AVX512BF16__)
+
+// What the threads share. A task is `task_rows` rows of the weight with `task_inputs` rows of the
+// activations; it goes through them by blocks of `block_rows`.
+struct Bfloat16Tasks {
+    const LinearCall* call;
+    const uint16_t* x;
+    int64_t stride, chunk;
+    int64_t task_rows, block_rows, task_inputs, input_tasks;
+    int group_rows;  // of the weight that are read side by side: 1 or kBfloat16Rows
+};
+
+// Four rows (or one) with a panel of inputs over one chunk, into the result.
+FIRSTLIGHT_INLINE void bfloat16_group(const LinearCall& call, Bfloat16Products products, int rows,
+                                      int64_t row, const uint16_t* right, int64_t stride,
+                                      int64_t x_begin, int inputs, int64_t start, int64_t count,
+                                      const FetchAhead& ahead) {
+    const uint8_t* left[kBfloat16Rows];
+    for (int r = 0; r < rows; ++r) {
+        left[r] = call.weight.data + (row + r) * call.weight.row_bytes + start * 2;
+    }
+    alignas(64) float sums[32];
+    products(left, right, stride, count, ahead, sums);
+    for (int x = 0; x < inputs; ++x) {
+        float* target = call.out + (x_begin + x) * call.weight.rows + row;
+        if (rows == kBfloat16Rows) {
+            __m128 values = _mm_load_ps(sums + 4 * x);
+            if (start) values = _mm_add_ps(_mm_loadu_ps(target), values);
+            _mm_storeu_ps(target, values);
+        } else {
+            *target = start ? *target + sums[4 * x] : sums[4 * x];
+        }
+    }
+}
+
+// Rows [first, end) with inputs [input, input_end). A few inputs at a time stay in the first-level
+// cache while the block's rows, which stay in the second, pass by.
+inline void bfloat16_block(const Bfloat16Tasks& tasks, int64_t first, int64_t end, int64_t input,
+                           int64_t input_end) {
+    const LinearCall& call = *tasks.call;
+    const StoredMatrix& weight = call.weight;
+    const int64_t inputs = input_end - input, stride = tasks.stride;
+    const int64_t panels = divide_up(inputs, kBfloat16Inputs);
+    const int group_rows = tasks.group_rows;
+    const bool one_group = end - first <= kBfloat16Rows;
+    for (int64_t start = 0; start < weight.columns; start += tasks.chunk) {
+        const int64_t count = least(tasks.chunk, weight.columns - start);
+        // From a row of the weight to what is read after this block's chunk of it.
+        const int64_t next = start + count < weight.columns
+                                 ? (start + count) * 2
+                                 : (end - first) * weight.row_bytes;
+        for (int64_t panel = 0; panel < panels; ++panel) {
+            const int64_t x_begin = input + inputs * panel / panels;
+            const int64_t x_end = input + inputs * (panel + 1) / panels;
+            const int some = static_cast<int>(x_end - x_begin);
+            const uint16_t* right = tasks.x + x_begin * stride + start;
+            FetchAhead ahead = {};
+            int fetches = 0;
+            if (group_rows == 1) {
+                // Read from end to end, which the processor foresees by itself.
+            } else if (one_group) {
+                // Each panel has a part of the next rows, or of their next chunk, fetched.
+                const int64_t from = 4 * panel / panels;
+                fetches = static_cast<int>(4 * (panel + 1) / panels - from);
+                for (int f = 0; f < fetches; ++f) {
+                    ahead.from[f] = weight.data + (first + from + f) * weight.row_bytes + next;
+                }
+            } else if (panel == 0) {
+                fetches = kBfloat16Rows;
+            } else if (panel + 1 < panels) {
+                fetches = 1;
+            }
+            const Bfloat16Products whole = products_for(group_rows, some, fetches);
+            int64_t row = first;
+            for (; row + group_rows <= end; row += group_rows) {
+                if (!one_group && panel == 0) {
+                    for (int f = 0; f < kBfloat16Rows; ++f) {
+                        ahead.from[f] = weight.data + start * 2 +
+                                        (row + kBfloat16Rows + f) * weight.row_bytes;
+                    }
+                } else if (!one_group) {
+                    // The inputs of the next panel, one for each group of rows.
+                    const int64_t group = (row - first) / kBfloat16Rows;
+                    ahead.from[0] =
+                        reinterpret_cast<const uint8_t*>(right + (some + least(group, 5)) * stride);
+                }
+                bfloat16_group(call, whole, group_rows, row, right, stride, x_begin, some, start,
+                               count, ahead);
+            }
+            const Bfloat16Products one = products_for(1, some, 0);
+            for (; row < end; ++row) {
+                bfloat16_group(call, one, 1, row, right, stride, x_begin, some, start, count,
+                               ahead);
+            }
+        }
+    }
+    for (int64_t x = input; x < input_end; ++x) {
+        float* target = call.out + x * weight.rows;
+        for (int64_t r = first; r < end; ++r) {
+            if (weight.columns == 0) target[r] = 0.0f;
+            if (call.bias) target[r] += call.bias[r];
+        }
+    }
+}
+
+inline void bfloat16_task(void* context, int64_t index) {
+    const Bfloat16Tasks& tasks = *static_cast<const Bfloat16Tasks*>(context);
+    const LinearCall& call = *tasks.call;
+    const int64_t begin = index / tasks.input_tasks * tasks.task_rows;
+    const int64_t end = least(begin + tasks.task_rows, call.weight.rows);
+    const int64_t input = index % tasks.input_tasks * tasks.task_inputs;
+    const int64_t input_end = least(input + tasks.task_inputs, call.count);
+    for (int64_t row = begin; row < end; row += tasks.block_rows) {
+        bfloat16_block(tasks, row, least(row + tasks.block_rows, end), input, input_end);
+    }
+}
+
+#endif
