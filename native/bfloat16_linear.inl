@@ -2,16 +2,6 @@
 
 #if defined(__AVX512BF16__)
 
-// What the threads share. A task is `task_rows` rows of the weight with `task_inputs` rows of the
-// activations; it goes through them by blocks of `block_rows`.
-struct Bfloat16Tasks {
-    const LinearCall* call;
-    const uint16_t* x;
-    int64_t stride, chunk;
-    int64_t task_rows, block_rows, task_inputs, input_tasks;
-    int group_rows;  // of the weight that are read side by side: 1 or kBfloat16Rows
-};
-
 // Four rows (or one) with a panel of inputs over one chunk, into the result.
 FIRSTLIGHT_INLINE void bfloat16_group(const LinearCall& call, Bfloat16Products products, int rows,
                                       int64_t row, const uint16_t* right, int64_t stride,
@@ -37,16 +27,17 @@ FIRSTLIGHT_INLINE void bfloat16_group(const LinearCall& call, Bfloat16Products p
 
 // Rows [first, end) with inputs [input, input_end). A few inputs at a time stay in the first-level
 // cache while the block's rows, which stay in the second, pass by.
-inline void bfloat16_block(const Bfloat16Tasks& tasks, int64_t first, int64_t end, int64_t input,
+inline void bfloat16_block(const LinearTiles& tiles, int64_t first, int64_t end, int64_t input,
                            int64_t input_end) {
-    const LinearCall& call = *tasks.call;
+    const LinearCall& call = *tiles.call;
     const StoredMatrix& weight = call.weight;
-    const int64_t inputs = input_end - input, stride = tasks.stride;
+    const int64_t inputs = input_end - input, stride = rounded_stride(weight.columns);
+    const int64_t chunk = bfloat16_chunk(weight.columns);
     const int64_t panels = divide_up(inputs, kBfloat16Inputs);
-    const int group_rows = tasks.group_rows;
+    const int group_rows = tiles.group_rows;
     const bool one_group = end - first <= kBfloat16Rows;
-    for (int64_t start = 0; start < weight.columns; start += tasks.chunk) {
-        const int64_t count = least(tasks.chunk, weight.columns - start);
+    for (int64_t start = 0; start < weight.columns; start += chunk) {
+        const int64_t count = least(chunk, weight.columns - start);
         // From a row of the weight to what is read after this block's chunk of it.
         const int64_t next = start + count < weight.columns
                                  ? (start + count) * 2
@@ -55,7 +46,7 @@ inline void bfloat16_block(const Bfloat16Tasks& tasks, int64_t first, int64_t en
             const int64_t x_begin = input + inputs * panel / panels;
             const int64_t x_end = input + inputs * (panel + 1) / panels;
             const int some = static_cast<int>(x_end - x_begin);
-            const uint16_t* right = tasks.x + x_begin * stride + start;
+            const uint16_t* right = static_cast<const uint16_t*>(tiles.x) + x_begin * stride + start;
             FetchAhead ahead = {};
             int fetches = 0;
             if (group_rows == 1) {
@@ -105,16 +96,57 @@ inline void bfloat16_block(const Bfloat16Tasks& tasks, int64_t first, int64_t en
     }
 }
 
-inline void bfloat16_task(void* context, int64_t index) {
-    const Bfloat16Tasks& tasks = *static_cast<const Bfloat16Tasks*>(context);
-    const LinearCall& call = *tasks.call;
-    const int64_t begin = index / tasks.input_tasks * tasks.task_rows;
-    const int64_t end = least(begin + tasks.task_rows, call.weight.rows);
-    const int64_t input = index % tasks.input_tasks * tasks.task_inputs;
-    const int64_t input_end = least(input + tasks.task_inputs, call.count);
-    for (int64_t row = begin; row < end; row += tasks.block_rows) {
-        bfloat16_block(tasks, row, least(row + tasks.block_rows, end), input, input_end);
+void bfloat16_task(const LinearTiles& tiles, int64_t index) {
+    const LinearCall& call = *tiles.call;
+    const int64_t begin = index / tiles.blocks * tiles.tile_rows;
+    const int64_t end = least(begin + tiles.tile_rows, call.weight.rows);
+    const int64_t input = index % tiles.blocks * tiles.block_inputs;
+    const int64_t input_end = least(input + tiles.block_inputs, call.count);
+    for (int64_t row = begin; row < end; row += tiles.block_rows) {
+        bfloat16_block(tiles, row, least(row + tiles.block_rows, end), input, input_end);
     }
 }
+
+constexpr bool kBfloat16Products = true;
+
+inline const void* bfloat16_inputs(ThreadPool& pool, const LinearCall& call) {
+    return round_rows(pool, call.x, call.count, call.weight.columns);
+}
+
+// Up to kFewInputs the weight streams through once; with more, blocks of it stay in the second-level
+// cache.
+inline LinearTiles bfloat16_tiles(const LinearCall& call, const void* x, int threads) {
+    constexpr int64_t kFewInputs = 48, kManyRows = 64, kTaskBytes = 1 << 17;
+    const StoredMatrix& weight = call.weight;
+    LinearTiles tiles{bfloat16_task, &call, x, 0, 1, call.count, 0, kBfloat16Rows, kBfloat16Rows};
+    if (call.count == 0 || weight.rows == 0) return tiles;
+    const int64_t wanted = 8 * threads;
+    const int64_t fair = divide_up(weight.rows, wanted);
+    // One row after another is what memory gives fastest, as long as x and a row stay in the
+    // first-level cache together.
+    if (call.count == 1 && weight.columns <= 6144) tiles.block_rows = tiles.group_rows = 1;
+    if (call.count > kFewInputs) tiles.block_rows = least(kManyRows, fair);
+    if (call.tuning.panels) tiles.block_rows = 16 * int64_t{call.tuning.panels};
+    tiles.block_rows = divide_up(tiles.block_rows, tiles.group_rows) * tiles.group_rows;
+    const int64_t rows = least(divide_up(kTaskBytes, weight.row_bytes + 1), fair);
+    tiles.tile_rows = divide_up(rows, tiles.block_rows) * tiles.block_rows;
+    if (call.count > kFewInputs) tiles.tile_rows = tiles.block_rows;
+    const int64_t row_tiles = divide_up(weight.rows, tiles.tile_rows);
+    if (call.tuning.block_rows) {
+        tiles.block_inputs = call.tuning.block_rows;
+    } else if (call.count > kFewInputs && row_tiles < wanted) {
+        const int64_t blocks = least(divide_up(wanted, row_tiles), divide_up(call.count, 24));
+        tiles.block_inputs = divide_up(divide_up(call.count, blocks), 6) * 6;
+    }
+    tiles.blocks = divide_up(call.count, tiles.block_inputs);
+    tiles.tasks = row_tiles * tiles.blocks;
+    return tiles;
+}
+
+#else
+
+constexpr bool kBfloat16Products = false;
+inline const void* bfloat16_inputs(ThreadPool&, const LinearCall&) { return nullptr; }
+inline LinearTiles bfloat16_tiles(const LinearCall&, const void*, int) { return {}; }
 
 #endif

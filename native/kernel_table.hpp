@@ -52,6 +52,9 @@ struct LinearCall {
     const float* bias;
     float* out;
     LinearTuning tuning;
+    // Whether activations may be rounded to bfloat16 for a weight that is, where the level has
+    // products of the two.
+    bool round_to_bfloat16;
 };
 
 // out [count, columns] = the rows token_ids [count] of the table.
@@ -129,7 +132,13 @@ struct AttentionCall {
     float* out;
 };
 
+// How memory is read when its bandwidth is measured; the index is the way.
+inline constexpr const char* kReadWays[] = {"one stream a thread", "one stream fetched ahead",
+                                            "four streams fetched ahead"};
+
 struct KernelTable {
+    // Whether the level multiplies bfloat16 by bfloat16.
+    bool multiplies_bfloat16;
     // Several products at once, `count` of them, that have x and its rows in common.
     void (*linear)(ThreadPool&, const LinearCall* calls, int count);
     void (*embed)(ThreadPool&, const EmbedCall&);
@@ -138,11 +147,14 @@ struct KernelTable {
     void (*rotary)(ThreadPool&, const RotaryCall&);
     void (*stream_write)(ThreadPool&, const StreamWriteCall&);
     void (*attention)(ThreadPool&, const AttentionCall&);
-    // Reads `bytes` at `data` once, with all threads.
-    uint64_t (*read_memory)(ThreadPool&, const void* data, int64_t bytes);
+    // Reads `bytes` at `data` once, with all threads, in one of kReadWays ways (ceilings.inl).
+    uint64_t (*read_memory)(ThreadPool&, const void* data, int64_t bytes, int way);
     // Runs `rounds` rounds of multiply-adds in registers on every thread; returns how many
     // operations that were.
     double (*multiply_add_f32)(ThreadPool&, int64_t rounds);
+    // The same with products of bfloat16 and of 8-bit integers; null where the level has none.
+    double (*multiply_add_bf16)(ThreadPool&, int64_t rounds);
+    double (*multiply_add_int8)(ThreadPool&, int64_t rounds);
 };
 
 }  // namespace firstlight

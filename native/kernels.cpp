@@ -61,13 +61,15 @@ namespace {
 
 #include "products.inl"
 
-#include "linear.inl"
+#include "linear_tasks.inl"
 
 #include "bfloat16.inl"
 
 #include "bfloat16_products.inl"
 
 #include "bfloat16_linear.inl"
+
+#include "linear.inl"
 
 #include "elementwise.inl"
 
@@ -80,8 +82,18 @@ namespace {
 }  // namespace
 
 const KernelTable FIRSTLIGHT_TABLE = {
-    linear,       embed,     rms_norm,    elementwise,      rotary,
-    stream_write, attention, read_memory, multiply_add_f32,
+    kBfloat16Products,
+    linear,
+    embed,
+    rms_norm,
+    elementwise,
+    rotary,
+    stream_write,
+    attention,
+    read_memory,
+    multiply_add_f32,
+    multiply_add_bf16,
+    multiply_add_int8,
 };
 
 }  // namespace firstlight

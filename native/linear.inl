@@ -8,14 +8,6 @@
 constexpr int64_t kTileRows = 32;
 constexpr int64_t kTileStride = kChunk + 16;
 
-// Products of one parallel_for; a larger group takes several.
-constexpr int kMostProducts = 16;
-
-// How one product is cut into tasks: tiles of the weight's rows times blocks of rows of x.
-struct LinearTiles {
-    const LinearCall* call;
-    int64_t tile_rows, blocks, block_inputs, tasks;
-};
 
 // One block of each row, a group of each in turn: their sums do not wait for one another.
 template <class Format, int Rows>
@@ -177,7 +169,7 @@ inline void stored_task(const LinearTiles& tiles, int64_t index) {
 
 inline LinearTiles stored_tiles(const LinearCall& call, int threads) {
     const StoredMatrix& weight = call.weight;
-    LinearTiles tiles{&call, kTileRows, 1, call.count, 0};
+    LinearTiles tiles{stored_task, &call, nullptr, kTileRows, 1, call.count, 0, 0, 0};
     if (call.count == 0 || weight.rows == 0) return tiles;
     const int64_t wanted = 8 * threads;
     if (call.count == 1) {
@@ -206,7 +198,7 @@ inline void linear_task(void* context, int64_t index) {
     const LinearGroup& group = *static_cast<const LinearGroup*>(context);
     const LinearTiles* tiles = group.tiles;
     for (; index >= tiles->tasks; ++tiles) index -= tiles->tasks;
-    stored_task(*tiles, index);
+    tiles->run(*tiles, index);
 }
 
 void linear(ThreadPool& pool, const LinearCall* calls, int count) {
@@ -216,13 +208,19 @@ void linear(ThreadPool& pool, const LinearCall* calls, int count) {
     LinearGroup group;
     group.count = count;
     int64_t tasks = 0, work = 0;
+    const void* rounded = nullptr;
     for (int i = 0; i < count; ++i) {
         const StoredMatrix& weight = calls[i].weight;
-        group.tiles[i] = stored_tiles(calls[i], thread_count(pool));
+        if (kBfloat16Products && calls[i].round_to_bfloat16 && weight.format == BlockFormat::bf16) {
+            if (!rounded) rounded = bfloat16_inputs(pool, calls[i]);
+            group.tiles[i] = bfloat16_tiles(calls[i], rounded, thread_count(pool));
+        } else {
+            group.tiles[i] = stored_tiles(calls[i], thread_count(pool));
+        }
         tasks += group.tiles[i].tasks;
         work += weight.rows * weight.columns * calls[i].count;
     }
-    share(pool, work, tasks, linear_task, &group);
+    share_ranges(pool, work, tasks, linear_task, &group);
 }
 
 void embed_task(void* context, int64_t index) {

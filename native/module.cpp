@@ -65,9 +65,9 @@ public:
     Kernels(const std::string& level, int threads)
         : table_(kernels_of(level)), pool_(new_thread_pool(threads)) {}
 
-    void linear(In<float> x, const Matrix& matrix, std::optional<In<float>> bias,
-                Out<float> out) const {
-        const LinearCall call = linear_call(x, matrix, bias, out);
+    void linear(In<float> x, const Matrix& matrix, std::optional<In<float>> bias, Out<float> out,
+                bool round_to_bfloat16) const {
+        const LinearCall call = linear_call(x, matrix, bias, out, round_to_bfloat16);
         nb::gil_scoped_release release;
         table_.linear(*pool_, &call, 1);
     }
@@ -75,13 +75,14 @@ public:
     // Several products of the same x in one go.
     void linear_group(In<float> x, const std::vector<const Matrix*>& matrices,
                       const std::vector<std::optional<In<float>>>& biases,
-                      const std::vector<Out<float>>& outs) const {
+                      const std::vector<Out<float>>& outs, bool round_to_bfloat16) const {
         require(matrices.size() == biases.size() && matrices.size() == outs.size(),
                 "there must be as many biases and outs as matrices");
         std::vector<LinearCall> calls;
         for (size_t i = 0; i < matrices.size(); ++i) {
             require(matrices[i], "a matrix is missing");
-            calls.push_back(linear_call(x, *matrices[i], biases[i], outs[i]));
+            calls.push_back(
+                linear_call(x, *matrices[i], biases[i], outs[i], round_to_bfloat16));
         }
         nb::gil_scoped_release release;
         table_.linear(*pool_, calls.data(), static_cast<int>(calls.size()));
@@ -230,43 +231,68 @@ public:
         run(table_.attention, call);
     }
 
-    // Bytes per second that all threads together read from a buffer of `bytes`, the best of
-    // several passes.
-    double measure_bandwidth(int64_t bytes) const {
+    // (bytes per second, how): what all threads together read from a buffer of `bytes`, the best of
+    // several passes in each of several ways.
+    nb::tuple measure_bandwidth(int64_t bytes) const {
         require(bytes >= 1 << 20, "the buffer must have at least 1 MiB");
-        nb::gil_scoped_release release;
-        const Buffer buffer(static_cast<size_t>(bytes));
         double best = 0.0;
+        const char* how = "";
         uint64_t mixed = 0;
-        for (int pass = 0; pass < 6; ++pass) {
-            const double seconds =
-                time([&] { mixed += table_.read_memory(*pool_, buffer.data(), bytes); });
-            best = std::max(best, static_cast<double>(bytes) / seconds);
+        {
+            nb::gil_scoped_release release;
+            const Buffer buffer(static_cast<size_t>(bytes));
+            for (int pass = 0; pass < 4; ++pass) {
+                int way = 0;
+                for (const char* name : kReadWays) {
+                    const double seconds = time(
+                        [&] { mixed += table_.read_memory(*pool_, buffer.data(), bytes, way); });
+                    const double found = static_cast<double>(bytes) / seconds;
+                    if (found > best) how = name;
+                    best = std::max(best, found);
+                    ++way;
+                }
+            }
         }
         require(mixed != 0, "memory did not hold what was written to it");
-        return best;
+        return nb::make_tuple(best, how);
     }
 
-    // float32 operations per second of all threads together in multiply-adds between registers.
-    double measure_multiply_add(double seconds) const {
+    // Data types whose multiply-adds measure_multiply_add can measure at this level.
+    std::vector<std::string> multiply_add_types() const {
+        std::vector<std::string> names{"f32"};
+        if (table_.multiply_add_bf16) names.push_back("bf16");
+        if (table_.multiply_add_int8) names.push_back("int8");
+        return names;
+    }
+
+    // Operations per second of all threads together in multiply-adds between registers.
+    double measure_multiply_add(const std::string& type, double seconds) const {
         require(seconds > 0, "the time must be positive");
+        const auto kernel = type == "f32"    ? table_.multiply_add_f32
+                            : type == "bf16" ? table_.multiply_add_bf16
+                            : type == "int8" ? table_.multiply_add_int8
+                                             : nullptr;
+        require(kernel, "the level has no multiply-add of that type");
         nb::gil_scoped_release release;
         int64_t rounds = 1 << 14;
         double best = 0.0;
         for (double spent = 0.0; spent < seconds;) {
             double operations = 0.0;
-            const double took =
-                time([&] { operations = table_.multiply_add_f32(*pool_, rounds); });
+            const double took = time([&] { operations = kernel(*pool_, rounds); });
             best = std::max(best, operations / took);
             spent += took;
-            if (took < seconds / 16) rounds *= 2;
+            // Short enough that one of them is not interrupted.
+            if (took < seconds / 64) rounds *= 2;
         }
         return best;
     }
 
+    bool multiplies_bfloat16() const { return table_.multiplies_bfloat16; }
+
 private:
     static LinearCall linear_call(const In<float>& x, const Matrix& matrix,
-                                  const std::optional<In<float>>& bias, const Out<float>& out) {
+                                  const std::optional<In<float>>& bias, const Out<float>& out,
+                                  bool round_to_bfloat16) {
         const StoredMatrix& weight = matrix.stored();
         require(x.ndim() == 2 && extent(x, 1) == weight.columns, "x must be [count, columns]");
         const int64_t count = extent(x, 0);
@@ -275,7 +301,7 @@ private:
         require(!bias || (bias->ndim() == 1 && extent(*bias, 0) == weight.rows),
                 "bias must be [rows]");
         return {weight, x.data(), count, bias ? bias->data() : nullptr, out.data(),
-                matrix.tuning(count)};
+                matrix.tuning(count), round_to_bfloat16};
     }
 
     template <class Call>
@@ -393,9 +419,10 @@ NB_MODULE(_native, module) {
     nb::class_<Kernels>(module, "Kernels", "The kernels of one level, with a pool of threads.")
         .def(nb::init<const std::string&, int>(), "level"_a, "threads"_a)
         .def("linear", &Kernels::linear, "x"_a.noconvert(), "matrix"_a,
-             "bias"_a.noconvert().none(), "out"_a.noconvert())
+             "bias"_a.noconvert().none(), "out"_a.noconvert(), "round_to_bfloat16"_a = false)
         .def("linear_group", &Kernels::linear_group, "x"_a.noconvert(), "matrices"_a,
-             "biases"_a.noconvert(), "outs"_a.noconvert())
+             "biases"_a.noconvert(), "outs"_a.noconvert(),
+             "round_to_bfloat16"_a = false)
         .def("embed", &Kernels::embed, "matrix"_a, "token_ids"_a.noconvert(),
              "out"_a.noconvert())
         .def("rms_norm", &Kernels::rms_norm, "x"_a.noconvert(), "weight"_a.noconvert().none(),
@@ -418,7 +445,9 @@ NB_MODULE(_native, module) {
              "page_table"_a.noconvert(), "page_tokens"_a, "scale"_a, "window"_a, "soft_cap"_a,
              "out"_a.noconvert())
         .def("measure_bandwidth", &Kernels::measure_bandwidth, "bytes"_a)
-        .def("measure_multiply_add", &Kernels::measure_multiply_add, "seconds"_a);
+        .def("multiply_add_types", &Kernels::multiply_add_types)
+        .def("measure_multiply_add", &Kernels::measure_multiply_add, "type"_a, "seconds"_a)
+        .def_prop_ro("multiplies_bfloat16", &Kernels::multiplies_bfloat16);
 }
 
 }  // namespace firstlight

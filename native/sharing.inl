@@ -12,3 +12,10 @@ inline void share(ThreadPool& pool, int64_t operations, int64_t count,
     if (operations >= kWorthSharing) return parallel_for(pool, count, task, context);
     for (int64_t i = 0; i < count; ++i) task(context, i);
 }
+
+// Likewise with parallel_ranges.
+inline void share_ranges(ThreadPool& pool, int64_t operations, int64_t count,
+                         void (*task)(void*, int64_t), void* context) {
+    if (operations >= kWorthSharing) return parallel_ranges(pool, count, task, context);
+    for (int64_t i = 0; i < count; ++i) task(context, i);
+}

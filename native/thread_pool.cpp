@@ -265,11 +265,11 @@ namespace {
 
 constexpr std::align_val_t kScratchAlignment{64};
 
-struct Scratch {
+struct ScratchMemory {
     void* memory = nullptr;
     size_t bytes = 0;
 
-    ~Scratch() { ::operator delete(memory, kScratchAlignment); }
+    ~ScratchMemory() { ::operator delete(memory, kScratchAlignment); }
 
     void grow(size_t wanted) {
         ::operator delete(memory, kScratchAlignment);
@@ -280,13 +280,14 @@ struct Scratch {
     }
 };
 
-thread_local Scratch scratch;
+thread_local ScratchMemory scratch[3];
 
 }  // namespace
 
-void* thread_scratch(size_t bytes) {
-    if (bytes > scratch.bytes) scratch.grow(bytes);
-    return scratch.memory;
+void* thread_scratch(size_t bytes, Scratch use) {
+    ScratchMemory& its = scratch[static_cast<int>(use)];
+    if (bytes > its.bytes) its.grow(bytes);
+    return its.memory;
 }
 
 }  // namespace firstlight

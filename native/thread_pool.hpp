@@ -29,8 +29,12 @@ void parallel_for(ThreadPool& pool, int64_t count, void (*task)(void* context, i
 void parallel_ranges(ThreadPool& pool, int64_t count, void (*task)(void* context, int64_t index),
                      void* context);
 
+// What a thread's scratch memory is for: a task's own use, or what the caller of parallel_for made
+// ready for all tasks.
+enum class Scratch : int { task, bfloat16_rows, fixed16_rows };
+
 // Memory of at least `bytes`, aligned to 64, that belongs to the calling thread until it ends or
-// asks again. Throws std::bad_alloc.
-void* thread_scratch(size_t bytes);
+// asks for the same use again. Throws std::bad_alloc.
+void* thread_scratch(size_t bytes, Scratch use = Scratch::task);
 
 }  // namespace firstlight

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,7 @@ class CpuBackend(Backend):
         self.threads = threads or usable_cores()
         self.exact = exact
         self.native = _native.Kernels(self.level, self.threads)
-        super().__init__(CpuKernels(self.native, packed=False).all())
+        super().__init__(CpuKernels(self.native, packed=False, exact=exact).all())
 
     def pack(self, weight: Weight) -> PackedWeight:
         packed = None if self.exact else pack(weight, self.native)
@@ -82,13 +84,24 @@ class CpuBackend(Backend):
         return f"{self.name}: {self.device_name()}, {self.threads} threads, {self.level}"
 
     def measure_ceilings(self) -> Ceilings:
-        return measure_ceilings(
+        ways: list[str] = []
+
+        def bandwidth(size: int, _: int) -> float:
+            bytes_per_second, way = self.native.measure_bandwidth(size)
+            ways.append(way)
+            return bytes_per_second
+
+        ceilings = measure_ceilings(
             self.device_name(),
-            bandwidth=lambda size, _: self.native.measure_bandwidth(size),
-            matrix={"f32": self.native.measure_multiply_add},
+            bandwidth=bandwidth,
+            matrix={
+                dtype: partial(self.native.measure_multiply_add, dtype)
+                for dtype in self.native.multiply_add_types()
+            },
             threads=self.threads,
-            how=f"C++ at level {self.level}",
         )
+        how = f"{ceilings.how}; C++ at level {self.level}, memory best read by {ways[-1]}"
+        return replace(ceilings, how=how)
 
     def fast_formats(self) -> frozenset[str]:
         return frozenset(_native.formats())

@@ -65,6 +65,11 @@ def fixed_point(format: Format) -> Rounding:
     return "none" if packed_bytes(format, 0, 0) is None else "fixed16"
 
 
+def bfloat16_for_bfloat16(format: Format) -> Rounding:
+    """How products of bfloat16 by bfloat16 round their activations."""
+    return "bfloat16" if format.name == "bf16" else "none"
+
+
 class CpuKernels:
     """The kernels of one instruction level, each with the signature of its op.
 
@@ -74,15 +79,21 @@ class CpuKernels:
     Args:
         native: the extension's kernels.
         packed: whether weights may come in panels. Products with those round their activations.
+        exact: round activations nowhere else either.
     """
 
-    def __init__(self, native: _native.Kernels, packed: bool) -> None:
+    def __init__(self, native: _native.Kernels, packed: bool, exact: bool = False) -> None:
         self._native = native
         self._packed = packed
+        self._bfloat16 = native.multiplies_bfloat16 and not exact
 
     def all(self) -> tuple[Kernel, ...]:
         """Every kernel, in order of preference within an op."""
-        return (*self._of_packed_weights(), *self._of_stored_weights_and_state())
+        return (
+            *self._of_packed_weights(),
+            *self._of_bfloat16_weights(),
+            *self._of_stored_weights_and_state(),
+        )
 
     def _of_packed_weights(self) -> tuple[Kernel, ...]:
         if not self._packed:
@@ -92,6 +103,19 @@ class CpuKernels:
                 "linear", "packed", self.linear, self.accepts_linear_packed, rounding=fixed_point
             ),
             Kernel("embed", "packed", self.embed, self.accepts_embed_packed),
+        )
+
+    def _of_bfloat16_weights(self) -> tuple[Kernel, ...]:
+        if not self._bfloat16:
+            return ()
+        return (
+            Kernel(
+                "linear",
+                "bfloat16",
+                self.linear_bfloat16,
+                self.accepts_linear_bfloat16,
+                rounding=bfloat16_for_bfloat16,
+            ),
         )
 
     def _of_stored_weights_and_state(self) -> tuple[Kernel, ...]:
@@ -124,6 +148,18 @@ class CpuKernels:
         matrix = _matrix(weight)
         out = np.empty((len(x), matrix.rows), np.float32)
         self._native.linear(x, matrix, bias, out)
+        return out
+
+    def accepts_linear_bfloat16(
+        self, x: Floats, weight: _Packed, bias: Floats | None = None
+    ) -> bool:
+        return weight.format.name == "bf16" and self.accepts_linear(x, weight, bias)
+
+    def linear_bfloat16(self, x: Floats, weight: _Packed, bias: Floats | None = None) -> Floats:
+        """With activations rounded to bfloat16, as the weights are."""
+        matrix = _matrix(weight)
+        out = np.empty((len(x), matrix.rows), np.float32)
+        self._native.linear(x, matrix, bias, out, round_to_bfloat16=True)
         return out
 
     def accepts_linear_packed(self, x: Floats, weight: _Packed, bias: Floats | None = None) -> bool:

@@ -1,0 +1,15 @@
+// How a product is cut into tasks.
+
+// Products of one parallel_for; a larger group takes several.
+constexpr int kMostProducts = 16;
+
+// Tiles of the weight's rows times blocks of rows of x.
+struct LinearTiles {
+    void (*run)(const LinearTiles&, int64_t index);  // does one task
+    const LinearCall* call;
+    const void* x;  // the activations as `run` wants them
+    int64_t tile_rows, blocks, block_inputs, tasks;
+    // Rows of a tile that are gone through together, and those of them in registers at once.
+    int64_t block_rows;
+    int group_rows;
+};
