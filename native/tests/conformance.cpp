@@ -15,7 +15,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <map>
+#include <iterator>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -71,12 +71,19 @@ std::string check(const Runner& runner, const Machine& machine, const Case& one,
 // The measurements of the processor's ceilings at least do what they say.
 std::string check_ceilings(const Machine& machine) {
     const Array memory(ElementType::byte, {1 << 16});
-    if (machine.kernels.read_memory(machine.pool, memory.memory.data(), memory.size()) == 0) {
-        return "read_memory found zeros in memory that holds none";
+    for (size_t way = 0; way < std::size(kReadWays); ++way) {
+        if (machine.kernels.read_memory(machine.pool, memory.memory.data(), memory.size(),
+                                        static_cast<int>(way)) == 0) {
+            return "read_memory found zeros in memory that holds none";
+        }
     }
-    const double once = machine.kernels.multiply_add_f32(machine.pool, 100);
-    const double twice = machine.kernels.multiply_add_f32(machine.pool, 200);
-    return once > 0 && twice == 2 * once ? "" : "multiply_add_f32 miscounts its operations";
+    for (const auto count : {machine.kernels.multiply_add_f32, machine.kernels.multiply_add_bf16,
+                             machine.kernels.multiply_add_int8}) {
+        if (!count) continue;
+        const double once = count(machine.pool, 100), twice = count(machine.pool, 200);
+        if (once <= 0 || twice != 2 * once) return "a loop of products miscounts its operations";
+    }
+    return "";
 }
 
 // Prints what was found at one level; whether all of it was right.
@@ -99,6 +106,8 @@ bool check_level(const Level& level, const std::vector<Case>& cases, const Optio
             ++summary.failed;
             report(one.op + "/" + runner.name + " on '" + one.name + "': " + wrong);
         }
+        const bool optional = std::string(runner.name) == "bfloat16";
+        if (summary.cases == 0 && optional) continue;
         if (summary.cases == 0) report(std::string(runner.op) + "/" + runner.name + ": no cases");
         std::printf("%-12s %-24s %5d cases %5d failed   worst error %5.1f%% of the tolerance\n",
                     level.name, (std::string(runner.op) + "/" + runner.name).c_str(),

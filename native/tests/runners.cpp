@@ -40,7 +40,7 @@ std::string not_rounded(const KernelTable&, const Case&) { return "none"; }
 
 int64_t rows_of_x(const Case& one) { return one.array("x").extent(0); }
 
-Array run_linear(const Machine& machine, const Case& one, RowRange rows) {
+Array linear(const Machine& machine, const Case& one, RowRange rows, bool round_to_bfloat16) {
     const Array& x = one.array("x");
     const StoredMatrix weight = matrix(one, "weight");
     Array out(ElementType::float32, {x.extent(0), weight.rows});
@@ -49,7 +49,8 @@ Array run_linear(const Machine& machine, const Case& one, RowRange rows) {
                     rows.end - rows.begin,
                     floats_or_null(one, "bias"),
                     nullptr,
-                    machine.tuning};
+                    machine.tuning,
+                    round_to_bfloat16};
     std::vector<Array> outs;
     std::vector<LinearCall> calls;
     for (int i = 0; i < machine.products; ++i) {
@@ -60,6 +61,20 @@ Array run_linear(const Machine& machine, const Case& one, RowRange rows) {
     machine.kernels.linear(machine.pool, calls.data(), machine.products);
     return std::move(outs.back());
 }
+
+Array run_linear(const Machine& machine, const Case& one, RowRange rows) {
+    return linear(machine, one, rows, false);
+}
+
+Array run_linear_bfloat16(const Machine& machine, const Case& one, RowRange rows) {
+    return linear(machine, one, rows, true);
+}
+
+bool rounds_to_bfloat16(const KernelTable& kernels, const Case& one) {
+    return kernels.multiplies_bfloat16 && one.text("weight.format") == "bf16";
+}
+
+std::string to_bfloat16(const KernelTable&, const Case&) { return "bfloat16"; }
 
 Array run_embed(const Machine& machine, const Case& one, RowRange) {
     const StoredMatrix table = matrix(one, "table");
@@ -235,6 +250,7 @@ StoredMatrix stored_matrix(const std::string& format, const Array& data, int64_t
 const std::vector<Runner>& all_runners() {
     static const std::vector<Runner> runners = {
         {"linear", "stored", knows_weight, not_rounded, run_linear, rows_of_x},
+        {"linear", "bfloat16", rounds_to_bfloat16, to_bfloat16, run_linear_bfloat16, rows_of_x},
         {"embed", "stored", knows_table, not_rounded, run_embed, nullptr},
         {"rms_norm", "rows", always, not_rounded, run_rms_norm, nullptr},
         {"rotary", "rows", always, not_rounded, run_rotary, nullptr},
