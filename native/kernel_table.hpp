@@ -65,6 +65,14 @@ struct EmbedCall {
     float* out;
 };
 
+// A matrix from rows of blocks, row r at data + r * row_bytes, into panels at `out`.
+struct PackCall {
+    BlockFormat format;
+    const uint8_t* data;
+    int64_t rows, columns, row_bytes;
+    uint8_t* out;
+};
+
 // x and out [rows, columns]; weight [columns] or null.
 struct NormCall {
     const float* x;
@@ -142,6 +150,7 @@ struct KernelTable {
     // Several products at once, `count` of them, that have x and its rows in common.
     void (*linear)(ThreadPool&, const LinearCall* calls, int count);
     void (*embed)(ThreadPool&, const EmbedCall&);
+    void (*pack)(ThreadPool&, const PackCall&);
     void (*rms_norm)(ThreadPool&, const NormCall&);
     void (*elementwise)(ThreadPool&, const ElementwiseCall&);
     void (*rotary)(ThreadPool&, const RotaryCall&);

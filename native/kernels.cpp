@@ -30,7 +30,16 @@
 #define FIRSTLIGHT_FETCH(address) __builtin_prefetch(address)
 // Into the second-level cache only: the first has few places for lines on their way.
 #define FIRSTLIGHT_FETCH_FAR(address) __builtin_prefetch(address, 0, 2)
+#if defined(__clang__)
+#define FIRSTLIGHT_UNROLL _Pragma("unroll")
 #else
+#define FIRSTLIGHT_UNROLL _Pragma("GCC unroll 16")
+#endif
+// Memory that is read after this is not read before: it would wait in registers that others need.
+#define FIRSTLIGHT_IN_ORDER asm volatile("" ::: "memory")
+#else
+#define FIRSTLIGHT_UNROLL
+#define FIRSTLIGHT_IN_ORDER
 #define FIRSTLIGHT_INLINE inline
 #define FIRSTLIGHT_INLINED
 #define FIRSTLIGHT_FETCH(address) (void)(address)
@@ -71,6 +80,22 @@ namespace {
 
 #include "linear.inl"
 
+#include "packed_layout.inl"
+
+#include "packed_codes.inl"
+
+#include "packed_formats.inl"
+
+#include "packing.inl"
+
+#include "group_dots.inl"
+
+#include "fixed16.inl"
+
+#include "packed_linear.inl"
+
+#include "linear_group.inl"
+
 #include "elementwise.inl"
 
 #include "attention.inl"
@@ -85,6 +110,7 @@ const KernelTable FIRSTLIGHT_TABLE = {
     kBfloat16Products,
     linear,
     embed,
+    pack,
     rms_norm,
     elementwise,
     rotary,

@@ -1,4 +1,4 @@
-// out = x weight^T + bias, and rows of an embedding table.
+// out = x weight^T + bias, with weights as their format stores them.
 //
 // One row of x: weights are decoded in registers and used at once. Several: a tile of weights is
 // decoded to float32 in the second-level cache and used for all of them. Both add in the order of
@@ -7,7 +7,6 @@
 // Rows of a tile, and the distance between them, which is no power of two.
 constexpr int64_t kTileRows = 32;
 constexpr int64_t kTileStride = kChunk + 16;
-
 
 // One block of each row, a group of each in turn: their sums do not wait for one another.
 template <class Format, int Rows>
@@ -186,54 +185,4 @@ inline LinearTiles stored_tiles(const LinearCall& call, int threads) {
     }
     tiles.tasks = row_tiles * tiles.blocks;
     return tiles;
-}
-
-// The tasks of several products, one product's after another's.
-struct LinearGroup {
-    LinearTiles tiles[kMostProducts];
-    int count;
-};
-
-inline void linear_task(void* context, int64_t index) {
-    const LinearGroup& group = *static_cast<const LinearGroup*>(context);
-    const LinearTiles* tiles = group.tiles;
-    for (; index >= tiles->tasks; ++tiles) index -= tiles->tasks;
-    tiles->run(*tiles, index);
-}
-
-void linear(ThreadPool& pool, const LinearCall* calls, int count) {
-    for (; count > kMostProducts; calls += kMostProducts, count -= kMostProducts) {
-        linear(pool, calls, kMostProducts);
-    }
-    LinearGroup group;
-    group.count = count;
-    int64_t tasks = 0, work = 0;
-    const void* rounded = nullptr;
-    for (int i = 0; i < count; ++i) {
-        const StoredMatrix& weight = calls[i].weight;
-        if (kBfloat16Products && calls[i].round_to_bfloat16 && weight.format == BlockFormat::bf16) {
-            if (!rounded) rounded = bfloat16_inputs(pool, calls[i]);
-            group.tiles[i] = bfloat16_tiles(calls[i], rounded, thread_count(pool));
-        } else {
-            group.tiles[i] = stored_tiles(calls[i], thread_count(pool));
-        }
-        tasks += group.tiles[i].tasks;
-        work += weight.rows * weight.columns * calls[i].count;
-    }
-    share_ranges(pool, work, tasks, linear_task, &group);
-}
-
-void embed_task(void* context, int64_t index) {
-    const EmbedCall& call = *static_cast<const EmbedCall*>(context);
-    const StoredMatrix& table = call.table;
-    const uint8_t* row = table.data + call.token_ids[index] * table.row_bytes;
-    float* out = call.out + index * table.columns;
-    with_format(table.format, [&](auto format) {
-        decode_to<typename decltype(format)::type>(row, table.columns, out);
-    });
-}
-
-void embed(ThreadPool& pool, const EmbedCall& call) {
-    EmbedCall copy = call;
-    share(pool, call.count * call.table.columns, call.count, embed_task, &copy);
 }

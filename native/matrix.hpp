@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -11,25 +12,53 @@
 
 namespace firstlight {
 
+namespace {
+#include "packed_layout.inl"
+}  // namespace
+
+// Bytes of a matrix in panels, or -1 where its format is used in place. The sizes are those of a
+// matrix that exists.
+inline int64_t packed_bytes(BlockFormat format, int64_t rows, int64_t columns) {
+    const PanelShape shape = panel_shape(format);
+    return shape.bits ? panels_of(rows) * shape.panel_bytes(columns) : -1;
+}
+
+// Whether `bytes` are `rows` rows of `row_units` units. Compared by division: a product could
+// overflow.
+inline bool holds(int64_t bytes, int64_t unit_bytes, int64_t rows, int64_t row_units) {
+    if (rows == 0 || row_units == 0) return bytes == 0;
+    const int64_t units = bytes / unit_bytes;
+    return bytes % unit_bytes == 0 && units % rows == 0 && units / rows == row_units;
+}
+
+// `bytes` at `data` as a matrix, or an error if they cannot be one.
+inline StoredMatrix checked_matrix(const std::string& format, const uint8_t* data, size_t size,
+                                   int64_t rows, int64_t columns, bool packed) {
+    const FormatInfo& info = format_info(format);
+    require(rows >= 0 && columns >= 0 && columns % info.block_values == 0,
+            "columns must fill whole blocks of the format");
+    const auto bytes = static_cast<int64_t>(size);
+    if (packed) {
+        const PanelShape shape = panel_shape(info.code);
+        require(shape.bits, "the kernels do not pack this storage format");
+        const int64_t units = columns / (kGroupColumns * shape.groups);
+        require(holds(bytes, shape.unit_bytes(), panels_of(rows), units),
+                "packed data does not hold `rows` rows of `columns` values of the format");
+        require(reinterpret_cast<uintptr_t>(data) % 64 == 0 || bytes == 0,
+                "packed data must be aligned to 64 bytes");
+        return {info.code, Layout::panels, data, rows, columns, 0};
+    }
+    const int64_t blocks = columns / info.block_values;
+    require(holds(bytes, info.block_bytes, rows, blocks),
+            "weight data does not hold `rows` rows of `columns` values of the format");
+    return {info.code, Layout::rows, data, rows, columns, bytes ? blocks * info.block_bytes : 0};
+}
+
 class Matrix {
 public:
     Matrix(const std::string& format, In<uint8_t> data, int64_t rows, int64_t columns, bool packed)
-        : data_(std::move(data)), name_(format), stored_{} {
-        const FormatInfo& info = format_info(format);
-        require(rows >= 0 && columns >= 0 && columns % info.block_values == 0,
-                "columns must fill whole blocks of the format");
-        require(!packed, "the kernels do not pack this storage format");
-        const auto bytes = static_cast<int64_t>(data_.size());
-        const int64_t row_blocks = columns / info.block_values;
-        // Compared by division: a product could overflow.
-        const int64_t blocks = bytes / info.block_bytes;
-        const bool empty = rows == 0 || row_blocks == 0;
-        require(bytes % info.block_bytes == 0 &&
-                    (empty ? bytes == 0 : blocks % rows == 0 && blocks / rows == row_blocks),
-                "weight data does not hold `rows` rows of `columns` values of the format");
-        const int64_t row_bytes = empty ? 0 : row_blocks * info.block_bytes;
-        stored_ = {info.code, Layout::rows, data_.data(), rows, columns, row_bytes};
-    }
+        : data_(std::move(data)), name_(format),
+          stored_(checked_matrix(format, data_.data(), data_.size(), rows, columns, packed)) {}
 
     const StoredMatrix& stored() const { return stored_; }
     const std::string& format() const { return name_; }

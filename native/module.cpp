@@ -20,7 +20,6 @@
 #include "kernel_table.hpp"
 #include "levels.hpp"
 #include "matrix.hpp"
-#include "packed_layout.hpp"
 #include "thread_pool.hpp"
 
 namespace firstlight {
@@ -97,6 +96,15 @@ public:
                 "out must be [count, columns]");
         require_indices(token_ids, call.table.rows, "a token id lies outside the vocabulary");
         run(table_.embed, call);
+    }
+
+    void pack(const std::string& format, In<uint8_t> data, int64_t rows, int64_t columns,
+              Out<uint8_t> out) const {
+        const StoredMatrix from =
+            checked_matrix(format, data.data(), data.size(), rows, columns, false);
+        checked_matrix(format, out.data(), out.size(), rows, columns, true);
+        run(table_.pack, PackCall{from.format, from.data, rows, columns, from.row_bytes,
+                                  out.data()});
     }
 
     void rms_norm(In<float> x, std::optional<In<float>> weight, double epsilon,
@@ -399,6 +407,8 @@ NB_MODULE(_native, module) {
     module.def(
         "packed_bytes",
         [](const std::string& format, int64_t rows, int64_t columns) -> std::optional<int64_t> {
+            require(0 <= rows && rows < 1 << 30 && 0 <= columns && columns < 1 << 30,
+                    "no matrix is so large");
             const int64_t bytes = packed_bytes(format_info(format).code, rows, columns);
             return bytes < 0 ? std::nullopt : std::optional(bytes);
         },
@@ -424,6 +434,8 @@ NB_MODULE(_native, module) {
              "biases"_a.noconvert(), "outs"_a.noconvert(),
              "round_to_bfloat16"_a = false)
         .def("embed", &Kernels::embed, "matrix"_a, "token_ids"_a.noconvert(),
+             "out"_a.noconvert())
+        .def("pack", &Kernels::pack, "format"_a, "data"_a.noconvert(), "rows"_a, "columns"_a,
              "out"_a.noconvert())
         .def("rms_norm", &Kernels::rms_norm, "x"_a.noconvert(), "weight"_a.noconvert().none(),
              "epsilon"_a, "out"_a.noconvert())

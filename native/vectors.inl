@@ -158,6 +158,15 @@ inline Integers widen_words(const void* from) {
 #endif
 }
 
+// The larger of signed integers.
+inline Integers larger(Integers a, Integers b) {
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(FIRSTLIGHT_PLAIN_VECTORS)
+    return a > b ? a : b;
+#else
+    return each_lane<int32_t>([&](int i) { return a[i] > b[i] ? a[i] : b[i]; });
+#endif
+}
+
 inline Vector select(Integers mask, Vector yes, Vector no) {
     return as_float((as_int(yes) & mask) | (as_int(no) & ~mask));
 }

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <new>
 #include <stdexcept>
 
 namespace firstlight::tests {
@@ -10,6 +11,7 @@ namespace {
 
 constexpr char kMagic[] = "firstlight cases 1\n";
 constexpr uint64_t kMostAxes = 8;
+constexpr std::align_val_t kAlignment{64};
 
 class Reader {
 public:
@@ -47,8 +49,7 @@ public:
         return value;
     }
 
-    // An array, its type having been read already. Bytes lie at an odd address, as a file may put
-    // the weights that they are.
+    // An array, its type having been read already.
     Array array(char kind) {
         const auto type = static_cast<ElementType>(kind);
         const auto axes = number<uint32_t>();
@@ -63,7 +64,7 @@ public:
             bytes *= static_cast<uint64_t>(shape.back());
         }
         if (bytes > content_.size() - at_) throw std::runtime_error("the case file ends too soon");
-        Array array(type, std::move(shape), type == ElementType::byte ? 1 : 0);
+        Array array(type, std::move(shape));
         read(array.memory.data(), bytes);
         return array;
     }
@@ -108,9 +109,12 @@ const Value& find(const std::map<std::string, Value>& values, const std::string&
 }  // namespace
 
 Memory::Memory(size_t size, size_t offset)
-    : size_(size), offset_(offset), block_(new uint8_t[size + offset]) {
+    : size_(size), offset_(offset),
+      block_(static_cast<uint8_t*>(::operator new(size + offset, kAlignment))) {
     std::memset(block_.get(), 0xFF, size + offset);
 }
+
+void Memory::Free::operator()(uint8_t* block) const { ::operator delete(block, kAlignment); }
 
 Memory::Memory(const Memory& other) : Memory(other.size_, other.offset_) {
     std::memcpy(data(), other.data(), size_);
@@ -135,6 +139,9 @@ size_t bytes_of(ElementType type, const std::vector<int64_t>& shape) {
 }
 
 }  // namespace
+
+Array::Array(ElementType type_, std::vector<int64_t> shape_)
+    : Array(type_, std::move(shape_), tests::bytes_of(type_)) {}
 
 Array::Array(ElementType type_, std::vector<int64_t> shape_, size_t offset)
     : type(type_), shape(std::move(shape_)), memory(bytes_of(type, shape), offset) {}

@@ -15,8 +15,7 @@ namespace firstlight::tests {
 // Exactly so many bytes and not one more, so that AddressSanitizer sees a read past their end.
 class Memory {
 public:
-    // The bytes start `offset` past an address that is aligned for every type, and hold 0xFF: as
-    // floats they are not numbers.
+    // The bytes start `offset` past a multiple of 64, and hold 0xFF: as floats they are no numbers.
     explicit Memory(size_t size, size_t offset = 0);
     Memory(const Memory& other);
     Memory(Memory&&) = default;
@@ -26,8 +25,12 @@ public:
     size_t size() const { return size_; }
 
 private:
+    struct Free {
+        void operator()(uint8_t* block) const;
+    };
+
     size_t size_, offset_;
-    std::unique_ptr<uint8_t[]> block_;
+    std::unique_ptr<uint8_t[], Free> block_;
 };
 
 enum class ElementType : char { float32 = 'f', int32 = 'i', bfloat16 = 'h', byte = 'b' };
@@ -40,8 +43,10 @@ struct Array {
     std::vector<int64_t> shape;
     Memory memory;
 
-    // Of that shape, every byte 0xFF.
-    Array(ElementType type, std::vector<int64_t> shape, size_t offset = 0);
+    // Of that shape, every byte 0xFF, and aligned to its type but to nothing more.
+    Array(ElementType type, std::vector<int64_t> shape);
+    // `offset` bytes past a multiple of 64.
+    Array(ElementType type, std::vector<int64_t> shape, size_t offset);
 
     int64_t size() const;
     int64_t extent(size_t axis) const { return shape.at(axis); }

@@ -40,21 +40,32 @@ struct Options {
 struct Summary {
     int cases = 0, failed = 0;
     double worst = 0;  // largest error as a share of what was allowed, where anything was
+    uint64_t bits = 0;  // of all results, mixed
 };
 
 struct DeletePool {
     void operator()(ThreadPool* pool) const { delete_thread_pool(pool); }
 };
 
+// Fowler, Noll and Vo's hash FNV-1a, of one more array.
+uint64_t mix(uint64_t bits, const Array& array) {
+    for (size_t i = 0; i < array.memory.size(); ++i) {
+        bits = (bits ^ array.memory.data()[i]) * 0x100000001B3;
+    }
+    return bits;
+}
+
 // What is wrong with a kernel's result of a case, or empty.
-std::string check(const Runner& runner, const Machine& machine, const Case& one, Summary& summary) {
-    const std::string rounding = runner.rounding(machine.kernels, one);
+std::string check(const Runner& runner, const Machine& machine, const Case& given,
+                  Summary& summary) {
+    const std::string rounding = runner.rounding;
+    const Case one = prepare(runner, machine, given), before = one;
     const auto expected =
         std::find_if(one.expected.begin(), one.expected.end(),
                      [&](const Expectation& each) { return each.rounding == rounding; });
     if (expected == one.expected.end()) return "no result is known for the rounding " + rounding;
-    const Case before = one;
     const Array found = run_whole(runner, machine, one);
+    summary.bits = mix(summary.bits, found);
     const Comparison result = compare(found, expected->result, one.relative, one.absolute);
     if (!result.note.empty()) return "the result " + result.note;
     if (result.allowed > 0) summary.worst = std::max(summary.worst, result.error / result.allowed);
@@ -97,21 +108,21 @@ bool check_level(const Level& level, const std::vector<Case>& cases, const Optio
     };
     for (const Runner& runner : all_runners()) {
         if (!options.op.empty() && options.op != runner.op) continue;
+        if (runner.has && !runner.has(machine.kernels)) continue;
         Summary summary;
         for (const Case& one : cases) {
-            if (one.op != runner.op || !runner.accepts(machine.kernels, one)) continue;
+            if (one.op != runner.op || (runner.accepts && !runner.accepts(one))) continue;
             ++summary.cases;
             const std::string wrong = check(runner, machine, one, summary);
             if (wrong.empty()) continue;
             ++summary.failed;
             report(one.op + "/" + runner.name + " on '" + one.name + "': " + wrong);
         }
-        const bool optional = std::string(runner.name) == "bfloat16";
-        if (summary.cases == 0 && optional) continue;
         if (summary.cases == 0) report(std::string(runner.op) + "/" + runner.name + ": no cases");
-        std::printf("%-12s %-24s %5d cases %5d failed   worst error %5.1f%% of the tolerance\n",
+        std::printf("%-12s %-20s %5d cases %5d failed  worst %5.1f%% of tolerance  bits %016llx\n",
                     level.name, (std::string(runner.op) + "/" + runner.name).c_str(),
-                    summary.cases, summary.failed, 100 * summary.worst);
+                    summary.cases, summary.failed, 100 * summary.worst,
+                    static_cast<unsigned long long>(summary.bits));
     }
     for (const std::string& wrong :
          try_random_bytes(machine, *firstlight::level(0).kernels, options.seed, options.rounds)) {

@@ -12,7 +12,8 @@
 namespace firstlight::tests {
 
 // Decodes `rounds` random matrices of each format, and multiplies with them; what was found wrong.
-// `reference` is the table that every level must agree with in decoding.
+// With `reference` every level must agree to the bit in packing, decoding, and products with packed
+// weights.
 std::vector<std::string> try_random_bytes(const Machine& machine, const KernelTable& reference,
                                           uint64_t seed, int rounds);
 

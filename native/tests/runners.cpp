@@ -8,6 +8,8 @@
 namespace firstlight::tests {
 namespace {
 
+#include "packed_layout.inl"
+
 constexpr int64_t kNoWindow = int64_t{1} << 31;
 
 const float* floats_or_null(const Case& one, const char* name) {
@@ -26,23 +28,44 @@ StoredMatrix matrix(const Case& one, const std::string& name) {
 
 Array like(const Array& other) { return Array(ElementType::float32, other.shape); }
 
-bool known(const Case& one, const std::string& name) {
-    const std::string& format = one.text(name + ".format");
-    return std::any_of(std::begin(kFormats), std::end(kFormats),
-                       [&](const FormatInfo& info) { return format == info.name; });
+// The argument as `prepare` laid it out in panels.
+StoredMatrix packed_matrix(const Case& one, const std::string& name) {
+    StoredMatrix packed = matrix(one, name);
+    packed.layout = Layout::panels;
+    packed.data = one.array(name + ".packed").memory.data();
+    packed.row_bytes = 0;
+    return packed;
 }
 
-bool always(const KernelTable&, const Case&) { return true; }
+const FormatInfo* known_format(const Case& one, const char* name) {
+    const std::string& format = one.text(std::string(name) + ".format");
+    for (const FormatInfo& info : kFormats) {
+        if (format == info.name) return &info;
+    }
+    return nullptr;
+}
 
-std::string not_rounded(const KernelTable&, const Case&) { return "none"; }
+bool knows_weight(const Case& one) { return known_format(one, "weight"); }
+bool knows_table(const Case& one) { return known_format(one, "table"); }
+
+bool comes_in_panels(const Case& one, const char* name) {
+    const FormatInfo* info = known_format(one, name);
+    return info && panel_shape(info->code).bits > 0;
+}
+
+bool packs_weight(const Case& one) { return comes_in_panels(one, "weight"); }
+bool packs_table(const Case& one) { return comes_in_panels(one, "table"); }
+
+bool multiplies_bfloat16(const KernelTable& kernels) { return kernels.multiplies_bfloat16; }
+bool is_bfloat16(const Case& one) { return one.text("weight.format") == "bf16"; }
 
 // Products with weights -----------------------------------------------------------------------
 
 int64_t rows_of_x(const Case& one) { return one.array("x").extent(0); }
 
-Array linear(const Machine& machine, const Case& one, RowRange rows, bool round_to_bfloat16) {
+Array linear(const Machine& machine, const Case& one, RowRange rows, const StoredMatrix& weight,
+             bool round_to_bfloat16) {
     const Array& x = one.array("x");
-    const StoredMatrix weight = matrix(one, "weight");
     Array out(ElementType::float32, {x.extent(0), weight.rows});
     LinearCall call{weight,
                     x.elements<float>() + rows.begin * weight.columns,
@@ -63,26 +86,31 @@ Array linear(const Machine& machine, const Case& one, RowRange rows, bool round_
 }
 
 Array run_linear(const Machine& machine, const Case& one, RowRange rows) {
-    return linear(machine, one, rows, false);
+    return linear(machine, one, rows, matrix(one, "weight"), false);
 }
 
 Array run_linear_bfloat16(const Machine& machine, const Case& one, RowRange rows) {
-    return linear(machine, one, rows, true);
+    return linear(machine, one, rows, matrix(one, "weight"), true);
 }
 
-bool rounds_to_bfloat16(const KernelTable& kernels, const Case& one) {
-    return kernels.multiplies_bfloat16 && one.text("weight.format") == "bf16";
+Array run_linear_packed(const Machine& machine, const Case& one, RowRange rows) {
+    return linear(machine, one, rows, packed_matrix(one, "weight"), false);
 }
 
-std::string to_bfloat16(const KernelTable&, const Case&) { return "bfloat16"; }
-
-Array run_embed(const Machine& machine, const Case& one, RowRange) {
-    const StoredMatrix table = matrix(one, "table");
+Array embed(const Machine& machine, const Case& one, const StoredMatrix& table) {
     const Array& ids = one.array("token_ids");
     Array out(ElementType::float32, {ids.size(), table.columns});
     machine.kernels.embed(machine.pool,
                           {table, ids.elements<int32_t>(), ids.size(), out.elements<float>()});
     return out;
+}
+
+Array run_embed(const Machine& machine, const Case& one, RowRange) {
+    return embed(machine, one, matrix(one, "table"));
+}
+
+Array run_embed_packed(const Machine& machine, const Case& one, RowRange) {
+    return embed(machine, one, packed_matrix(one, "table"));
 }
 
 // Rows and single values ----------------------------------------------------------------------
@@ -232,10 +260,6 @@ Array run_attention(const Machine& machine, const Case& one, RowRange rows) {
     return out;
 }
 
-bool knows_weight(const KernelTable&, const Case& one) { return known(one, "weight"); }
-
-bool knows_table(const KernelTable&, const Case& one) { return known(one, "table"); }
-
 }  // namespace
 
 StoredMatrix stored_matrix(const std::string& format, const Array& data, int64_t columns) {
@@ -249,20 +273,36 @@ StoredMatrix stored_matrix(const std::string& format, const Array& data, int64_t
 
 const std::vector<Runner>& all_runners() {
     static const std::vector<Runner> runners = {
-        {"linear", "stored", knows_weight, not_rounded, run_linear, rows_of_x},
-        {"linear", "bfloat16", rounds_to_bfloat16, to_bfloat16, run_linear_bfloat16, rows_of_x},
-        {"embed", "stored", knows_table, not_rounded, run_embed, nullptr},
-        {"rms_norm", "rows", always, not_rounded, run_rms_norm, nullptr},
-        {"rotary", "rows", always, not_rounded, run_rotary, nullptr},
-        {"stream_write", "paged", always, not_rounded, run_stream_write, nullptr},
-        {"attention", "paged", always, not_rounded, run_attention, rows_of_queries},
-        {"gate", "vector", always, not_rounded, run_gate, nullptr},
-        {"add", "vector", always, not_rounded, run_add, nullptr},
-        {"scale", "vector", always, not_rounded, run_scale, nullptr},
-        {"soft_cap", "vector", always, not_rounded, run_soft_cap, nullptr},
-        {"take_rows", "rows", always, not_rounded, run_take_rows, nullptr},
+        {"linear", "stored", "none", nullptr, knows_weight, run_linear, rows_of_x, nullptr},
+        {"linear", "bfloat16", "bfloat16", multiplies_bfloat16, is_bfloat16, run_linear_bfloat16,
+         rows_of_x, nullptr},
+        {"linear", "packed", "fixed16", nullptr, packs_weight, run_linear_packed, rows_of_x,
+         "weight"},
+        {"embed", "stored", "none", nullptr, knows_table, run_embed, nullptr, nullptr},
+        {"embed", "packed", "none", nullptr, packs_table, run_embed_packed, nullptr, "table"},
+        {"rms_norm", "rows", "none", nullptr, nullptr, run_rms_norm, nullptr, nullptr},
+        {"rotary", "rows", "none", nullptr, nullptr, run_rotary, nullptr, nullptr},
+        {"stream_write", "paged", "none", nullptr, nullptr, run_stream_write, nullptr, nullptr},
+        {"attention", "paged", "none", nullptr, nullptr, run_attention, rows_of_queries, nullptr},
+        {"gate", "vector", "none", nullptr, nullptr, run_gate, nullptr, nullptr},
+        {"add", "vector", "none", nullptr, nullptr, run_add, nullptr, nullptr},
+        {"scale", "vector", "none", nullptr, nullptr, run_scale, nullptr, nullptr},
+        {"soft_cap", "vector", "none", nullptr, nullptr, run_soft_cap, nullptr, nullptr},
+        {"take_rows", "rows", "none", nullptr, nullptr, run_take_rows, nullptr, nullptr},
     };
     return runners;
+}
+
+Case prepare(const Runner& runner, const Machine& machine, const Case& one) {
+    Case prepared = one;
+    if (!runner.packed) return prepared;
+    const StoredMatrix from = matrix(one, runner.packed);
+    const int64_t bytes = panels_of(from.rows) * panel_shape(from.format).panel_bytes(from.columns);
+    Array panels(ElementType::byte, {bytes}, 0);
+    machine.kernels.pack(machine.pool, {from.format, from.data, from.rows, from.columns,
+                                        from.row_bytes, panels.memory.data()});
+    prepared.arrays.emplace(std::string(runner.packed) + ".packed", std::move(panels));
+    return prepared;
 }
 
 Array run_whole(const Runner& runner, const Machine& machine, const Case& one) {

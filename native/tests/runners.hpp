@@ -31,18 +31,25 @@ struct RowRange {
 struct Runner {
     const char* op;
     const char* name;
-    // Whether it takes the arguments.
-    bool (*accepts)(const KernelTable&, const Case&);
     // How it rounds its activations, as ops/rounding.py calls it.
-    std::string (*rounding)(const KernelTable&, const Case&);
+    const char* rounding;
+    // Whether the table has it; null: every table has.
+    bool (*has)(const KernelTable&);
+    // Whether it takes the arguments; null: all.
+    bool (*accepts)(const Case&);
     Array (*run)(const Machine&, const Case&, RowRange);
     // How many rows the batch has that can be computed apart; null where rows are tasks anyway.
     int64_t (*rows)(const Case&);
+    // The argument that it wants packed as well (see `with_packed`); null: none.
+    const char* packed;
 };
 
 const std::vector<Runner>& all_runners();
 
-// Every row of the case.
+// The case with what the runner wants packed, by these kernels.
+Case prepare(const Runner& runner, const Machine& machine, const Case& one);
+
+// Every row of a prepared case.
 Array run_whole(const Runner& runner, const Machine& machine, const Case& one);
 
 // Throws std::runtime_error for a format that the kernels do not know.

@@ -68,7 +68,7 @@ class CpuBackend(Backend):
         self.threads = threads or usable_cores()
         self.exact = exact
         self.native = _native.Kernels(self.level, self.threads)
-        super().__init__(CpuKernels(self.native, packed=False, exact=exact).all())
+        super().__init__(CpuKernels(self.native, packed=not exact, exact=exact).all())
 
     def pack(self, weight: Weight) -> PackedWeight:
         packed = None if self.exact else pack(weight, self.native)

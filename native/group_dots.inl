@@ -1,0 +1,196 @@
+// Exact whole-number products of kWidth rows of codes with up to kMostRows rows of x, a group of 32
+// columns at a time; the one thing in a packed product that depends on the instruction set.
+//
+// A row of x has a line of 64 bytes for a group (kLine), made by put_line from fixed-point values
+// of 16 bits; `rows` lines of one group stand together. A sum of 32 products of a code below 256
+// with such a value stays within 32 bits.
+
+constexpr int kLine = 64;
+
+#if defined(__AVX512VNNI__)
+
+// A value is 256 * upper + lower, both signed bytes: 32 of the one, then 32 of the other.
+constexpr int kMostRows = 8;
+
+inline void put_line(const int32_t* values, uint8_t* line) {
+    for (int i = 0; i < 32; i += 16) {
+        const Integers value = as_int(load(values + i));
+        const __m512i upper = (__m512i)((value + broadcast_int(128)) >> 8);
+        _mm_storeu_si128((__m128i*)(line + i), _mm512_maskz_cvtepi32_epi8(kAllLanes, upper));
+        // The lowest byte of the value is the lower one, whatever was rounded into the upper.
+        const __m128i lower = _mm512_maskz_cvtepi32_epi8(kAllLanes, (__m512i)value);
+        _mm_storeu_si128((__m128i*)(line + 32 + i), lower);
+    }
+}
+
+FIRSTLIGHT_INLINE __m512i four_columns(const uint8_t* from) {
+    return _mm512_set1_epi32(static_cast<int32_t>(load_word(from)));
+}
+
+template <int Rows>
+struct Dots {
+    __m512i upper[Rows], lower[Rows];
+
+    FIRSTLIGHT_INLINE Dots() {
+        for (int m = 0; m < Rows; ++m) upper[m] = lower[m] = _mm512_setzero_si512();
+    }
+    FIRSTLIGHT_INLINE void add(int quad, Codes codes, const uint8_t* lines) {
+        FIRSTLIGHT_UNROLL
+        for (int m = 0; m < Rows; ++m) {
+            const uint8_t* from = lines + m * kLine + 4 * quad;
+            upper[m] = _mm512_dpbusd_epi32(upper[m], (__m512i)codes, four_columns(from));
+            lower[m] = _mm512_dpbusd_epi32(lower[m], (__m512i)codes, four_columns(from + 32));
+        }
+    }
+    FIRSTLIGHT_INLINE Integers sum(int m) const {
+        return ((Integers)upper[m] << 8) + (Integers)lower[m];
+    }
+};
+
+#elif defined(__ARM_FEATURE_DOTPROD) && !defined(FIRSTLIGHT_PLAIN_VECTORS)
+
+// 32 upper and then 32 lower bytes of each value. With products of unsigned by signed bytes, 256 *
+// upper + lower is the value and both are signed. Without, both are unsigned, that sum is 32768 more,
+// and 32768 times the sum of the codes is taken away in the end; on the way sums stay below 2^30.
+constexpr int kMostRows = 4;
+
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr int32_t kAdded = 0, kRounded = 128;
+FIRSTLIGHT_INLINE uint32x4_t add_quads_of(uint32x4_t sums, Codes codes, uint32x4_t x) {
+    return (uint32x4_t)vusdotq_s32((int32x4_t)sums, (uint8x16_t)codes, (int8x16_t)x);
+}
+#else
+constexpr int32_t kAdded = 32768, kRounded = 0;
+FIRSTLIGHT_INLINE uint32x4_t add_quads_of(uint32x4_t sums, Codes codes, uint32x4_t x) {
+    return vdotq_u32(sums, (uint8x16_t)codes, (uint8x16_t)x);
+}
+#endif
+
+inline void put_line(const int32_t* values, uint8_t* line) {
+    for (int i = 0; i < 32; ++i) {
+        const int32_t value = values[i] + kAdded;
+        line[i] = static_cast<uint8_t>((value + kRounded) >> 8);
+        line[32 + i] = static_cast<uint8_t>(value);
+    }
+}
+
+template <int Rows>
+struct Dots {
+    uint32x4_t upper[Rows], lower[Rows], all_codes;
+
+    FIRSTLIGHT_INLINE Dots() : all_codes(vdupq_n_u32(0)) {
+        for (int m = 0; m < Rows; ++m) upper[m] = lower[m] = vdupq_n_u32(0);
+    }
+    FIRSTLIGHT_INLINE void add(int quad, Codes codes, const uint8_t* lines) {
+        if constexpr (kAdded) {
+            all_codes = vdotq_u32(all_codes, (uint8x16_t)codes, vdupq_n_u8(1));
+        }
+        FIRSTLIGHT_UNROLL
+        for (int m = 0; m < Rows; ++m) {
+            const uint8_t* from = lines + m * kLine + 4 * quad;
+            upper[m] = add_quads_of(upper[m], codes, vdupq_n_u32(load_word(from)));
+            lower[m] = add_quads_of(lower[m], codes, vdupq_n_u32(load_word(from + 32)));
+        }
+    }
+    FIRSTLIGHT_INLINE Integers sum(int m) const {
+        uint32x4_t total = vaddq_u32(vshlq_n_u32(upper[m], 8), lower[m]);
+        if constexpr (kAdded) total = vsubq_u32(total, vshlq_n_u32(all_codes, 15));
+        return (Integers)total;
+    }
+};
+
+#else
+
+// Values of 16 bits: of each four columns the first, the third, the second, the fourth, so that codes
+// are widened to meet them by taking every other byte.
+#if defined(__AVX2__)
+constexpr int kMostRows = 4;
+#else
+constexpr int kMostRows = 2;
+#endif
+
+inline void put_line(const int32_t* values, uint8_t* line) {
+    int16_t words[32];
+    for (int i = 0; i < 32; ++i) {
+        words[i / 4 * 4 + i % 2 * 2 + i % 4 / 2] = static_cast<int16_t>(values[i]);
+    }
+    memcpy(line, words, sizeof words);
+}
+
+// Of each lane two words of codes times two of x, added.
+#if defined(__AVX512BW__)
+FIRSTLIGHT_INLINE Integers pair_products(Codes codes, Integers x) {
+    return (Integers)_mm512_madd_epi16((__m512i)codes, (__m512i)x);
+}
+#elif defined(__AVX2__)
+FIRSTLIGHT_INLINE Integers pair_products(Codes codes, Integers x) {
+    return (Integers)_mm256_madd_epi16((__m256i)codes, (__m256i)x);
+}
+#elif defined(__SSE2__) && !defined(FIRSTLIGHT_PLAIN_VECTORS)
+FIRSTLIGHT_INLINE Integers pair_products(Codes codes, Integers x) {
+    return (Integers)_mm_madd_epi16((__m128i)codes, (__m128i)x);
+}
+#elif defined(__aarch64__) && defined(__ARM_NEON) && !defined(FIRSTLIGHT_PLAIN_VECTORS)
+FIRSTLIGHT_INLINE Integers pair_products(Codes codes, Integers x) {
+    const int16x8_t a = (int16x8_t)codes, b = (int16x8_t)x;
+    const int32x4_t low = vmull_s16(vget_low_s16(a), vget_low_s16(b));
+    return (Integers)vpaddq_s32(low, vmull_high_s16(a, b));
+}
+#else
+inline Integers pair_products(const Codes& codes, const Integers& x) {
+    int16_t a[2 * kWidth], b[2 * kWidth];
+    int32_t sums[kWidth];
+    memcpy(a, &codes, sizeof a);
+    memcpy(b, &x, sizeof b);
+    for (int i = 0; i < kWidth; ++i) sums[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+    Integers out;
+    memcpy(&out, sums, sizeof out);
+    return out;
+}
+#endif
+
+// The first and third, and the second and fourth of four bytes, as words.
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(FIRSTLIGHT_PLAIN_VECTORS) && \
+    __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+FIRSTLIGHT_INLINE Codes even_words(Codes codes) {
+    return (Codes)((CodeWords)codes & (0xFF - CodeWords{}));
+}
+FIRSTLIGHT_INLINE Codes odd_words(Codes codes) { return (Codes)((CodeWords)codes >> 8); }
+#else
+inline Codes every_other(const Codes& codes, int from) {
+    uint8_t bytes[4 * kWidth];
+    uint16_t words[2 * kWidth];
+    memcpy(bytes, &codes, sizeof bytes);
+    for (int i = 0; i < 2 * kWidth; ++i) words[i] = bytes[2 * i + from];
+    Codes out;
+    memcpy(&out, words, sizeof out);
+    return out;
+}
+inline Codes even_words(const Codes& codes) { return every_other(codes, 0); }
+inline Codes odd_words(const Codes& codes) { return every_other(codes, 1); }
+#endif
+
+FIRSTLIGHT_INLINE Integers two_columns(const uint8_t* from) {
+    return broadcast_int(static_cast<int32_t>(load_word(from)));
+}
+
+template <int Rows>
+struct Dots {
+    Integers sums[Rows];
+
+    FIRSTLIGHT_INLINE Dots() {
+        for (int m = 0; m < Rows; ++m) sums[m] = broadcast_int(0);
+    }
+    FIRSTLIGHT_INLINE void add(int quad, Codes codes, const uint8_t* lines) {
+        const Codes even = even_words(codes), odd = odd_words(codes);
+        FIRSTLIGHT_UNROLL
+        for (int m = 0; m < Rows; ++m) {
+            const uint8_t* from = lines + m * kLine + 8 * quad;
+            sums[m] = sums[m] + pair_products(even, two_columns(from));
+            sums[m] = sums[m] + pair_products(odd, two_columns(from + 4));
+        }
+    }
+    FIRSTLIGHT_INLINE Integers sum(int m) const { return sums[m]; }
+};
+
+#endif

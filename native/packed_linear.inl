@@ -1,0 +1,172 @@
+// Products with weights in panels: exact whole-number products of codes with fixed-point rows of x, a
+// group at a time, and one order of float32 operations for what comes of them:
+//     total = total + product * scale    for each run of the group, and where there are minima then
+//     total = total + minimum * sum      for each run; at the end
+//     total * step + bias
+// A multiplication and the addition after it are never fused, so that every level gets the same bits.
+
+// One product with panels, cut into tasks: runs of panels times blocks of rows of x.
+struct PackedTiles {
+    const LinearCall* call;
+    FixedRows fixed;
+    int64_t panels, block, blocks, ahead, tasks;
+};
+
+// The sum of what row m of x has in a run of the group whose lines begin at `lines`.
+template <class Format, int Run>
+FIRSTLIGHT_INLINE Integers sum_of_run(const uint8_t* lines, int rows, int m) {
+    constexpr size_t kPlace =
+        Format::kRuns == 2 ? Run * sizeof(int32_t) : offsetof(GroupSums, all);
+    const uint8_t* from = lines + rows * kLine + m * static_cast<int>(sizeof(GroupSums));
+    return broadcast_int(static_cast<int32_t>(load_word(from + kPlace)));
+}
+
+template <class Format, int Run, int Rows>
+FIRSTLIGHT_INLINE void add_minimum(const uint8_t* lines, Vector minimum, Vector (&total)[Rows]) {
+    FIRSTLIGHT_UNROLL
+    for (int m = 0; m < Rows; ++m) {
+        total[m] = total[m] + minimum * to_float(sum_of_run<Format, Run>(lines, Rows, m));
+    }
+}
+
+template <int Bits, int Quad, int End, int Rows>
+FIRSTLIGHT_INLINE void add_quads(Dots<Rows>& dots, const uint8_t* group, int64_t offset,
+                                 const uint8_t* lines) {
+    if constexpr (Quad < End) {
+        dots.add(Quad, quad_codes<Bits, Quad>(group, offset), lines);
+        add_quads<Bits, Quad + 1, End>(dots, group, offset, lines);
+    }
+}
+
+template <class Format, int Run, int Rows>
+FIRSTLIGHT_INLINE void add_run(const uint8_t* group, int64_t offset, const uint8_t* lines,
+                               Vector scale, Vector (&total)[Rows]) {
+    constexpr int kQuads = 8 / Format::kRuns;
+    Dots<Rows> dots;
+    add_quads<Format::kBits, Run * kQuads, (Run + 1) * kQuads>(dots, group, offset, lines);
+    FIRSTLIGHT_UNROLL
+    for (int m = 0; m < Rows; ++m) {
+        Integers product = dots.sum(m);
+        if constexpr (!Format::kMinimum) {
+            product = product - (sum_of_run<Format, Run>(lines, Rows, m) << Format::kZeroBits);
+        }
+        total[m] = total[m] + to_float(product) * scale;
+    }
+}
+
+// The product of kWidth rows of a panel, those from row `first`, with a block of rows of x.
+template <class Format, int Rows>
+inline void panel_product(const uint8_t* at, int first, const uint8_t* lines, int64_t units,
+                          int64_t ahead, Vector (&total)[Rows]) {
+    constexpr PanelShape kShape = Format::kShape;
+    constexpr int kFetches = static_cast<int>((kShape.group_bytes() + kLine - 1) / kLine);
+    constexpr int64_t kCodeBytes = kPlaneBytes * Format::kBits;
+    FIRSTLIGHT_UNROLL
+    for (int m = 0; m < Rows; ++m) total[m] = broadcast(0.0f);
+    for (int64_t unit = 0; unit < units; ++unit) {
+        const typename Format::Unit scales_of(at, first);
+        at += kShape.header;
+        for (int g = 0; g < kShape.groups; ++g) {
+            for (int i = 0; i < kFetches; ++i) FIRSTLIGHT_FETCH(at + ahead + i * kLine);
+            const auto scales = scales_of.scales(at + kCodeBytes, first);
+            add_run<Format, 0>(at, 4 * first, lines, scales.scale[0], total);
+            if constexpr (Format::kRuns == 2) {
+                FIRSTLIGHT_IN_ORDER;
+                add_run<Format, 1>(at, 4 * first, lines, scales.scale[1], total);
+            }
+            if constexpr (Format::kMinimum) {
+                add_minimum<Format, 0>(lines, scales.minimum[0], total);
+                if constexpr (Format::kRuns == 2) {
+                    add_minimum<Format, 1>(lines, scales.minimum[1], total);
+                }
+            }
+            at += kShape.group_bytes();
+            lines += Rows * kRowGroupBytes;
+        }
+    }
+}
+
+// A panel times the block of rows of x that begins with `row`.
+template <class Format, int Rows>
+inline void panel_block(const PackedTiles& tiles, int64_t panel, int64_t row) {
+    const LinearCall& call = *tiles.call;
+    const StoredMatrix& weight = call.weight;
+    constexpr int64_t kUnitColumns = kGroupColumns * Format::kShape.groups;
+    const uint8_t* at = weight.data + panel * Format::kShape.panel_bytes(weight.columns);
+    for (int first = 0; first < kPanelRows; first += kWidth) {
+        Vector total[Rows];
+        panel_product<Format>(at, first, tiles.fixed.block(row), weight.columns / kUnitColumns,
+                              tiles.ahead, total);
+        const int64_t start = panel * kPanelRows + first;
+        const int64_t left = weight.rows - start;
+        if (left <= 0) return;
+        Vector bias = broadcast(0.0f);
+        if (call.bias) {
+            bias = left < kWidth ? load_first(call.bias + start, left) : load(call.bias + start);
+        }
+        for (int m = 0; m < Rows; ++m) {
+            Vector result = total[m] * broadcast(tiles.fixed.scales[row + m]);
+            if (call.bias) result = result + bias;
+            float* out = call.out + (row + m) * weight.rows + start;
+            if (left < kWidth) {
+                store_first(out, result, left);
+            } else {
+                store(out, result);
+            }
+        }
+    }
+}
+
+template <class Format>
+inline void packed_tile(const PackedTiles& tiles, int64_t index) {
+    const LinearCall& call = *tiles.call;
+    const int64_t first = index / tiles.blocks * tiles.panels;
+    const int64_t end = least(first + tiles.panels, panels_of(call.weight.rows));
+    const int64_t begin_row = index % tiles.blocks * tiles.block;
+    const int64_t end_row = least(begin_row + tiles.block, call.count);
+    for (int64_t panel = first; panel < end; ++panel) {
+        for (int64_t row = begin_row; row < end_row;) {
+            const int rows = block_rows(end_row - row);
+            switch (rows) {
+                case 1: panel_block<Format, 1>(tiles, panel, row); break;
+                case 2: panel_block<Format, 2>(tiles, panel, row); break;
+                case 4:
+                    if constexpr (kMostRows >= 4) panel_block<Format, 4>(tiles, panel, row);
+                    break;
+                case 8:
+                    if constexpr (kMostRows >= 8) panel_block<Format, 8>(tiles, panel, row);
+                    break;
+                default: break;
+            }
+            row += rows;
+        }
+    }
+}
+
+inline void packed_task(const PackedTiles& tiles, int64_t index) {
+    with_packed_format(tiles.call->weight.format, [&](auto format) {
+        packed_tile<typename decltype(format)::type>(tiles, index);
+    });
+}
+
+// Bytes of x that a thread takes through the weight again and again: they stay in its second-level
+// cache together with a panel.
+constexpr int64_t kBlockBytes = 384 << 10;
+
+inline PackedTiles packed_tiles(const LinearCall& call, const FixedRows& fixed, int threads) {
+    const StoredMatrix& weight = call.weight;
+    const LinearTuning& tuning = call.tuning;
+    PackedTiles tiles{&call, fixed, 1, call.count, 1, 4096, 0};
+    if (call.count == 0 || weight.rows == 0) return tiles;
+    if (tuning.fetch_ahead) tiles.ahead = tuning.fetch_ahead;
+    const int64_t fitting = kBlockBytes / (fixed.row_bytes() + 1);
+    const int64_t rows = tuning.block_rows ? tuning.block_rows : fitting;
+    if (rows < call.count) tiles.block = divide_up(rows > 0 ? rows : 1, kMostRows) * kMostRows;
+    tiles.blocks = divide_up(call.count, tiles.block);
+    const int64_t panels = panels_of(weight.rows);
+    // Long runs for the memory's sake, but several for each thread, for their balance.
+    tiles.panels = tuning.panels ? tuning.panels : divide_up(panels, 8 * threads);
+    tiles.panels = least(tiles.panels, panels);
+    tiles.tasks = divide_up(panels, tiles.panels) * tiles.blocks;
+    return tiles;
+}
