@@ -39,6 +39,13 @@ inline void require_same_shape(const A& a, const B& b, const char* message) {
     require(same, message);
 }
 
+inline void require_indices(const In<int32_t>& indices, int64_t end, const char* message) {
+    for (size_t i = 0; i < indices.size(); ++i) {
+        const int32_t index = indices.data()[i];
+        if (index < 0 || index >= end) throw nb::index_error(message);
+    }
+}
+
 inline const FormatInfo& format_info(const std::string& name) {
     for (const FormatInfo& info : kFormats) {
         if (name == info.name) return info;

@@ -15,6 +15,15 @@ inline void map_values(const float* x, const float* y, int64_t size, float* out,
     }
 }
 
+// x + scale * y. A scale of one is left out, so that the sum alone is rounded.
+inline void add_values(const float* x, const float* y, float scale, int64_t size, float* out) {
+    if (scale == 1.0f) {
+        map_values(x, y, size, out, [](Vector a, Vector b) { return a + b; });
+    } else {
+        map_values(x, y, size, out, [=](Vector a, Vector b) { return a + b * scale; });
+    }
+}
+
 void elementwise_task(void* context, int64_t index) {
     const ElementwiseCall& call = *static_cast<const ElementwiseCall*>(context);
     const int64_t begin = index * kSlice, size = least(kSlice, call.size - begin);
@@ -24,9 +33,7 @@ void elementwise_task(void* context, int64_t index) {
     const float parameter = call.parameter;
     const auto map = [&](auto function) { map_values(x, y, size, out, function); };
     switch (call.function) {
-        case Elementwise::add: return map([](Vector a, Vector b) { return a + b; });
-        case Elementwise::add_scaled:
-            return map([=](Vector a, Vector b) { return a + b * parameter; });
+        case Elementwise::add: return add_values(x, y, parameter, size, out);
         case Elementwise::scale: return map([=](Vector a, Vector) { return a * parameter; });
         case Elementwise::soft_cap:
             return map([=](Vector a, Vector) {
@@ -48,31 +55,33 @@ void elementwise(ThreadPool& pool, const ElementwiseCall& call) {
 }
 
 // The mean is taken in float64, so that no square overflows.
-void norm_task(void* context, int64_t index) {
-    const NormCall& call = *static_cast<const NormCall*>(context);
-    const float* x = call.x + index * call.columns;
-    float* out = call.out + index * call.columns;
+inline void norm_row(const float* x, const float* weight, int64_t columns, double epsilon,
+                     float* out) {
     constexpr int kSums = 16;
     double sums[kSums] = {};
     int64_t i = 0;
-    for (; i + kSums <= call.columns; i += kSums) {
+    for (; i + kSums <= columns; i += kSums) {
         for (int j = 0; j < kSums; ++j) {
             const double value = x[i + j];
             sums[j] += value * value;
         }
     }
-    for (; i < call.columns; ++i) sums[0] += static_cast<double>(x[i]) * x[i];
+    for (; i < columns; ++i) sums[0] += static_cast<double>(x[i]) * x[i];
     double total = 0;
     for (double one : sums) total += one;
-    const double mean = total / static_cast<double>(call.columns);
-    const double factor = 1.0 / ::sqrt(mean + call.epsilon);
-    if (call.weight) {
-        for (i = 0; i < call.columns; ++i) {
-            out[i] = static_cast<float>(x[i] * factor) * call.weight[i];
-        }
+    const double mean = total / static_cast<double>(columns);
+    const double factor = 1.0 / ::sqrt(mean + epsilon);
+    if (weight) {
+        for (i = 0; i < columns; ++i) out[i] = static_cast<float>(x[i] * factor) * weight[i];
     } else {
-        for (i = 0; i < call.columns; ++i) out[i] = static_cast<float>(x[i] * factor);
+        for (i = 0; i < columns; ++i) out[i] = static_cast<float>(x[i] * factor);
     }
+}
+
+void norm_task(void* context, int64_t index) {
+    const NormCall& call = *static_cast<const NormCall*>(context);
+    norm_row(call.x + index * call.columns, call.weight, call.columns, call.epsilon,
+             call.out + index * call.columns);
 }
 
 void rms_norm(ThreadPool& pool, const NormCall& call) {
@@ -80,28 +89,42 @@ void rms_norm(ThreadPool& pool, const NormCall& call) {
     share(pool, 4 * call.rows * call.columns, call.rows, norm_task, &copy);
 }
 
-void rotary_task(void* context, int64_t index) {
-    const RotaryCall& call = *static_cast<const RotaryCall*>(context);
-    const int64_t angles = call.angles;
-    const float* cosine = call.cosine_sine + index * 2 * angles;
-    const float* sine = cosine + angles;
-    for (int64_t head = 0; head < call.heads; ++head) {
-        const int64_t offset = (index * call.heads + head) * call.size;
-        const float* x = call.x + offset;
-        float* out = call.out + offset;
-        if (call.interleaved) {
-            for (int64_t i = 0; i < angles; ++i) {
-                out[2 * i] = x[2 * i] * cosine[i] - x[2 * i + 1] * sine[i];
-                out[2 * i + 1] = x[2 * i + 1] * cosine[i] + x[2 * i] * sine[i];
+// Turns the heads of one row; `out` may be x.
+inline void rotate_row(const float* x, const float* cosine_sine, int64_t heads, int64_t size,
+                       int64_t angles, bool interleaved, float* out) {
+    const float* cosine = cosine_sine;
+    const float* sine = cosine_sine + angles;
+    for (int64_t head = 0; head < heads; ++head, x += size, out += size) {
+        int64_t i = 0;
+        if (interleaved) {
+            for (; i < angles; ++i) {
+                const float first = x[2 * i], second = x[2 * i + 1];
+                out[2 * i] = first * cosine[i] - second * sine[i];
+                out[2 * i + 1] = second * cosine[i] + first * sine[i];
             }
         } else {
-            for (int64_t i = 0; i < angles; ++i) {
-                out[i] = x[i] * cosine[i] - x[i + angles] * sine[i];
-                out[i + angles] = x[i + angles] * cosine[i] + x[i] * sine[i];
+            for (; i + kWidth <= angles; i += kWidth) {
+                const Vector first = load(x + i), second = load(x + i + angles);
+                const Vector c = load(cosine + i), s = load(sine + i);
+                store(out + i, first * c - second * s);
+                store(out + i + angles, second * c + first * s);
+            }
+            for (; i < angles; ++i) {
+                const float first = x[i], second = x[i + angles];
+                out[i] = first * cosine[i] - second * sine[i];
+                out[i + angles] = second * cosine[i] + first * sine[i];
             }
         }
-        for (int64_t i = 2 * angles; i < call.size; ++i) out[i] = x[i];
+        if (x == out) continue;
+        for (i = 2 * angles; i < size; ++i) out[i] = x[i];
     }
+}
+
+void rotary_task(void* context, int64_t index) {
+    const RotaryCall& call = *static_cast<const RotaryCall*>(context);
+    const int64_t offset = index * call.heads * call.size;
+    rotate_row(call.x + offset, call.cosine_sine + index * 2 * call.angles, call.heads, call.size,
+               call.angles, call.interleaved, call.out + offset);
 }
 
 void rotary(ThreadPool& pool, const RotaryCall& call) {
@@ -109,16 +132,19 @@ void rotary(ThreadPool& pool, const RotaryCall& call) {
     share(pool, 2 * call.rows * call.heads * call.size, call.rows, rotary_task, &copy);
 }
 
-void stream_write_task(void* context, int64_t index) {
-    const StreamWriteCall& call = *static_cast<const StreamWriteCall*>(context);
-    const int64_t size = call.entry_size, offset = call.slots[index] * size;
-    const float* values = call.values + index * size;
-    if (call.type == StreamType::float32) {
-        memcpy(static_cast<float*>(call.pages) + offset, values, size_t(size) * sizeof(float));
+inline void write_entry(StreamType type, void* pages, int64_t slot, int64_t size,
+                        const float* values) {
+    if (type == StreamType::float32) {
+        memcpy(static_cast<float*>(pages) + slot * size, values, size_t(size) * sizeof(float));
         return;
     }
-    uint16_t* entry = static_cast<uint16_t*>(call.pages) + offset;
-    round_to_bfloat16(values, size, entry);
+    round_to_bfloat16(values, size, static_cast<uint16_t*>(pages) + slot * size);
+}
+
+void stream_write_task(void* context, int64_t index) {
+    const StreamWriteCall& call = *static_cast<const StreamWriteCall*>(context);
+    write_entry(call.type, call.pages, call.slots[index], call.entry_size,
+                call.values + index * call.entry_size);
 }
 
 void stream_write(ThreadPool& pool, const StreamWriteCall& call) {

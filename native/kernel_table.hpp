@@ -84,7 +84,7 @@ struct NormCall {
 
 enum class Activation : int { silu, gelu, gelu_tanh, relu };
 
-enum class Elementwise : int { gate, add, add_scaled, scale, soft_cap };
+enum class Elementwise : int { gate, add, scale, soft_cap };
 
 // size values each; y is null where the function has one argument only.
 struct ElementwiseCall {
@@ -144,6 +144,43 @@ struct AttentionCall {
 inline constexpr const char* kReadWays[] = {"one stream a thread", "one stream fetched ahead",
                                             "four streams fetched ahead"};
 
+// A norm over `columns` values, with weight [columns] or null; no norm where columns is 0.
+struct NormPart {
+    const float* weight;
+    int64_t columns;
+    double epsilon;
+};
+
+// query [rows, heads, size], key and value [rows, key_value_heads, size] as their products gave them.
+// Queries and keys are normed and turned (cosine_sine [rows, 2, angles] or null); query_out, which
+// must not be `query`, takes the queries where either happens. Keys and values become entry
+// slots[row] of their pages.
+struct HeadsCall {
+    const float* query;
+    const float* key;
+    const float* value;
+    int64_t rows, heads, key_value_heads, size;
+    NormPart query_norm, key_norm;
+    const float* cosine_sine;
+    int64_t angles;
+    bool interleaved;
+    StreamType key_type, value_type;
+    void* key_pages;
+    void* value_pages;
+    const int64_t* slots;
+    float* query_out;
+};
+
+// out = x + scale * norm(y), all [rows, columns].
+struct ResidualCall {
+    const float* x;
+    const float* y;
+    NormPart norm;
+    float scale;
+    int64_t rows, columns;
+    float* out;
+};
+
 struct KernelTable {
     // Whether the level multiplies bfloat16 by bfloat16.
     bool multiplies_bfloat16;
@@ -156,6 +193,8 @@ struct KernelTable {
     void (*rotary)(ThreadPool&, const RotaryCall&);
     void (*stream_write)(ThreadPool&, const StreamWriteCall&);
     void (*attention)(ThreadPool&, const AttentionCall&);
+    void (*prepare_heads)(ThreadPool&, const HeadsCall&);
+    void (*join_residual)(ThreadPool&, const ResidualCall&);
     // Reads `bytes` at `data` once, with all threads, in one of kReadWays ways (ceilings.inl).
     uint64_t (*read_memory)(ThreadPool&, const void* data, int64_t bytes, int way);
     // Runs `rounds` rounds of multiply-adds in registers on every thread; returns how many

@@ -98,6 +98,8 @@ namespace {
 
 #include "elementwise.inl"
 
+#include "heads.inl"
+
 #include "attention.inl"
 
 #include "attention_tasks.inl"
@@ -116,6 +118,8 @@ const KernelTable FIRSTLIGHT_TABLE = {
     rotary,
     stream_write,
     attention,
+    prepare_heads,
+    join_residual,
     read_memory,
     multiply_add_f32,
     multiply_add_bf16,

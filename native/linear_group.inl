@@ -5,52 +5,52 @@
 // without end.
 constexpr int64_t kRoundedRows = 1024;
 
+// The tasks of one product, by the layout of its weight.
+struct ProductTasks {
+    int64_t tasks;
+    bool packed;
+    PackedTiles panels;
+    LinearTiles rows;
+};
+
 // The tasks of several products, one product's after another's.
 struct LinearGroup {
-    LinearTiles stored[kMostProducts];
-    PackedTiles packed[kMostProducts];
-    int stored_count, packed_count;
+    ProductTasks products[kMostProducts];
 };
 
 inline void linear_task(void* context, int64_t index) {
-    const LinearGroup& group = *static_cast<const LinearGroup*>(context);
-    for (int i = 0; i < group.packed_count; ++i) {
-        const PackedTiles& tiles = group.packed[i];
-        if (index < tiles.tasks) return packed_task(tiles, index);
-        index -= tiles.tasks;
-    }
-    const LinearTiles* tiles = group.stored;
-    for (; index >= tiles->tasks; ++tiles) index -= tiles->tasks;
-    tiles->run(*tiles, index);
+    const ProductTasks* product = static_cast<const LinearGroup*>(context)->products;
+    for (; index >= product->tasks; ++product) index -= product->tasks;
+    if (product->packed) return packed_task(product->panels, index);
+    product->rows.run(product->rows, index);
 }
 
-// At most kMostProducts, and as many rows of x as may be rounded at once.
+// At most kMostProducts, and as many rows of x as may be rounded at once. Each rounding is done
+// once, for all products that want it.
 void linear_part(ThreadPool& pool, const LinearCall* calls, int count) {
     LinearGroup group;
-    group.stored_count = group.packed_count = 0;
     FixedRows fixed{};
     const void* rounded = nullptr;
     const int threads = thread_count(pool);
     int64_t tasks = 0, work = 0;
     for (int i = 0; i < count; ++i) {
         const LinearCall& call = calls[i];
-        work += call.weight.rows * call.weight.columns * call.count;
-        if (call.weight.layout == Layout::rows) {
-            LinearTiles& tiles = group.stored[group.stored_count++];
-            if (kBfloat16Products && call.round_to_bfloat16 &&
-                call.weight.format == BlockFormat::bf16) {
-                if (!rounded) rounded = bfloat16_inputs(pool, call);
-                tiles = bfloat16_tiles(call, rounded, threads);
-            } else {
-                tiles = stored_tiles(call, threads);
-            }
-            tasks += tiles.tasks;
+        const StoredMatrix& weight = call.weight;
+        ProductTasks& product = group.products[i];
+        product.packed = weight.layout == Layout::panels;
+        if (product.packed) {
+            if (!fixed.x) fixed = fix_rows(pool, call.x, call.count, weight.columns);
+            product.panels = packed_tiles(call, fixed, threads);
+        } else if (kBfloat16Products && call.round_to_bfloat16 &&
+                   weight.format == BlockFormat::bf16) {
+            if (!rounded) rounded = bfloat16_inputs(pool, call);
+            product.rows = bfloat16_tiles(call, rounded, threads);
         } else {
-            if (!fixed.x) fixed = fix_rows(pool, call.x, call.count, call.weight.columns);
-            PackedTiles& tiles = group.packed[group.packed_count++];
-            tiles = packed_tiles(call, fixed, threads);
-            tasks += tiles.tasks;
+            product.rows = stored_tiles(call, threads);
         }
+        product.tasks = product.packed ? product.panels.tasks : product.rows.tasks;
+        tasks += product.tasks;
+        work += weight.rows * weight.columns * call.count;
     }
     share_ranges(pool, work, tasks, linear_task, &group);
 }

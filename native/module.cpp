@@ -20,29 +20,11 @@
 #include "kernel_table.hpp"
 #include "levels.hpp"
 #include "matrix.hpp"
+#include "module_blocks.hpp"
+#include "paged_rows.hpp"
 #include "thread_pool.hpp"
 
 namespace firstlight {
-namespace {
-
-using namespace nb::literals;
-
-// Queries of one attention tile: enough to share what is read of the state, few enough that
-// their partial results stay in the first-level cache.
-constexpr int64_t kTileQueries = 32;
-
-struct DeletePool {
-    void operator()(ThreadPool* pool) const { delete_thread_pool(pool); }
-};
-
-const KernelTable& kernels_of(const std::string& name) {
-    for (int i = 0; i < level_count(); ++i) {
-        if (name != level(i).name) continue;
-        require(runs_here(i), "this processor lacks the instruction level");
-        return *level(i).kernels;
-    }
-    throw nb::value_error("there is no instruction level of that name");
-}
 
 StreamType stream_type(const nb::dlpack::dtype& dtype) {
     if (dtype == nb::dtype<float>()) return StreamType::float32;
@@ -58,11 +40,29 @@ Activation activation_of(const std::string& name) {
     throw nb::value_error("unknown activation");
 }
 
+namespace {
+
+using namespace nb::literals;
+
+struct DeletePool {
+    void operator()(ThreadPool* pool) const { delete_thread_pool(pool); }
+};
+
+const KernelTable& kernels_of(const std::string& name) {
+    for (int i = 0; i < level_count(); ++i) {
+        if (name != level(i).name) continue;
+        require(runs_here(i), "this processor lacks the instruction level");
+        return *level(i).kernels;
+    }
+    throw nb::value_error("there is no instruction level of that name");
+}
+
 // The kernels of one instruction level with a pool of threads.
 class Kernels {
 public:
-    Kernels(const std::string& level, int threads)
-        : table_(kernels_of(level)), pool_(new_thread_pool(threads)) {}
+    // `exact`: blocks round no activations where a plain product would not.
+    Kernels(const std::string& level, int threads, bool exact)
+        : table_(kernels_of(level)), pool_(new_thread_pool(threads)), exact_(exact) {}
 
     void linear(In<float> x, const Matrix& matrix, std::optional<In<float>> bias, Out<float> out,
                 bool round_to_bfloat16) const {
@@ -127,8 +127,7 @@ public:
     }
 
     void add(In<float> x, In<float> y, float scale, Out<float> out) const {
-        const auto function = scale == 1.0f ? Elementwise::add : Elementwise::add_scaled;
-        elementwise(function, {}, x, &y, scale, out);
+        elementwise(Elementwise::add, {}, x, &y, scale, out);
     }
 
     void scale(In<float> x, float factor, Out<float> out) const {
@@ -182,14 +181,7 @@ public:
             require(values.shape(i) == pages.shape(i + 1), "an entry of values must fit the pages");
             entry_size *= extent(values, i);
         }
-        std::vector<int64_t> slots(static_cast<size_t>(rows.rows));
-        for (int64_t s = 0; s < rows.sequences; ++s) {
-            for (int64_t row = rows.row_starts[s]; row < rows.row_starts[s + 1]; ++row) {
-                const int64_t position = rows.positions[row];
-                const int64_t page = rows.page(s, position, extent(pages, 0));
-                slots[static_cast<size_t>(row)] = page * page_tokens + position % page_tokens;
-            }
-        }
+        const std::vector<int64_t> slots = entry_slots(rows, extent(pages, 0));
         run(table_.stream_write, StreamWriteCall{stream_type(pages.dtype()), pages.data(),
                                                  values.data(), slots.data(), rows.rows,
                                                  entry_size});
@@ -296,6 +288,9 @@ public:
     }
 
     bool multiplies_bfloat16() const { return table_.multiplies_bfloat16; }
+    const KernelTable& table() const { return table_; }
+    ThreadPool& pool() const { return *pool_; }
+    bool rounds() const { return table_.multiplies_bfloat16 && !exact_; }
 
 private:
     static LinearCall linear_call(const In<float>& x, const Matrix& matrix,
@@ -326,13 +321,6 @@ private:
         return std::max(took.count(), 1e-9);
     }
 
-    static void require_indices(const In<int32_t>& indices, int64_t end, const char* message) {
-        for (size_t i = 0; i < indices.size(); ++i) {
-            const int32_t index = indices.data()[i];
-            if (index < 0 || index >= end) throw nb::index_error(message);
-        }
-    }
-
     void elementwise(Elementwise function, Activation activation, const In<float>& x,
                      const In<float>* y, float parameter, Out<float>& out) const {
         require_same_shape(x, out, "out must have the shape of x");
@@ -343,33 +331,9 @@ private:
                                                 out.data()});
     }
 
-    // The rows in groups of one sequence each; every page that they will read is checked here.
-    static std::vector<AttentionRows> attention_groups(const PagedRowsView& rows,
-                                                       const AttentionCall& call, int64_t pages) {
-        const int64_t queries = call.heads / call.key_value_heads;
-        const int64_t step = std::max<int64_t>(1, kTileQueries / queries);
-        std::vector<AttentionRows> groups;
-        for (int64_t s = 0; s < rows.sequences; ++s) {
-            const int64_t begin = rows.row_starts[s], end = rows.row_starts[s + 1];
-            if (begin == end) continue;
-            for (int64_t row = begin + 1; row < end; ++row) {
-                require(rows.positions[row] == rows.positions[row - 1] + 1,
-                        "positions of a sequence must rise by one");
-            }
-            const int64_t first = std::max<int64_t>(0, rows.positions[begin] - call.window + 1);
-            const int64_t last = rows.positions[end - 1];
-            for (int64_t k = first / rows.page_tokens; k <= last / rows.page_tokens; ++k) {
-                rows.page(s, k * rows.page_tokens, pages);
-            }
-            for (int64_t row = begin; row < end; row += step) {
-                groups.push_back({s, row, std::min(row + step, end)});
-            }
-        }
-        return groups;
-    }
-
     const KernelTable& table_;
     std::unique_ptr<ThreadPool, DeletePool> pool_;
+    bool exact_;
 };
 
 }  // namespace
@@ -426,8 +390,11 @@ NB_MODULE(_native, module) {
         .def("tune", &Matrix::tune, "least_count"_a, "most_count"_a, "block_rows"_a = 0,
              "panels"_a = 0, "fetch_ahead"_a = 0);
 
+    bind_blocks(module);
+
     nb::class_<Kernels>(module, "Kernels", "The kernels of one level, with a pool of threads.")
-        .def(nb::init<const std::string&, int>(), "level"_a, "threads"_a)
+        .def(nb::init<const std::string&, int, bool>(), "level"_a, "threads"_a,
+             "exact"_a = false)
         .def("linear", &Kernels::linear, "x"_a.noconvert(), "matrix"_a,
              "bias"_a.noconvert().none(), "out"_a.noconvert(), "round_to_bfloat16"_a = false)
         .def("linear_group", &Kernels::linear_group, "x"_a.noconvert(), "matrices"_a,
@@ -456,6 +423,23 @@ NB_MODULE(_native, module) {
              "values"_a.noconvert(), "row_starts"_a.noconvert(), "positions"_a.noconvert(),
              "page_table"_a.noconvert(), "page_tokens"_a, "scale"_a, "window"_a, "soft_cap"_a,
              "out"_a.noconvert())
+        .def("attention_block",
+             [](const Kernels& kernels, const AttentionBlock& block, In<float> x, AnyOut keys,
+                AnyOut values, PagedRows& rows, std::optional<In<float>> cosine_sine,
+                Out<float> out) {
+                 block.run(kernels.table(), kernels.pool(), kernels.rounds(), x, keys, values, rows, cosine_sine,
+                           out);
+             },
+             "block"_a, "x"_a.noconvert(), "keys"_a.noconvert(), "values"_a.noconvert(), "rows"_a,
+             "cosine_sine"_a.noconvert().none(), "out"_a.noconvert())
+        .def("feed_forward_block",
+             [](const Kernels& kernels, const FeedForwardBlock& block, In<float> x,
+                Out<float> out) { block.run(kernels.table(), kernels.pool(), kernels.rounds(), x, out); },
+             "block"_a, "x"_a.noconvert(), "out"_a.noconvert())
+        .def("logits",
+             [](const Kernels& kernels, const Head& head, In<float> x, In<int32_t> wanted,
+                Out<float> out) { head.run(kernels.table(), kernels.pool(), kernels.rounds(), x, wanted, out); },
+             "head"_a, "x"_a.noconvert(), "wanted"_a.noconvert(), "out"_a.noconvert())
         .def("measure_bandwidth", &Kernels::measure_bandwidth, "bytes"_a)
         .def("multiply_add_types", &Kernels::multiply_add_types)
         .def("measure_multiply_add", &Kernels::measure_multiply_add, "type"_a, "seconds"_a)

@@ -280,14 +280,14 @@ struct ScratchMemory {
     }
 };
 
-thread_local ScratchMemory scratch[3];
+thread_local ScratchMemory scratch_memory[3];
 
 }  // namespace
 
 void* thread_scratch(size_t bytes, Scratch use) {
-    ScratchMemory& its = scratch[static_cast<int>(use)];
-    if (bytes > its.bytes) its.grow(bytes);
-    return its.memory;
+    ScratchMemory& scratch = scratch_memory[static_cast<int>(use)];
+    if (bytes > scratch.bytes) scratch.grow(bytes);
+    return scratch.memory;
 }
 
 }  // namespace firstlight

@@ -148,10 +148,8 @@ Array run_gate(const Machine& machine, const Case& one, RowRange) {
 }
 
 Array run_add(const Machine& machine, const Case& one, RowRange) {
-    const double scale = one.number_or("scale", 1.0);
-    const auto function = scale == 1.0 ? Elementwise::add : Elementwise::add_scaled;
-    return elementwise(machine, function, {}, one.array("x"), one.array("y").elements<float>(),
-                       scale);
+    return elementwise(machine, Elementwise::add, {}, one.array("x"),
+                       one.array("y").elements<float>(), one.number_or("scale", 1.0));
 }
 
 Array run_scale(const Machine& machine, const Case& one, RowRange) {

@@ -93,7 +93,7 @@ class Generation:
         self._sequence = engine.add(
             prompt_ids, sampling, stop, log_probabilities is not None, self._output.receive
         )
-        self.prompt_ids = self._sequence.token_ids[: self._sequence.prompt_length]
+        self.prompt_ids = self._sequence.prompt_ids
         self.timing = self._output.timing
         if self._sequence.finish is not None:
             self._output.end()

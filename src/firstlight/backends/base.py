@@ -154,8 +154,8 @@ class Backend(Ops):
         op = get_op(name)
         host = [self._to_host(argument) for argument in arguments]
         result = op.definition(*host)
-        if op.writes is not None:
-            self.assign(arguments[op.writes], host[op.writes])
+        for place in op.writes:
+            self.assign(arguments[place], host[place])
         return None if result is None else self.upload(result)
 
     def _to_host(self, argument: Any) -> Any:

@@ -107,10 +107,10 @@ def usage_rows(usage: Usage) -> list[dict[str, Any]]:
 def usage_table(usage: Usage) -> str:
     """The same as a table; fallbacks to a definition are marked."""
     rows = usage_rows(usage)
-    lines = [f"{'op':<14}{'kernel':<24}{'calls':>8}{'seconds':>10}{'share':>8}"]
+    lines = [f"{'op':<20}{'kernel':<24}{'calls':>8}{'seconds':>10}{'share':>8}"]
     for row in rows:
         lines.append(
-            f"{row['op']:<14}{row['kernel']:<24}{row['calls']:>8}{row['seconds']:>10.3f}"
+            f"{row['op']:<20}{row['kernel']:<24}{row['calls']:>8}{row['seconds']:>10.3f}"
             f"{row['share']:>8.1%}"
         )
     fallbacks = [row for row in rows if row["kernel"] == "definition"]

@@ -143,7 +143,6 @@ class Engine:
         token_ids = self._checked(prompt_ids)
         return Sequence(
             token_ids,
-            len(token_ids),
             sampling,
             stop,
             self.pages.new_table(),
@@ -223,8 +222,13 @@ class Engine:
             return Progress(sequence, None)
         progress = Progress(sequence, None)
         try:
-            prompt, output = sequence.token_ids[: sequence.prompt_length], sequence.output_ids
-            token = sample(logits, sequence.sampling, prompt, output, sequence.length)
+            token = sample(
+                logits,
+                sequence.sampling,
+                sequence.prompt_ids,
+                sequence.output_ids,
+                sequence.length,
+            )
             self._append(sequence, token)
             self._mark_computed(part)
             progress = Progress(sequence, token, logits if sequence.wants_logits else None)

@@ -41,8 +41,11 @@ def sample(
         DeviceError: the logits are no distribution: one is NaN or +inf, or all are -inf.
         RequestError: logit_bias names a token outside the vocabulary.
     """
+    check_logit_bias(parameters, len(logits))
     _check_logits(logits)
-    adjusted = adjust(logits, parameters, prompt_ids, output_ids)
+    adjusted: Floats | Doubles = logits
+    if _adjusts(parameters):
+        adjusted = adjust(logits, parameters, prompt_ids, output_ids)
     if parameters.temperature == 0.0:
         return int(np.argmax(adjusted))
     tokens, probabilities = distribution(adjusted, parameters)
@@ -61,6 +64,16 @@ def check_logit_bias(parameters: SamplingParameters, vocabulary: int) -> None:
                 f"the vocabulary has ids 0 to {vocabulary - 1}",
                 "Use ids of this model's tokenizer",
             )
+
+
+def _adjusts(parameters: SamplingParameters) -> bool:
+    """Whether `adjust` does anything, which takes a pass over the vocabulary."""
+    return bool(
+        parameters.logit_bias
+        or parameters.repetition_penalty != 1.0
+        or parameters.presence_penalty
+        or parameters.frequency_penalty
+    )
 
 
 def adjust(
@@ -89,31 +102,41 @@ def adjust(
     return adjusted
 
 
-def distribution(adjusted: Doubles, parameters: SamplingParameters) -> tuple[Indices, Doubles]:
+def distribution(
+    adjusted: Floats | Doubles, parameters: SamplingParameters
+) -> tuple[Indices, Doubles]:
     """The tokens left after temperature and truncation, and their probabilities.
 
     Args:
-        adjusted: float64 [vocabulary], at least one of them finite.
+        adjusted: float32 or float64 [vocabulary], at least one of them finite.
 
     Returns:
         Token ids int64 [m], and float64 [m] that sum to one. After top-k or top-p the ids stand by
         falling logit, equal ones by id; otherwise in order.
     """
-    tokens = np.arange(len(adjusted))
     if 0 < parameters.top_k < len(adjusted):
         tokens = largest(adjusted, parameters.top_k)
+        logits = adjusted[tokens]
+    else:
+        tokens, logits = np.arange(len(adjusted)), adjusted
+    # One array from here on: with a large vocabulary, fresh ones cost more than the arithmetic.
+    probabilities = logits.astype(np.float64)
     # The largest is taken off first, so that no temperature, however small, overflows it.
-    with np.errstate(over="ignore"):
-        weights = np.exp((adjusted[tokens] - adjusted.max()) / parameters.temperature)
-    probabilities = weights / weights.sum()
+    probabilities -= probabilities.max()
+    if parameters.temperature != 1.0:
+        with np.errstate(over="ignore"):
+            probabilities /= parameters.temperature
+    np.exp(probabilities, out=probabilities)
+    probabilities /= probabilities.sum()
     kept: Indices | NDArray[np.bool_]
     if parameters.top_p < 1.0:
-        kept = _nucleus(adjusted[tokens], probabilities, parameters.top_p)
+        kept = _nucleus(logits, probabilities, parameters.top_p)
         tokens, probabilities = tokens[kept], probabilities[kept]
     if parameters.min_p > 0.0:
         kept = probabilities >= parameters.min_p * probabilities.max()
         tokens, probabilities = tokens[kept], probabilities[kept]
-    return tokens, probabilities / probabilities.sum()
+    probabilities /= probabilities.sum()
+    return tokens, probabilities
 
 
 def largest(values: Doubles | Floats, count: int) -> Indices:
@@ -123,11 +146,30 @@ def largest(values: Doubles | Floats, count: int) -> Indices:
         if count == 0:
             return candidates[:0]
         # Values equal to the last are all kept until the sort decides by index.
-        candidates = np.flatnonzero(values >= np.partition(values, -count)[-count])
+        candidates = np.flatnonzero(values >= _bound(values, count))
+        among = values[candidates]
+        candidates = candidates[among >= np.partition(among, -count)[-count]]
     return candidates[np.argsort(-values[candidates], kind="stable")][:count]
 
 
-def _nucleus(logits: Doubles, probabilities: Doubles, top_p: float) -> Indices:
+# Columns that a large vocabulary is laid out in to look for its largest values.
+_COLUMNS = 4096
+
+
+def _bound(values: Doubles | Floats, count: int) -> float:
+    """A number that at least `count` of the values reach, and few others where there are many.
+
+    As many columns have a largest value of at least the bound; finding those takes one quick pass,
+    partitioning all values a hundred times as long.
+    """
+    if 4 * count > _COLUMNS or len(values) < 8 * _COLUMNS:
+        return -math.inf
+    whole = len(values) // _COLUMNS * _COLUMNS
+    tops = values[:whole].reshape(-1, _COLUMNS).max(axis=0)
+    return float(np.partition(tops, -count)[-count])
+
+
+def _nucleus(logits: Floats | Doubles, probabilities: Doubles, top_p: float) -> Indices:
     """Indices of the fewest likeliest whose probabilities reach top_p; falling."""
     # Whatever is less likely than (1 - top_p) / n sums to less than 1 - top_p, so that the nucleus
     # is complete without it; it need not be sorted. Half of that, lest rounding decide.

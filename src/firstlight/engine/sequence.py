@@ -19,8 +19,8 @@ class Sequence:
     """Tokens, the pages that hold their state, and what was asked.
 
     Attributes:
+        prompt_ids: the prompt.
         token_ids: prompt and output so far.
-        prompt_length: how many of them are the prompt.
         receive: called with each new token by whoever steps the engine; True says that a stop
             string has ended the text. None: the caller of `Engine.step` looks at what it returns.
         computed: positions whose state is written; the rest are computed by the next steps.
@@ -31,8 +31,7 @@ class Sequence:
         wants_logits: log probabilities are asked for, so the sampler hands the logits on.
     """
 
-    token_ids: list[int]
-    prompt_length: int
+    prompt_ids: list[int]
     sampling: SamplingParameters
     stop: StopConditions
     pages: PageTable
@@ -43,6 +42,10 @@ class Sequence:
     error: FirstlightError | None = None
     wants_logits: bool = False
     output_ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.prompt_ids)
 
     @property
     def length(self) -> int:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from firstlight.model import attention
 from firstlight.model.batch import Batch
-from firstlight.model.feed_forward import feed_forward
-from firstlight.model.residual import join, norm
+from firstlight.model.feed_forward import feed_forward_block
+from firstlight.model.parts import norm, product
 from firstlight.model.rope import cosines_and_sines
-from firstlight.model.spec import LayerSpec, ModelSpec
+from firstlight.model.spec import LayerSpec, ModelSpec, RopeSpec
 from firstlight.model.stream import group_streams
 from firstlight.model.weights import Weights
-from firstlight.ops import Ops, PagedRows, Tensor
+from firstlight.ops import AttentionBlock, FeedForwardBlock, Head, Ops, Tensor
 
 # For each layer, the pages of each of its streams.
 State = tuple[tuple[Tensor, ...], ...]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer on the backend; `group` is the stream group of its keys and values."""
+
+    attention: AttentionBlock
+    feed_forward: FeedForwardBlock
+    rope: RopeSpec | None
+    group: int
 
 
 class Decoder:
@@ -33,6 +45,16 @@ class Decoder:
         self._group_of = {
             member: index for index, group in enumerate(self.groups) for member in group.members
         }
+        self._embedding = weights[spec.embedding]
+        self._layers = tuple(
+            self._layer(index, layer, weights) for index, layer in enumerate(spec.layers)
+        )
+        self._head = Head(
+            product(spec.head, weights),
+            norm(spec.final_norm, weights),
+            spec.logit_scale,
+            spec.logit_soft_cap,
+        )
 
     def new_state(self, pages: tuple[int, ...], page_tokens: int, dtype: str) -> State:
         """Zeroed pages for every stream.
@@ -61,47 +83,25 @@ class Decoder:
         Returns:
             Logits float32 [len(batch.wanted), vocabulary_size].
         """
-        ops, spec, weights = self.ops, self.spec, self.weights
+        ops, spec = self.ops, self.spec
         rows = tuple(batch.paged_rows(group) for group in range(len(self.groups)))
         tables = {
             rope: ops.upload(cosines_and_sines(rope, batch.positions, batch.lengths))
             for rope in spec.ropes()
         }
-        x = ops.embed(weights[spec.embedding], batch.token_ids)
+        x = ops.embed(self._embedding, batch.token_ids)
         if spec.embedding_scale != 1.0:
             x = ops.scale(x, spec.embedding_scale)
-        for index, layer in enumerate(spec.layers):
-            layer_rows = tuple(
-                rows[self._group_of[index, stream]] for stream in range(len(self.streams[index]))
-            )
-            rope = layer.attention.rope
-            table = None if rope is None else tables[rope]
-            x = self._layer(layer, x, state[index], layer_rows, table)
-        x = ops.take_rows(x, batch.wanted)
-        x = norm(spec.final_norm, weights, ops, x)
-        head_bias = None if spec.head.bias is None else weights[spec.head.bias]
-        logits = ops.linear(x, weights[spec.head.weight], head_bias)
-        if spec.logit_scale != 1.0:
-            logits = ops.scale(logits, spec.logit_scale)
-        if spec.logit_soft_cap is not None:
-            logits = ops.soft_cap(logits, spec.logit_soft_cap)
-        return logits
+        for layer, (keys, values) in zip(self._layers, state, strict=True):
+            table = None if layer.rope is None else tables[layer.rope]
+            x = ops.attention_block(x, layer.attention, keys, values, rows[layer.group], table)
+            x = ops.feed_forward_block(x, layer.feed_forward)
+        return ops.logits(x, self._head, batch.wanted)
 
-    def _layer(
-        self,
-        layer: LayerSpec,
-        x: Tensor,
-        pages: tuple[Tensor, ...],
-        rows: tuple[PagedRows, ...],
-        cosine_sine: Tensor | None,
-    ) -> Tensor:
-        ops, weights = self.ops, self.weights
-
-        def attend(normed: Tensor) -> Tensor:
-            return attention.attend(layer.attention, weights, ops, normed, pages, rows, cosine_sine)
-
-        def feed(normed: Tensor) -> Tensor:
-            return feed_forward(layer.feed_forward, weights, ops, normed)
-
-        x = join(layer.attention_residual, weights, ops, x, attend)
-        return join(layer.feed_forward_residual, weights, ops, x, feed)
+    def _layer(self, index: int, layer: LayerSpec, weights: Weights) -> _Layer:
+        return _Layer(
+            attention.attention_block(layer.attention, layer.attention_residual, weights),
+            feed_forward_block(layer.feed_forward, layer.feed_forward_residual, weights),
+            layer.attention.rope,
+            self._group_of[index, 0],
+        )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from firstlight.model.spec import GatedFeedForwardSpec
+from firstlight.model.parts import norm, product
+from firstlight.model.spec import GatedFeedForwardSpec, ResidualSpec
 from firstlight.model.weights import Weights
-from firstlight.ops import Ops, Tensor
+from firstlight.ops import FeedForwardBlock
 
 
-def feed_forward(spec: GatedFeedForwardSpec, weights: Weights, ops: Ops, x: Tensor) -> Tensor:
-    """float32 [n, hidden_size] -> float32 [n, hidden_size]."""
-    parts = (spec.gate, spec.up, spec.down)
-    gate, up, down = (weights[part.weight] for part in parts)
-    biases = None
-    if all(part.bias is not None for part in parts):
-        biases = tuple(weights[part.bias] for part in parts if part.bias is not None)
-    return ops.gated_mlp(x, gate, up, down, spec.activation, biases)
+def feed_forward_block(
+    spec: GatedFeedForwardSpec, residual: ResidualSpec, weights: Weights
+) -> FeedForwardBlock:
+    """The block, as the op `feed_forward_block` takes it."""
+    return FeedForwardBlock(
+        gate=product(spec.gate, weights),
+        up=product(spec.up, weights),
+        down=product(spec.down, weights),
+        activation=spec.activation,
+        pre_norm=norm(residual.pre_norm, weights),
+        post_norm=norm(residual.post_norm, weights),
+        residual_scale=residual.scale,
+    )

@@ -1,22 +1,30 @@
 """The contract between models and chips: a closed set of ops, each defined in NumPy."""
 
-from firstlight.ops import attention, elementwise, feed_forward, linear, rotary
+from firstlight.ops import attention, elementwise, linear, rotary
+from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.contract import Cost, Op, Tolerance, all_ops, get_op
+from firstlight.ops.feed_forward_block import FeedForwardBlock
+from firstlight.ops.head import Head
 from firstlight.ops.interface import Ops, PackedWeight, Tensor
 from firstlight.ops.paging import PagedRows
+from firstlight.ops.parts import Norm, Product
 
 __all__ = [
+    "AttentionBlock",
     "Cost",
+    "FeedForwardBlock",
+    "Head",
+    "Norm",
     "Op",
     "Ops",
     "PackedWeight",
     "PagedRows",
+    "Product",
     "Tensor",
     "Tolerance",
     "all_ops",
     "attention",
     "elementwise",
-    "feed_forward",
     "get_op",
     "linear",
     "rotary",

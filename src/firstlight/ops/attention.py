@@ -40,7 +40,7 @@ def _stream_write_cost(pages: StreamPages, values: Floats, rows: PagedRows) -> C
 @define(
     Tolerance(0.0, 0.0, "a copy, with the one rounding that bfloat16 prescribes"),
     _stream_write_cost,
-    writes=0,
+    writes=(0,),
 )
 def stream_write(pages: StreamPages, values: Floats, rows: PagedRows) -> None:
     """Store each row's entry at its position.

@@ -29,11 +29,17 @@ class Tolerance:
     A result passes where |kernel - definition| <= absolute + relative * scale, and scale is the
     largest magnitude of the definition's result (so that a sum which cancels is judged by the
     terms that went into it and not by what is left of them).
+
+    Attributes:
+        tipped: added to `relative` where values between the op's parts are rounded to bfloat16:
+            activations, as a kernel's rounding says, or entries of a stream. One that lies at the
+            border of two steps may then be rounded the other way, and is off by 2^-8 of itself.
     """
 
     relative: float
     absolute: float
     reason: str
+    tipped: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,8 @@ class Op:
         cost: same arguments as the definition (a composite's without the `Ops`) -> Cost.
         composite: made of smaller ops; a backend without a kernel runs the parts, each with
             its own kernel.
-        writes: index of the argument that the op changes in place, or None.
+        writes: indices of the arguments that the op changes in place (of a composite's without the
+            `Ops`).
     """
 
     name: str
@@ -56,7 +63,7 @@ class Op:
     tolerance: Tolerance
     cost: Callable[..., Cost]
     composite: bool = False
-    writes: int | None = None
+    writes: tuple[int, ...] = ()
 
 
 _OPS: dict[str, Op] = {}
@@ -67,7 +74,7 @@ def define(
     cost: Callable[..., Cost],
     *,
     composite: bool = False,
-    writes: int | None = None,
+    writes: tuple[int, ...] = (),
 ) -> Callable[[Definition], Definition]:
     """Enter the decorated function into the contract under its own name."""
 

@@ -16,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.formats.base import Floats, Weight
+from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.elementwise import Activation
+from firstlight.ops.feed_forward_block import FeedForwardBlock
+from firstlight.ops.head import Head
 from firstlight.ops.paging import PagedRows
 
 Tensor = Any
@@ -94,13 +97,19 @@ class Ops(ABC):
     def take_rows(self, x: Tensor, indices: NDArray[np.int32]) -> Tensor:
         return self.call("take_rows", x, indices)
 
-    def gated_mlp(
+    def attention_block(
         self,
         x: Tensor,
-        gate: PackedWeight,
-        up: PackedWeight,
-        down: PackedWeight,
-        activation: Activation,
-        biases: tuple[Tensor, Tensor, Tensor] | None = None,
+        block: AttentionBlock,
+        keys: Tensor,
+        values: Tensor,
+        rows: PagedRows,
+        cosine_sine: Tensor | None,
     ) -> Tensor:
-        return self.call("gated_mlp", x, gate, up, down, activation, biases)
+        return self.call("attention_block", x, block, keys, values, rows, cosine_sine)
+
+    def feed_forward_block(self, x: Tensor, block: FeedForwardBlock) -> Tensor:
+        return self.call("feed_forward_block", x, block)
+
+    def logits(self, x: Tensor, head: Head, wanted: NDArray[np.int32]) -> Tensor:
+        return self.call("logits", x, head, wanted)

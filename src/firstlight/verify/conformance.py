@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +15,16 @@ from firstlight.backends.base import Backend, Kernel
 from firstlight.backends.numpy.backend import NumpyBackend
 from firstlight.formats.base import Weight
 from firstlight.ops.attention import read_entries
+from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.contract import Op, Tolerance, get_op
+from firstlight.ops.feed_forward_block import FeedForwardBlock
+from firstlight.ops.head import Head
+from firstlight.ops.parts import Norm, Product
 from firstlight.ops.rounding import RoundingOf
 from firstlight.verify.cases import Case, StreamArgument, cases_of
+
+# Arguments that hold tensors and packed weights of their own.
+BLOCK_PARTS = (AttentionBlock, FeedForwardBlock, Head, Norm, Product)
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ def _check_case(backend: Backend, kernels: list[Kernel], case: Case) -> Iterator
     expected: dict[RoundingOf, tuple[Any, ...]] = {}
     for kernel in kernels:
         # Drawn anew for each kernel, so that none sees what another wrote.
-        given = [_to_device(backend, argument) for argument in case.arguments()]
+        given = [to_device(backend, argument) for argument in case.arguments()]
         if kernel.accepts is not None and not kernel.accepts(*given):
             continue
         if kernel.rounding not in expected:
@@ -119,6 +127,7 @@ def _run(
         # Whatever a kernel or its driver raises is a finding about the kernel.
         return report(math.inf, 0.0, f"raised {type(raised).__name__}: {raised}")
     worst, allowed = 0.0, 0.0
+    tips = any(_rounds_to_bfloat16(argument, kernel.rounding) for argument in case.arguments())
     for place, (got, wanted) in enumerate(zip(found, expected, strict=True)):
         if not isinstance(wanted, np.ndarray):
             if place == 0 and got is not None:
@@ -127,7 +136,7 @@ def _run(
         note = _incomparable(got, wanted)
         if note:
             return report(math.inf, 0.0, f"{_place_name(op, place)} {note}")
-        error, limit = _difference(got, wanted, _tolerance_at(op, place))
+        error, limit = _difference(got, wanted, _tolerance_at(op, place, tips))
         if not error <= limit:
             note = "" if place in _outputs(op) else f"{_place_name(op, place)} was changed"
             return report(error, limit, note)
@@ -138,11 +147,28 @@ def _run(
 
 def _outputs(op: Op) -> tuple[int, ...]:
     """Places in (result, *arguments) that the op may give new content."""
-    return (0,) if op.writes is None else (0, op.writes + 1)
+    return (0, *(place + 1 for place in op.writes))
 
 
-def _tolerance_at(op: Op, place: int) -> Tolerance:
-    return op.tolerance if place in _outputs(op) else Tolerance(0.0, 0.0, "an input")
+def _tolerance_at(op: Op, place: int, tips: bool) -> Tolerance:
+    if place not in _outputs(op):
+        return Tolerance(0.0, 0.0, "an input")
+    tolerance = op.tolerance
+    if not tips:
+        return tolerance
+    return dataclasses.replace(tolerance, relative=tolerance.relative + tolerance.tipped)
+
+
+def _rounds_to_bfloat16(argument: Any, rounding: RoundingOf) -> bool:
+    """Whether an argument is a stream of bfloat16, or has weights whose inputs become that."""
+    if isinstance(argument, StreamArgument):
+        return argument.dtype_name == "bfloat16"
+    if isinstance(argument, Weight):
+        return rounding(argument.format) == "bfloat16"
+    if isinstance(argument, BLOCK_PARTS):
+        parts = (getattr(argument, each.name) for each in dataclasses.fields(argument))
+        return any(_rounds_to_bfloat16(part, rounding) for part in parts)
+    return False
 
 
 def _place_name(op: Op, place: int) -> str:
@@ -175,7 +201,7 @@ def _difference(
     return (error if alike and not math.isnan(error) else math.inf), allowed
 
 
-def _to_device(backend: Backend, argument: Any) -> Any:
+def to_device(backend: Backend, argument: Any) -> Any:
     """A case's argument as the backend keeps it. Integers stay on the host, as ops take them."""
     if isinstance(argument, StreamArgument):
         pages, page_tokens, *entry = argument.pages.shape
@@ -186,8 +212,9 @@ def _to_device(backend: Backend, argument: Any) -> Any:
         return backend.pack(argument)
     if isinstance(argument, np.ndarray) and argument.dtype == np.float32:
         return backend.upload(argument)
-    if isinstance(argument, tuple):
-        return tuple(_to_device(backend, part) for part in argument)
+    if isinstance(argument, BLOCK_PARTS):
+        parts = {each.name: getattr(argument, each.name) for each in dataclasses.fields(argument)}
+        return type(argument)(**{name: to_device(backend, part) for name, part in parts.items()})
     return argument
 
 

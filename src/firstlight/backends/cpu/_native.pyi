@@ -1,4 +1,4 @@
-"""Types of the C++ extension (native/module.cpp)."""
+"""Types of the C++ extension (native/module.cpp, native/module_blocks.cpp)."""
 
 from typing import Any
 
@@ -32,8 +32,57 @@ class Matrix:
         fetch_ahead: int = 0,
     ) -> None: ...
 
+class PagedRows:
+    def __init__(
+        self, row_starts: _Array, positions: _Array, page_table: _Array, page_tokens: int
+    ) -> None: ...
+
+class Product:
+    def __init__(self, matrix: Matrix, bias: _Array | None) -> None: ...
+
+class Norm:
+    def __init__(self, columns: int, epsilon: float, weight: _Array | None) -> None: ...
+
+class AttentionBlock:
+    def __init__(
+        self,
+        heads: int,
+        key_value_heads: int,
+        head_size: int,
+        query: Product,
+        key: Product,
+        value: Product,
+        output: Product,
+        scale: float,
+        pre_norm: Norm | None,
+        post_norm: Norm | None,
+        query_norm: Norm | None,
+        key_norm: Norm | None,
+        window: int,
+        soft_cap: float,
+        interleaved: bool,
+        residual_scale: float,
+    ) -> None: ...
+
+class FeedForwardBlock:
+    def __init__(
+        self,
+        gate: Product,
+        up: Product,
+        down: Product,
+        activation: str,
+        pre_norm: Norm | None,
+        post_norm: Norm | None,
+        residual_scale: float,
+    ) -> None: ...
+
+class Head:
+    def __init__(
+        self, product: Product, norm: Norm | None, scale: float, soft_cap: float
+    ) -> None: ...
+
 class Kernels:
-    def __init__(self, level: str, threads: int) -> None: ...
+    def __init__(self, level: str, threads: int, exact: bool = False) -> None: ...
     @property
     def multiplies_bfloat16(self) -> bool: ...
     def linear(
@@ -84,6 +133,18 @@ class Kernels:
         soft_cap: float,
         out: _Array,
     ) -> None: ...
+    def attention_block(
+        self,
+        block: AttentionBlock,
+        x: _Array,
+        keys: _Array,
+        values: _Array,
+        rows: PagedRows,
+        cosine_sine: _Array | None,
+        out: _Array,
+    ) -> None: ...
+    def feed_forward_block(self, block: FeedForwardBlock, x: _Array, out: _Array) -> None: ...
+    def logits(self, head: Head, x: _Array, wanted: _Array, out: _Array) -> None: ...
     def measure_bandwidth(self, bytes: int) -> tuple[float, str]: ...
     def multiply_add_types(self) -> list[str]: ...
     def measure_multiply_add(self, type: str, seconds: float) -> float: ...

@@ -11,6 +11,7 @@ from typing import Any
 
 from firstlight.backends.base import Backend
 from firstlight.backends.cpu import _native
+from firstlight.backends.cpu.blocks import BlockKernels
 from firstlight.backends.cpu.kernels import CpuKernels
 from firstlight.backends.cpu.packed import PackedMatrix, pack
 from firstlight.errors import DeviceError
@@ -67,8 +68,10 @@ class CpuBackend(Backend):
         self.level = _chosen_level(level)
         self.threads = threads or usable_cores()
         self.exact = exact
-        self.native = _native.Kernels(self.level, self.threads)
-        super().__init__(CpuKernels(self.native, packed=not exact, exact=exact).all())
+        self.native = _native.Kernels(self.level, self.threads, exact)
+        kernels = CpuKernels(self.native, packed=not exact, exact=exact)
+        blocks = BlockKernels(self.native, kernels.rounding)
+        super().__init__((*kernels.all(), *blocks.all()))
 
     def pack(self, weight: Weight) -> PackedWeight:
         packed = None if self.exact else pack(weight, self.native)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from firstlight.backends.base import Kernel
 from firstlight.backends.cpu import _native
+from firstlight.backends.cpu.arrays import NO_WINDOW, are_floats, are_integers, are_pages, are_rows
 from firstlight.backends.cpu.matrices import knows, stored_matrix
 from firstlight.backends.cpu.packed import PackedMatrix, packed_bytes
 from firstlight.formats.base import Floats, Format, Weight
@@ -19,36 +20,13 @@ from firstlight.ops.rounding import Rounding
 
 _Packed = Weight | PackedMatrix
 
-_FLOAT32 = np.dtype(np.float32)
-_INT32 = np.dtype(np.int32)
-_STREAMS = (_FLOAT32, np.dtype(np.uint16))
 _ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
-_NO_WINDOW = 1 << 31  # wider than any int32 position
 
 # Weights in a format that the kernels do not know are decoded this many values at a time.
 _DECODED_VALUES = 1 << 20
 
 # Below this many values NumPy adds two arrays in less time than a call of the extension takes.
 _WORTH_A_CALL = 1 << 13
-
-
-def _floats(array: Any) -> bool:
-    """Whether it is a C-contiguous float32 array."""
-    return isinstance(array, np.ndarray) and array.dtype == _FLOAT32 and array.flags.c_contiguous
-
-
-def _integers(array: Any) -> bool:
-    """Whether it is a C-contiguous int32 array."""
-    return isinstance(array, np.ndarray) and array.dtype == _INT32 and array.flags.c_contiguous
-
-
-def _pages(array: Any) -> bool:
-    """Whether it is the pages of a stream as `new_stream` makes them."""
-    return isinstance(array, np.ndarray) and array.dtype in _STREAMS and array.flags.c_contiguous
-
-
-def _rows(rows: PagedRows) -> bool:
-    return _integers(rows.row_starts) and _integers(rows.positions) and _integers(rows.page_table)
 
 
 def _matrix(weight: _Packed) -> _native.Matrix:
@@ -95,6 +73,12 @@ class CpuKernels:
             *self._of_stored_weights_and_state(),
         )
 
+    def rounding(self, format: Format) -> Rounding:
+        """How the product that is preferred for weights of a format rounds its activations."""
+        if self._bfloat16 and format.name == "bf16":
+            return "bfloat16"
+        return fixed_point(format) if self._packed else "none"
+
     def _of_packed_weights(self) -> tuple[Kernel, ...]:
         if not self._packed:
             return ()
@@ -140,8 +124,8 @@ class CpuKernels:
         return (
             isinstance(weight, Weight)
             and stored_matrix(weight) is not None
-            and _floats(x)
-            and (bias is None or _floats(bias))
+            and are_floats(x)
+            and (bias is None or are_floats(bias))
         )
 
     def linear(self, x: Floats, weight: _Packed, bias: Floats | None = None) -> Floats:
@@ -163,7 +147,11 @@ class CpuKernels:
         return out
 
     def accepts_linear_packed(self, x: Floats, weight: _Packed, bias: Floats | None = None) -> bool:
-        return isinstance(weight, PackedMatrix) and _floats(x) and (bias is None or _floats(bias))
+        return (
+            isinstance(weight, PackedMatrix)
+            and are_floats(x)
+            and (bias is None or are_floats(bias))
+        )
 
     def accepts_linear_decoded(
         self, x: Floats, weight: _Packed, bias: Floats | None = None
@@ -171,8 +159,8 @@ class CpuKernels:
         return (
             isinstance(weight, Weight)
             and not knows(weight.format)
-            and _floats(x)
-            and (bias is None or _floats(bias))
+            and are_floats(x)
+            and (bias is None or are_floats(bias))
         )
 
     def linear_decoded(self, x: Floats, weight: Weight, bias: Floats | None = None) -> Floats:
@@ -191,11 +179,13 @@ class CpuKernels:
 
     def accepts_embed(self, table: _Packed, token_ids: NDArray[np.int32]) -> bool:
         return (
-            isinstance(table, Weight) and stored_matrix(table) is not None and _integers(token_ids)
+            isinstance(table, Weight)
+            and stored_matrix(table) is not None
+            and are_integers(token_ids)
         )
 
     def accepts_embed_packed(self, table: _Packed, token_ids: NDArray[np.int32]) -> bool:
-        return isinstance(table, PackedMatrix) and _integers(token_ids)
+        return isinstance(table, PackedMatrix) and are_integers(token_ids)
 
     def embed(self, table: _Packed, token_ids: NDArray[np.int32]) -> Floats:
         matrix = _matrix(table)
@@ -206,7 +196,7 @@ class CpuKernels:
     # Rows and single values --------------------------------------------------------------
 
     def accepts_rms_norm(self, x: Floats, weight: Floats | None, epsilon: float) -> bool:
-        return _floats(x) and x.ndim > 0 and (weight is None or _floats(weight))
+        return are_floats(x) and x.ndim > 0 and (weight is None or are_floats(weight))
 
     def rms_norm(self, x: Floats, weight: Floats | None, epsilon: float) -> Floats:
         out = np.empty_like(x)
@@ -214,7 +204,7 @@ class CpuKernels:
         return out
 
     def accepts_gate(self, gate_values: Floats, up: Floats, activation: Activation) -> bool:
-        return _floats(gate_values) and _floats(up) and activation in _ACTIVATIONS
+        return are_floats(gate_values) and are_floats(up) and activation in _ACTIVATIONS
 
     def gate(self, gate_values: Floats, up: Floats, activation: Activation) -> Floats:
         out = np.empty_like(up)
@@ -222,7 +212,7 @@ class CpuKernels:
         return out
 
     def accepts_add(self, x: Floats, y: Floats, scale: float = 1.0) -> bool:
-        return _floats(x) and _floats(y) and x.shape == y.shape
+        return are_floats(x) and are_floats(y) and x.shape == y.shape
 
     def add(self, x: Floats, y: Floats, scale: float = 1.0) -> Floats:
         if x.size < _WORTH_A_CALL:
@@ -232,7 +222,7 @@ class CpuKernels:
         return out
 
     def accepts_scale(self, x: Floats, factor: float) -> bool:
-        return _floats(x)
+        return are_floats(x)
 
     def scale(self, x: Floats, factor: float) -> Floats:
         if x.size < _WORTH_A_CALL:
@@ -242,7 +232,7 @@ class CpuKernels:
         return out
 
     def accepts_soft_cap(self, x: Floats, cap: float) -> bool:
-        return _floats(x)
+        return are_floats(x)
 
     def soft_cap(self, x: Floats, cap: float) -> Floats:
         out = np.empty_like(x)
@@ -250,7 +240,7 @@ class CpuKernels:
         return out
 
     def accepts_take_rows(self, x: Floats, indices: NDArray[np.int32]) -> bool:
-        return _floats(x) and _integers(indices)
+        return are_floats(x) and are_integers(indices)
 
     def take_rows(self, x: Floats, indices: NDArray[np.int32]) -> Floats:
         out = np.empty((len(indices), *x.shape[1:]), np.float32)
@@ -258,7 +248,7 @@ class CpuKernels:
         return out
 
     def accepts_rotary(self, x: Floats, cosine_sine: Floats, interleaved: bool) -> bool:
-        return _floats(x) and _floats(cosine_sine)
+        return are_floats(x) and are_floats(cosine_sine)
 
     def rotary(self, x: Floats, cosine_sine: Floats, interleaved: bool) -> Floats:
         out = np.empty_like(x)
@@ -268,7 +258,7 @@ class CpuKernels:
     # State -------------------------------------------------------------------------------
 
     def accepts_stream_write(self, pages: NDArray[Any], values: Floats, rows: PagedRows) -> bool:
-        return _pages(pages) and _floats(values) and _rows(rows)
+        return are_pages(pages) and are_floats(values) and are_rows(rows)
 
     def stream_write(self, pages: NDArray[Any], values: Floats, rows: PagedRows) -> None:
         self._native.stream_write(
@@ -286,10 +276,10 @@ class CpuKernels:
         soft_cap: float | None,
     ) -> bool:
         return (
-            _floats(queries)
-            and _pages(keys)
-            and _pages(values)
-            and _rows(rows)
+            are_floats(queries)
+            and are_pages(keys)
+            and are_pages(values)
+            and are_rows(rows)
             and (soft_cap is None or soft_cap > 0)
         )
 
@@ -313,7 +303,7 @@ class CpuKernels:
             rows.page_table,
             rows.page_tokens,
             scale,
-            _NO_WINDOW if window is None else window,
+            NO_WINDOW if window is None else window,
             soft_cap or 0.0,
             out,
         )

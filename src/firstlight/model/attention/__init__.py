@@ -1,5 +1,5 @@
-"""Kinds of attention, a file each. A kind declares its streams and computes one layer's block."""
+"""Kinds of attention, a file each. A kind declares its streams and describes one layer's block."""
 
-from firstlight.model.attention.grouped_query import attend, streams
+from firstlight.model.attention.grouped_query import attention_block, streams
 
-__all__ = ["attend", "streams"]
+__all__ = ["attention_block", "streams"]

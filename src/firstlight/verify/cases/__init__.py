@@ -6,6 +6,11 @@ from collections.abc import Callable, Iterator
 
 from firstlight.verify.cases.attention import attention_cases, stream_write_cases
 from firstlight.verify.cases.base import Case, StreamArgument
+from firstlight.verify.cases.blocks import (
+    attention_block_cases,
+    feed_forward_block_cases,
+    logits_cases,
+)
 from firstlight.verify.cases.elementwise import (
     add_cases,
     gate_cases,
@@ -15,15 +20,17 @@ from firstlight.verify.cases.elementwise import (
     soft_cap_cases,
     take_rows_cases,
 )
-from firstlight.verify.cases.linear import embed_cases, gated_mlp_cases, linear_cases
+from firstlight.verify.cases.linear import embed_cases, linear_cases
 
 _CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "add": add_cases,
     "attention": attention_cases,
+    "attention_block": attention_block_cases,
     "embed": embed_cases,
+    "feed_forward_block": feed_forward_block_cases,
     "gate": gate_cases,
-    "gated_mlp": gated_mlp_cases,
     "linear": linear_cases,
+    "logits": logits_cases,
     "rms_norm": rms_norm_cases,
     "rotary": rotary_cases,
     "scale": scale_cases,

@@ -14,7 +14,7 @@ from firstlight.verify.cases.base import Arguments, Case, StreamArgument, normal
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """Which rows a batch has, and how their state lies.
 
     Attributes:
@@ -38,32 +38,38 @@ class _Layout:
 
 
 _LAYOUTS = (
-    _Layout("one token", ((0, 1),)),
-    _Layout("no rows", ()),
-    _Layout("a sequence without rows", ((0, 3), (9, 0), (4, 2))),
-    _Layout("prefill", ((0, 37),), quick=True),
-    _Layout("a chunk of a prefill", ((41, 29),), page_tokens=8),
-    _Layout("decode batch", ((0, 1), (15, 1), (16, 1), (200, 1), (63, 1)), quick=True),
-    _Layout("decode and prefill mixed", ((100, 1), (0, 19), (31, 5), (7, 1)), page_tokens=4),
-    _Layout("pages of one token", ((5, 3), (0, 2)), page_tokens=1),
-    _Layout("page of 7 tokens", ((66, 9), (2, 1)), page_tokens=7),
-    _Layout("one head", ((70, 2),), heads=1, key_value_heads=1, key_size=1, value_size=1),
-    _Layout("many heads a group", ((90, 3),), heads=14, key_value_heads=2, key_size=33),
-    _Layout("values narrower", ((70, 3),), key_size=40, value_size=24, quick=True),
-    _Layout("values wider", ((70, 3),), key_size=9, value_size=67),
-    _Layout("wide heads", ((64, 2),), heads=4, key_value_heads=1, key_size=256, value_size=256),
-    _Layout("window", ((100, 5), (3, 2), (0, 40)), window=16, page_tokens=8, quick=True),
-    _Layout("window of one", ((100, 1), (0, 5)), window=1, page_tokens=4),
-    _Layout("window past a block", ((300, 70),), window=130),
-    _Layout("window wider than context", ((20, 3),), window=4096),
-    _Layout("soft cap", ((80, 4), (0, 9)), soft_cap=5.0, size=3.0, quick=True),
-    _Layout("window and soft cap", ((80, 9),), window=33, soft_cap=50.0),
-    _Layout("long context", ((2600, 2), (1023, 1), (1024, 1)), page_tokens=32),
-    _Layout("long context, one head", ((2999, 1),), heads=1, key_value_heads=1),
-    _Layout("long context in a window", ((5000, 3),), window=1500, page_tokens=64),
-    _Layout("a million positions in a window", ((1_000_000, 2),), window=1200, page_tokens=256),
-    _Layout("scores far apart", ((130, 4),), size=4.0),
+    Layout("one token", ((0, 1),)),
+    Layout("no rows", ()),
+    Layout("a sequence without rows", ((0, 3), (9, 0), (4, 2))),
+    Layout("prefill", ((0, 37),), quick=True),
+    Layout("a chunk of a prefill", ((41, 29),), page_tokens=8),
+    Layout("decode batch", ((0, 1), (15, 1), (16, 1), (200, 1), (63, 1)), quick=True),
+    Layout("decode and prefill mixed", ((100, 1), (0, 19), (31, 5), (7, 1)), page_tokens=4),
+    Layout("pages of one token", ((5, 3), (0, 2)), page_tokens=1),
+    Layout("page of 7 tokens", ((66, 9), (2, 1)), page_tokens=7),
+    Layout("one head", ((70, 2),), heads=1, key_value_heads=1, key_size=1, value_size=1),
+    Layout("many heads a group", ((90, 3),), heads=14, key_value_heads=2, key_size=33),
+    Layout("values narrower", ((70, 3),), key_size=40, value_size=24, quick=True),
+    Layout("values wider", ((70, 3),), key_size=9, value_size=67),
+    Layout("wide heads", ((64, 2),), heads=4, key_value_heads=1, key_size=256, value_size=256),
+    Layout("window", ((100, 5), (3, 2), (0, 40)), window=16, page_tokens=8, quick=True),
+    Layout("window of one", ((100, 1), (0, 5)), window=1, page_tokens=4),
+    Layout("window past a block", ((300, 70),), window=130),
+    Layout("window wider than context", ((20, 3),), window=4096),
+    Layout("soft cap", ((80, 4), (0, 9)), soft_cap=5.0, size=3.0, quick=True),
+    Layout("window and soft cap", ((80, 9),), window=33, soft_cap=50.0),
+    Layout("long context", ((2600, 2), (1023, 1), (1024, 1)), page_tokens=32),
+    Layout("long context, one head", ((2999, 1),), heads=1, key_value_heads=1),
+    Layout("long context in a window", ((5000, 3),), window=1500, page_tokens=64),
+    Layout("a million positions in a window", ((1_000_000, 2),), window=1200, page_tokens=256),
+    Layout("scores far apart", ((130, 4),), size=4.0),
 )
+
+
+def layout_named(name: str) -> Layout:
+    """The layout of that name."""
+    (found,) = (layout for layout in _LAYOUTS if layout.name == name)
+    return found
 
 
 def attention_cases() -> Iterator[Case]:
@@ -72,14 +78,14 @@ def attention_cases() -> Iterator[Case]:
             yield _attention(layout, stream)
 
 
-def _attention(layout: _Layout, stream: str) -> Case:
+def _attention(layout: Layout, stream: str) -> Case:
     def make(generator: np.random.Generator) -> Arguments:
-        rows, pages = _paged_rows(layout, generator)
+        rows, pages = paged_rows(layout, generator)
         count = len(rows.positions)
         shape = (pages, layout.page_tokens, layout.key_value_heads)
         queries = normal(generator, count, layout.heads, layout.key_size)
-        keys = _pages(generator, (*shape, layout.key_size), stream)
-        values = _pages(generator, (*shape, layout.value_size), stream)
+        keys = stream_pages(generator, (*shape, layout.key_size), stream)
+        values = stream_pages(generator, (*shape, layout.value_size), stream)
         scale = layout.key_size**-0.5
         queries *= np.float32(layout.size)
         return queries, keys, values, rows, scale, layout.window, layout.soft_cap
@@ -87,7 +93,7 @@ def _attention(layout: _Layout, stream: str) -> Case:
     return Case("attention", f"{layout.name}, {stream}", make, quick=layout.quick)
 
 
-def _paged_rows(layout: _Layout, generator: np.random.Generator) -> tuple[PagedRows, int]:
+def paged_rows(layout: Layout, generator: np.random.Generator) -> tuple[PagedRows, int]:
     """The rows, and how many pages there are. Pages lie scattered; some belong to nobody."""
     counts = [count for _, count in layout.sequences]
     held_pages: list[range] = []
@@ -108,7 +114,10 @@ def _paged_rows(layout: _Layout, generator: np.random.Generator) -> tuple[PagedR
     return PagedRows(starts, flat, table, layout.page_tokens), pages
 
 
-def _pages(generator: np.random.Generator, shape: tuple[int, ...], stream: str) -> StreamArgument:
+def stream_pages(
+    generator: np.random.Generator, shape: tuple[int, ...], stream: str
+) -> StreamArgument:
+    """Pages of that shape and dtype, full of random entries."""
     values = normal(generator, *shape)
     dtype = np.dtype(np.uint16 if stream == "bfloat16" else np.float32)
     return StreamArgument(round_entries(values, dtype))
@@ -127,10 +136,10 @@ def stream_write_cases() -> Iterator[Case]:
 _WRITTEN = {"one token", "no rows", "prefill", "decode and prefill mixed", "page of 7 tokens"}
 
 
-def _stream_write(layout: _Layout, stream: str, name: str, entry: tuple[int, ...]) -> Case:
+def _stream_write(layout: Layout, stream: str, name: str, entry: tuple[int, ...]) -> Case:
     def make(generator: np.random.Generator) -> Arguments:
-        rows, pages = _paged_rows(layout, generator)
-        target = _pages(generator, (pages, layout.page_tokens, *entry), stream)
+        rows, pages = paged_rows(layout, generator)
+        target = stream_pages(generator, (pages, layout.page_tokens, *entry), stream)
         return target, normal(generator, len(rows.positions), *entry), rows
 
     return Case("stream_write", f"{layout.name}, {name}, {stream}", make, quick=layout.quick)
@@ -140,7 +149,7 @@ def _stream_write_not_finite(stream: str) -> Case:
     """Also values that round up to the next power of two, to infinity, and ties."""
 
     def make(generator: np.random.Generator) -> Arguments:
-        rows, pages = _paged_rows(_LAYOUTS[0], generator)
+        rows, pages = paged_rows(_LAYOUTS[0], generator)
         bits = np.array(
             (
                 (0x7F800000, 0xFF800000, 0x7FC00000, 0xFF800001, 0x7F7FFFFF, 0x3F808000),
@@ -149,6 +158,6 @@ def _stream_write_not_finite(stream: str) -> Case:
             np.uint32,
         )
         values: NDArray[np.float32] = bits.view(np.float32).reshape(1, -1)
-        return _pages(generator, (pages, 16, bits.size), stream), values, rows
+        return stream_pages(generator, (pages, 16, bits.size), stream), values, rows
 
     return Case("stream_write", f"not finite, {stream}", make)

@@ -1,4 +1,4 @@
-"""Cases of `linear`, `embed` and `gated_mlp`: every storage format, awkward shapes."""
+"""Cases of `linear` and `embed`: every storage format, awkward shapes."""
 
 from __future__ import annotations
 
@@ -108,23 +108,3 @@ def _embed(format: Format, count: int) -> Case:
         return table, token_ids
 
     return Case("embed", f"{format.name} {count} tokens", make, quick=count == 13)
-
-
-def gated_mlp_cases() -> Iterator[Case]:
-    for name in ("f32", "bf16", "q8_0", "q4_k"):
-        for count in (0, 1, 5):
-            yield _gated_mlp(get_format(name), count, biases=count == 5)
-
-
-def _gated_mlp(format: Format, count: int, biases: bool) -> Case:
-    columns, width = 256, 512
-
-    def make(generator: np.random.Generator) -> Arguments:
-        x = normal(generator, count, columns)
-        gate, up = (random_weight(format, width, columns, generator) for _ in range(2))
-        down = random_weight(format, columns, width, generator)
-        sizes = (width, width, columns)
-        added = tuple(normal(generator, size) for size in sizes) if biases else None
-        return x / 16, gate, up, down, "silu", added
-
-    return Case("gated_mlp", f"{format.name} {count} rows", make, quick=count == 5)

@@ -1,0 +1,147 @@
+#include "blocks.hpp"
+
+#include <cstddef>
+#include <new>
+
+namespace firstlight {
+namespace {
+
+constexpr std::align_val_t kAlignment{64};
+constexpr int64_t kAlignedFloats = 16;
+
+// What the calling thread keeps between blocks, so that a step allocates nothing once the first of its
+// size has run. Tasks have `thread_scratch`; nothing in a task takes from here.
+class Workspace {
+public:
+    ~Workspace() { ::operator delete(memory_, kAlignment); }
+
+    // One piece of memory for each size, in float32, one after another and aligned.
+    template <size_t Pieces>
+    void share_out(const int64_t (&sizes)[Pieces], float* (&pieces)[Pieces]) {
+        int64_t total = 0;
+        for (const int64_t size : sizes) total += aligned(size);
+        if (total > floats_) grow(total);
+        float* next = memory_;
+        for (size_t i = 0; i < Pieces; ++i) {
+            pieces[i] = next;
+            next += aligned(sizes[i]);
+        }
+    }
+
+private:
+    static int64_t aligned(int64_t size) {
+        return (size + kAlignedFloats - 1) / kAlignedFloats * kAlignedFloats;
+    }
+
+    void grow(int64_t floats) {
+        ::operator delete(memory_, kAlignment);
+        memory_ = nullptr;
+        floats_ = 0;
+        const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
+        memory_ = static_cast<float*>(::operator new(bytes, kAlignment));
+        floats_ = floats;
+    }
+
+    float* memory_ = nullptr;
+    int64_t floats_ = 0;
+};
+
+thread_local Workspace workspace;
+
+LinearCall linear_call(const BlockProduct& product, const float* x, int64_t rows, float* out) {
+    return {product.weight, x,   rows,           product.bias,
+            out,            product.tuning, product.round_to_bfloat16};
+}
+
+// x normed into `out`; x itself where there is no norm.
+const float* normed(const KernelTable& table, ThreadPool& pool, const NormPart& norm,
+                    const float* x, int64_t rows, float* out) {
+    if (!norm.columns) return x;
+    table.rms_norm(pool, {x, norm.weight, rows, norm.columns, norm.epsilon, out});
+    return out;
+}
+
+void map_in_place(const KernelTable& table, ThreadPool& pool, Elementwise function, float parameter,
+                  int64_t size, float* values) {
+    table.elementwise(pool, {function, {}, values, nullptr, parameter, size, values});
+}
+
+}  // namespace
+
+void attention_block(const KernelTable& table, ThreadPool& pool, const AttentionBlockCall& call) {
+    AttentionCall attention = call.attention;
+    const int64_t rows = call.rows, size = attention.key_size;
+    const int64_t queries = rows * attention.heads * size;
+    const int64_t entries = rows * attention.key_value_heads * size;
+    float* pieces[5];
+    workspace.share_out({rows * call.columns, queries, queries, entries, entries}, pieces);
+    // Results take the place of what is no longer needed.
+    float* stream = pieces[0];
+    float* query = pieces[1];
+    float* prepared = pieces[2];
+    float* key = pieces[3];
+    float* value = pieces[4];
+
+    const float* input = normed(table, pool, call.pre_norm, call.x, rows, stream);
+    const LinearCall products[] = {linear_call(call.query, input, rows, query),
+                                   linear_call(call.key, input, rows, key),
+                                   linear_call(call.value, input, rows, value)};
+    table.linear(pool, products, 3);
+    table.prepare_heads(
+        pool, {query, key, value, rows, attention.heads, attention.key_value_heads, size,
+               call.query_norm, call.key_norm, call.cosine_sine, call.angles, call.interleaved,
+               attention.key_type, attention.value_type, call.key_pages, call.value_pages,
+               call.slots, prepared});
+    const bool changed = call.query_norm.columns || call.cosine_sine;
+    attention.queries = changed ? prepared : query;
+    attention.out = changed ? query : prepared;
+    table.attention(pool, attention);
+    const LinearCall output = linear_call(call.output, attention.out, rows, stream);
+    table.linear(pool, &output, 1);
+    table.join_residual(pool, {call.x, stream, call.post_norm, call.residual_scale, rows,
+                               call.columns, call.out});
+}
+
+void feed_forward_block(const KernelTable& table, ThreadPool& pool,
+                        const FeedForwardBlockCall& call) {
+    const int64_t rows = call.rows, values = rows * call.gate.weight.rows;
+    float* pieces[3];
+    workspace.share_out({rows * call.columns, values, values}, pieces);
+    float* stream = pieces[0];
+    float* gate = pieces[1];
+    float* up = pieces[2];
+
+    const float* input = normed(table, pool, call.pre_norm, call.x, rows, stream);
+    const LinearCall products[] = {linear_call(call.gate, input, rows, gate),
+                                   linear_call(call.up, input, rows, up)};
+    table.linear(pool, products, 2);
+    table.elementwise(pool, {Elementwise::gate, call.activation, gate, up, 0.0f, values, gate});
+    const LinearCall down = linear_call(call.down, gate, rows, stream);
+    table.linear(pool, &down, 1);
+    table.join_residual(pool, {call.x, stream, call.post_norm, call.residual_scale, rows,
+                               call.columns, call.out});
+}
+
+void head_logits(const KernelTable& table, ThreadPool& pool, const HeadCall& call) {
+    const int64_t values = call.count * call.columns;
+    float* pieces[2];
+    workspace.share_out({values, values}, pieces);
+    // Rows are found as an embedding finds them, in a table of float32. The indices were checked, so
+    // how many rows x has is not needed.
+    const auto* data = reinterpret_cast<const uint8_t*>(call.x);
+    const StoredMatrix rows{BlockFormat::f32, Layout::rows, data,
+                            0,                call.columns, 4 * call.columns};
+    table.embed(pool, {rows, call.wanted, call.count, pieces[0]});
+    const float* input = normed(table, pool, call.norm, pieces[0], call.count, pieces[1]);
+    const LinearCall product = linear_call(call.product, input, call.count, call.out);
+    table.linear(pool, &product, 1);
+    const int64_t logits = call.count * call.product.weight.rows;
+    if (call.scale != 1.0f) {
+        map_in_place(table, pool, Elementwise::scale, call.scale, logits, call.out);
+    }
+    if (call.soft_cap > 0.0f) {
+        map_in_place(table, pool, Elementwise::soft_cap, call.soft_cap, logits, call.out);
+    }
+}
+
+}  // namespace firstlight
