@@ -102,7 +102,10 @@ def _expected(op: Op, case: Case, rounding: Rounding) -> Any:
     given = [a.pages if isinstance(a, StreamArgument) else a for a in case.arguments()]
     with np.errstate(all="ignore"):
         result = NumpyBackend(lambda _: rounding).call(op.name, *given)
-    return result if op.writes is None else given[op.writes]
+    if not op.writes:
+        return result
+    (written,) = op.writes
+    return given[written]
 
 
 def _fields(name: str, argument: Any) -> Iterator[tuple[str, Any]]:
