@@ -5,13 +5,15 @@
 // begins, and a row skips what it does not see. So a row's result does not depend on the rows
 // computed beside it, nor on whether segments are computed one after another or at once.
 
-constexpr int64_t kBlock = 64;
 constexpr int64_t kSegment = 1024;
 constexpr float kNothing = -HUGE_VALF;
 
-inline int64_t round_up(int64_t value) { return divide_up(value, 16) * 16; }
+// From so many queries on, values are copied before use: in the pages those of one head lie a large
+// power of two apart, which the first-level cache holds few of.
+constexpr int64_t kWorthCopying = 16;
 
-// The rows of a group, with the query heads of one key-value head.
+// The rows of a group, with the query heads of one key-value head. Its queries are numbered by row,
+// then by head.
 struct AttentionTile {
     const AttentionCall* call;
     AttentionRows rows;
@@ -26,28 +28,54 @@ struct AttentionTile {
     }
     int64_t first() const { return first(rows.begin); }
     int64_t last() const { return last(rows.end - 1); }
-    // Whether entries are copied before use. In the pages those of one head lie a large power of
-    // two apart, which the first-level cache holds few of.
-    bool copies(StreamType type) const { return type != StreamType::float32 || queries() >= 4; }
+    int64_t row_of(int64_t query) const { return rows.begin + query / heads(); }
     const float* query(int64_t query) const {
-        const int64_t row = rows.begin + query / heads();
         const int64_t head = key_value_head * heads() + query % heads();
-        return call->queries + (row * call->heads + head) * call->key_size;
+        return call->queries + (row_of(query) * call->heads + head) * call->key_size;
     }
 };
 
-// For each query of a tile the softmax's running maximum and sum, and the weighted sum of values.
+// What of one key-value head's bytes in an entry is its own, and the sizes that follow from that.
+struct AttentionSizes {
+    int64_t queries, key_bytes, key_fours, key_columns;  // fours: of words
+    int64_t value_bytes, value_columns, value_row_bytes;
+    bool copies_values;
+
+    explicit AttentionSizes(const AttentionTile& tile) {
+        const AttentionCall& call = *tile.call;
+        queries = tile.queries();
+        key_bytes = call.key_size * bytes_per_value(call.key_type);
+        key_fours = divide_up(key_bytes, 16);
+        key_columns = key_fours * 4 * values_per_word(call.key_type);
+        value_bytes = call.value_size * bytes_per_value(call.value_type);
+        value_columns = value_stride(call);
+        value_row_bytes = value_columns * bytes_per_value(call.value_type);
+        copies_values = queries >= kWorthCopying || value_columns != call.value_size;
+    }
+    // Columns are computed in pairs of vectors, the same number at every level.
+    static int64_t value_stride(const AttentionCall& call) {
+        return round_up(call.value_size, 32);
+    }
+    // Floats of scratch memory: of one head's packed queries, and of all that a block needs.
+    int64_t packed_queries() const { return round_up(queries * key_columns, 16); }
+    int64_t panel() const { return key_fours * 4 * kBlock; }
+    int64_t copied_values() const { return copies_values ? kBlock * value_row_bytes / 4 : 0; }
+    int64_t block() const { return panel() + copied_values() + queries * kBlock; }
+};
+
+// For each query of a tile the softmax's running maximum and sum, and the weighted sum of values,
+// whose columns lie as `add_columns` leaves them.
 struct Partial {
     float* maximum;
     float* sum;
     float* values;  // [queries, stride]
     int64_t stride;
 
-    static int64_t floats(int64_t queries, int64_t value_size) {
-        return round_up(2 * queries) + queries * round_up(value_size);
+    static int64_t floats(int64_t queries, int64_t stride) {
+        return round_up(2 * queries, 16) + queries * stride;
     }
-    static Partial at(float* memory, int64_t queries, int64_t value_size) {
-        return {memory, memory + queries, memory + round_up(2 * queries), round_up(value_size)};
+    static Partial at(float* memory, int64_t queries, int64_t stride) {
+        return {memory, memory + queries, memory + round_up(2 * queries, 16), stride};
     }
     void clear(int64_t queries) {
         for (int64_t i = 0; i < queries; ++i) maximum[i] = kNothing;
@@ -57,91 +85,20 @@ struct Partial {
     bool empty(int64_t query) const { return maximum[query] == kNothing && sum[query] == 0.0f; }
 };
 
-// Where entries lie as float32: in the pages, or copied to a buffer.
-struct Entries {
-    const uint8_t* at[kBlock];
-
-    void find(const AttentionTile& tile, StreamType type, const void* pages, int64_t size,
-              int64_t begin, int64_t end, float* buffer) {
-        const bool copied = tile.copies(type);
-        const AttentionCall& call = *tile.call;
-        const int32_t* table = call.page_table + tile.rows.sequence * call.table_width;
-        for (int64_t t = begin; t < end; ++t) {
-            const int64_t slot = table[t / call.page_tokens] * call.page_tokens +
-                                 t % call.page_tokens;
-            const int64_t offset = (slot * call.key_value_heads + tile.key_value_head) * size;
-            const int64_t width = type == StreamType::float32 ? 4 : 2;
-            at[t - begin] = static_cast<const uint8_t*>(pages) + offset * width;
-            if (!copied) continue;
-            float* copy = buffer + (t - begin) * round_up(size);
-            if (type == StreamType::float32) {
-                memcpy(copy, at[t - begin], static_cast<size_t>(size) * sizeof(float));
-            } else {
-                decode_to<BF16>(at[t - begin], size, copy);
+// A tile's queries as `score_queries` takes them, kSharing at a time, with zeros behind them.
+inline void pack_queries(const AttentionTile& tile, const AttentionSizes& sizes, float* packed) {
+    const int64_t parts = values_per_word(tile.call->key_type);
+    for (int64_t q = 0; q < sizes.queries; q += kSharing) {
+        const int64_t count = least(kSharing, sizes.queries - q);
+        float* target = packed + q * sizes.key_columns;
+        for (int64_t i = 0; i < count; ++i) {
+            const float* query = tile.query(q + i);
+            for (int64_t c = 0; c < sizes.key_columns; ++c) {
+                // The word's value, its word, and that one's place among four.
+                const int64_t part = c % parts, word = c / parts, lane = word % 4;
+                target[((word / 4 * parts + part) * count + i) * 4 + lane] =
+                    c < tile.call->key_size ? query[c] : 0.0f;
             }
-            at[t - begin] = reinterpret_cast<const uint8_t*>(copy);
-        }
-    }
-};
-
-// Sizes in float32 of a tile's scratch memory.
-struct AttentionScratch {
-    int64_t keys, values, scores;
-
-    explicit AttentionScratch(const AttentionTile& tile) {
-        const AttentionCall& call = *tile.call;
-        keys = tile.copies(call.key_type) ? kBlock * round_up(call.key_size) : 0;
-        values = tile.copies(call.value_type) ? kBlock * round_up(call.value_size) : 0;
-        scores = tile.queries() * kBlock;
-    }
-    int64_t total() const { return keys + values + scores; }
-};
-
-// values[q, :] += sum over t of weights[q, t] * entries[t, :], for `Queries` rows of both.
-template <int Queries, int Vectors>
-inline void add_weighted_columns(const Entries& entries, int64_t begin, int64_t end,
-                                 const float* weights, float* values, int64_t stride,
-                                 int64_t column) {
-    Vector total[Queries][Vectors];
-    for (int q = 0; q < Queries; ++q) {
-        for (int v = 0; v < Vectors; ++v) {
-            total[q][v] = load(values + q * stride + column + v * kWidth);
-        }
-    }
-    for (int64_t t = begin; t < end; ++t) {
-        const uint8_t* entry = entries.at[t] + column * 4;
-        Vector part[Vectors];
-        for (int v = 0; v < Vectors; ++v) part[v] = load(entry + v * kWidth * 4);
-        for (int q = 0; q < Queries; ++q) {
-            const Vector weight = broadcast(weights[q * kBlock + t]);
-            for (int v = 0; v < Vectors; ++v) {
-                total[q][v] = multiply_add(weight, part[v], total[q][v]);
-            }
-        }
-    }
-    for (int q = 0; q < Queries; ++q) {
-        for (int v = 0; v < Vectors; ++v) {
-            store(values + q * stride + column + v * kWidth, total[q][v]);
-        }
-    }
-}
-
-template <int Queries>
-inline void add_weighted(const Entries& entries, int64_t begin, int64_t end, int64_t size,
-                         const float* weights, float* values, int64_t stride) {
-    int64_t column = 0;
-    for (; column + 4 * kWidth <= size; column += 4 * kWidth) {
-        add_weighted_columns<Queries, 4>(entries, begin, end, weights, values, stride, column);
-    }
-    for (; column + kWidth <= size; column += kWidth) {
-        add_weighted_columns<Queries, 1>(entries, begin, end, weights, values, stride, column);
-    }
-    if (column == size) return;
-    for (int64_t t = begin; t < end; ++t) {
-        const Vector part = load_first(entries.at[t] + column * 4, size - column);
-        for (int q = 0; q < Queries; ++q) {
-            float* target = values + q * stride + column;
-            store(target, multiply_add(broadcast(weights[q * kBlock + t]), part, load(target)));
         }
     }
 }
@@ -149,100 +106,156 @@ inline void add_weighted(const Entries& entries, int64_t begin, int64_t end, int
 // Turns a query's scores of one block, those in [begin, end), into weights; all others become 0.
 inline void soften(const AttentionCall& call, float* scores, int64_t begin, int64_t end,
                    float& maximum, float& sum_of_weights, float* values, int64_t stride) {
+    constexpr int kVectors = kBlock / kWidth;
+    Vector score[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+        score[v] = load(scores + v * kWidth) * call.scale;
+        if (call.soft_cap <= 0.0f) continue;
+        score[v] = hyperbolic_tangent(score[v] / broadcast(call.soft_cap)) * call.soft_cap;
+    }
+    if (begin > 0 || end < kBlock) {
+        for (int v = 0; v < kVectors; ++v) store(scores + v * kWidth, score[v]);
+        for (int64_t i = 0; i < begin; ++i) scores[i] = kNothing;
+        for (int64_t i = end; i < kBlock; ++i) scores[i] = kNothing;
+        for (int v = 0; v < kVectors; ++v) score[v] = load(scores + v * kWidth);
+    }
     Vector most = broadcast(maximum);
-    for (int64_t i = 0; i < kBlock; i += kWidth) {
-        Vector score = load(scores + i) * call.scale;
-        if (call.soft_cap > 0.0f) {
-            score = hyperbolic_tangent(score / broadcast(call.soft_cap)) * call.soft_cap;
-        }
-        store(scores + i, score);
-    }
-    for (int64_t i = 0; i < begin; ++i) scores[i] = kNothing;
-    for (int64_t i = end; i < kBlock; ++i) scores[i] = kNothing;
-    for (int64_t i = 0; i < kBlock; i += kWidth) {
-        const Vector score = load(scores + i);
-        most = select(less(most, score), score, most);
-    }
+    for (int v = 0; v < kVectors; ++v) most = at_least(score[v], most);
     const float risen = largest(most);
     // While all scores are minus infinity there is nothing to measure from, and all weights are 0.
     const float base = risen == kNothing ? 0.0f : risen;
     Vector total = broadcast(0.0f);
-    for (int64_t i = 0; i < kBlock; i += kWidth) {
-        const Vector weight = exponential(load(scores + i) - base);
-        store(scores + i, weight);
-        total = total + weight;
+    for (int v = 0; v < kVectors; ++v) {
+        score[v] = exponential(score[v] - base);
+        store(scores + v * kWidth, score[v]);
+        total = total + score[v];
+    }
+    if (maximum == risen) {
+        sum_of_weights += sum(total);
+        return;
     }
     float kept[kWidth];
     store(kept, exponential(broadcast(maximum - base)));
     sum_of_weights = sum_of_weights * kept[0] + sum(total);
-    if (kept[0] != 1.0f) {
-        for (int64_t i = 0; i < stride; ++i) values[i] *= kept[0];
-    }
+    for (int64_t i = 0; i < stride; ++i) values[i] *= kept[0];
     maximum = risen;
 }
 
-// scores[q * kBlock + t] = query q . keys[t], for all queries of the tile; of a row's scores those
-// that it does not see are left unused.
-inline void score_block(const AttentionTile& tile, const Entries& keys, int64_t count,
-                        float* scores) {
-    const AttentionCall& call = *tile.call;
-    const int64_t heads = tile.heads(), rows = tile.rows.end - tile.rows.begin;
-    for (int64_t start = 0; start < call.key_size; start += kChunk) {
-        const int64_t columns = least(kChunk, call.key_size - start);
-        const uint8_t* left[kBlock];
-        for (int64_t t = 0; t < count; ++t) left[t] = keys.at[t] + start * 4;
-        if (rows > heads) {
-            for (int64_t h = 0; h < heads; ++h) {
-                all_dot_products(left, count, tile.query(h) + start, rows,
-                                 call.heads * call.key_size, columns, start > 0,
-                                 scores + h * kBlock, heads * kBlock);
-            }
-        } else {
-            for (int64_t r = 0; r < rows; ++r) {
-                all_dot_products(left, count, tile.query(r * heads) + start, heads, call.key_size,
-                                 columns, start > 0, scores + r * heads * kBlock, kBlock);
-            }
-        }
+// One key-value head at one block.
+struct AttentionStep {
+    AttentionTile tile;
+    const BlockPlaces* places;
+
+    BlockRows keys() const {
+        const AttentionCall& call = *tile.call;
+        const int64_t offset =
+            tile.key_value_head * call.key_size * bytes_per_value(call.key_type);
+        return {static_cast<const uint8_t*>(call.keys) + offset, places->key};
+    }
+    BlockRows values() const {
+        const AttentionCall& call = *tile.call;
+        const int64_t offset =
+            tile.key_value_head * call.value_size * bytes_per_value(call.value_type);
+        return {static_cast<const uint8_t*>(call.values) + offset, places->value};
+    }
+};
+
+// What a query sees of a block.
+struct Seen {
+    int64_t from, to;
+
+    Seen(const AttentionTile& tile, const BlockPlaces& places, int64_t block, int64_t query) {
+        const int64_t row = tile.row_of(query);
+        from = tile.first(row) - block;
+        from = from > places.begin ? from : places.begin;
+        to = least(tile.last(row) + 1 - block, places.end);
+    }
+};
+
+// Adds the weighted values of one block to the sums of the queries [query, query + count). What a
+// query does not see is not multiplied by a weight of 0: it need not be a number.
+inline void add_values(const AttentionStep& step, const AttentionSizes& sizes, BlockRows rows,
+                       int64_t block, int64_t query, int64_t count, const float* weights,
+                       Partial partial, Fetch& fetch) {
+    int64_t begin = 0, end = kBlock;
+    for (int64_t q = query; q < query + count; ++q) {
+        const Seen seen(step.tile, *step.places, block, q);
+        begin = seen.from > begin ? seen.from : begin;
+        end = least(end, seen.to);
+    }
+    const auto add = [&](int64_t q, int64_t queries, int64_t first, int64_t stop) {
+        if (first >= stop) return;
+        add_weighted(step.tile.call->value_type, queries, rows, first, stop, sizes.value_columns,
+                     weights + q * kBlock, partial.values + q * partial.stride, partial.stride,
+                     fetch);
+    };
+    if (begin >= end) end = begin = kBlock;
+    for (int64_t q = query; q < query + count; ++q) {
+        const Seen seen(step.tile, *step.places, block, q);
+        add(q, 1, seen.from, least(begin, seen.to));
+    }
+    add(query, count, begin, end);
+    for (int64_t q = query; q < query + count; ++q) {
+        add(q, 1, end, Seen(step.tile, *step.places, block, q).to);
     }
 }
 
-// Takes the positions [begin, end) of one block into the tile's partial result.
-inline void attend_block(const AttentionTile& tile, int64_t block, int64_t begin, int64_t end,
-                         float* scratch, Partial partial) {
+// Values as `add_weighted` takes them: where they lie, or copied, with zeros behind each row.
+inline BlockRows usable_values(const AttentionStep& step, const AttentionSizes& sizes,
+                               float* buffer, int64_t* offsets) {
+    const BlockRows rows = step.values();
+    if (!sizes.copies_values) return rows;
+    uint8_t* copy = reinterpret_cast<uint8_t*>(buffer);
+    for (int64_t t = step.places->begin; t < step.places->end; ++t) {
+        offsets[t] = t * sizes.value_row_bytes;
+        uint8_t* target = copy + offsets[t];
+        memcpy(target, rows.base + rows.offset[t], static_cast<size_t>(sizes.value_bytes));
+        memset(target + sizes.value_bytes, 0,
+               static_cast<size_t>(sizes.value_row_bytes - sizes.value_bytes));
+    }
+    return {copy, offsets};
+}
+
+// Takes one block into the tile's partial result, and fetches what the next step will read.
+inline void attend_block(const AttentionStep& step, const AttentionStep* next, int64_t block,
+                         const AttentionSizes& sizes, const float* packed_queries, float* scratch,
+                         Partial partial) {
+    const AttentionTile& tile = step.tile;
     const AttentionCall& call = *tile.call;
-    const AttentionScratch sizes(tile);
-    float* key_buffer = scratch;
-    float* value_buffer = key_buffer + sizes.keys;
-    float* scores = value_buffer + sizes.values;
-    const int64_t heads = tile.heads();
-    // Scores lie by position within the block; entries by position from `begin`.
-    const int64_t shift = begin - block;
-    Entries keys, values;
-    keys.find(tile, call.key_type, call.keys, call.key_size, begin, end, key_buffer);
-    score_block(tile, keys, end - begin, scores + shift);
-    values.find(tile, call.value_type, call.values, call.value_size, begin, end, value_buffer);
-    for (int64_t row = tile.rows.begin; row < tile.rows.end; ++row) {
-        const int64_t seen_from = tile.first(row) - block, seen_to = tile.last(row) + 1 - block;
-        const int64_t from = seen_from > shift ? seen_from : shift;
-        const int64_t to = least(seen_to, end - block);
-        if (from >= to) continue;
-        const int64_t first_query = (row - tile.rows.begin) * heads;
-        for (int64_t q = first_query; q < first_query + heads; ++q) {
-            soften(call, scores + q * kBlock, from, to, partial.maximum[q], partial.sum[q],
-                   partial.values + q * partial.stride, partial.stride);
-        }
-        for (int64_t q = first_query; q < first_query + heads;) {
-            const bool four = q + 4 <= first_query + heads;
-            const auto add = four ? add_weighted<4> : add_weighted<1>;
-            add(values, from - shift, to - shift, call.value_size, scores + q * kBlock + shift,
-                partial.values + q * partial.stride, partial.stride);
-            q += four ? 4 : 1;
-        }
+    const BlockPlaces& places = *step.places;
+    float* panel = scratch;
+    float* copied = panel + sizes.panel();
+    float* scores = copied + sizes.copied_values();
+    Fetch keys, values;
+    if (next) {
+        const BlockPlaces& to = *next->places;
+        keys.plan(next->keys(), to.begin, to.end, sizes.key_bytes,
+                  sizes.key_fours * (kBlock / kTileKeys));
+        values.plan(next->values(), to.begin, to.end, sizes.value_bytes,
+                    kBlock * divide_up(sizes.value_columns, kTileColumns));
+    }
+    gather_rows(step.keys(), places.begin, places.end, sizes.key_bytes, panel);
+    for (int64_t q = 0; q < sizes.queries; q += kSharing) {
+        score(call.key_type, least(kSharing, sizes.queries - q), panel, sizes.key_fours,
+              packed_queries + q * sizes.key_columns, places.begin, places.end,
+              scores + q * kBlock, keys);
+    }
+    for (int64_t q = 0; q < sizes.queries; ++q) {
+        const Seen seen(tile, places, block, q);
+        if (seen.from >= seen.to) continue;
+        soften(call, scores + q * kBlock, seen.from, seen.to, partial.maximum[q], partial.sum[q],
+               partial.values + q * partial.stride, partial.stride);
+    }
+    int64_t offsets[kBlock];
+    const BlockRows rows = usable_values(step, sizes, copied, offsets);
+    for (int64_t q = 0; q < sizes.queries; q += kSharing) {
+        add_values(step, sizes, rows, block, q, least(kSharing, sizes.queries - q), scores, partial,
+                   values);
     }
 }
 
 // Joins the result of a later segment to the total of those before.
-inline void join(Partial total, Partial later, int64_t queries, int64_t value_size) {
+inline void join(Partial total, Partial later, int64_t queries) {
     for (int64_t q = 0; q < queries; ++q) {
         if (later.empty(q)) continue;
         float* values = total.values + q * total.stride;
@@ -250,7 +263,7 @@ inline void join(Partial total, Partial later, int64_t queries, int64_t value_si
         if (total.empty(q)) {
             total.maximum[q] = later.maximum[q];
             total.sum[q] = later.sum[q];
-            memcpy(values, added, size_t(value_size) * sizeof(float));
+            memcpy(values, added, static_cast<size_t>(total.stride) * sizeof(float));
             continue;
         }
         const bool rises = !(later.maximum[q] <= total.maximum[q]);
@@ -261,19 +274,27 @@ inline void join(Partial total, Partial later, int64_t queries, int64_t value_si
         store(taken, exponential(broadcast(later.maximum[q] - base)));
         total.maximum[q] = risen;
         total.sum[q] = total.sum[q] * kept[0] + later.sum[q] * taken[0];
-        for (int64_t i = 0; i < value_size; ++i) {
+        for (int64_t i = 0; i < total.stride; ++i) {
             values[i] = values[i] * kept[0] + added[i] * taken[0];
         }
     }
 }
 
+// Divides by the sum of weights, and puts columns in their order.
 inline void finish(const AttentionTile& tile, Partial total) {
     const AttentionCall& call = *tile.call;
     for (int64_t q = 0; q < tile.queries(); ++q) {
-        const int64_t row = tile.rows.begin + q / tile.heads();
         const int64_t head = tile.key_value_head * tile.heads() + q % tile.heads();
-        float* out = call.out + (row * call.heads + head) * call.value_size;
+        float* out = call.out + (tile.row_of(q) * call.heads + head) * call.value_size;
         const float* values = total.values + q * total.stride;
-        for (int64_t i = 0; i < call.value_size; ++i) out[i] = values[i] / total.sum[q];
+        if (call.value_type == StreamType::float32) {
+            for (int64_t i = 0; i < call.value_size; ++i) out[i] = values[i] / total.sum[q];
+            continue;
+        }
+        for (int64_t i = 0; i < call.value_size; ++i) {
+            const int64_t pair = i / (2 * kWidth), within = i % (2 * kWidth);
+            const int64_t place = pair * 2 * kWidth + within % 2 * kWidth + within / 2;
+            out[i] = values[place] / total.sum[q];
+        }
     }
 }

@@ -3,7 +3,9 @@
 struct AttentionWork {
     const AttentionCall* call;
     int64_t segments = 1;        // that any one group sees, at most
+    int64_t run = 1;             // consecutive segments of one task
     int64_t head_parts = 1;      // parts that the key-value heads are cut into
+    int64_t stride = 0;          // of a query's weighted sum of values, in floats
     int64_t partial_floats = 0;  // of the largest tile
     // [groups, segments, key-value heads, partial_floats], a group's first segment first
     float* partials = nullptr;
@@ -21,92 +23,125 @@ struct AttentionWork {
     }
 };
 
-// The partial results of one segment for some heads: [heads, partial_floats] at `memory`. The heads
-// take turns at each block, whose entries lie side by side in a page.
-inline void attend_segment(const AttentionWork& work, int64_t group, int64_t segment,
-                           int64_t head_begin, int64_t head_end, float* scratch, float* memory) {
-    const AttentionTile any = work.tile(group, head_begin);
-    const int64_t queries = any.queries(), value_size = work.call->value_size;
-    for (int64_t head = head_begin; head < head_end; ++head) {
-        float* partial = memory + (head - head_begin) * work.partial_floats;
-        Partial::at(partial, queries, value_size).clear(queries);
+// Memory of a task that attends: packed queries of its heads, and what a block needs.
+struct TaskMemory {
+    float* queries;
+    float* block;
+    float* partials;  // as many as asked for
+
+    TaskMemory(const AttentionWork& work, const AttentionSizes& sizes, int64_t heads,
+               int64_t partials_wanted) {
+        const int64_t packed = heads * sizes.packed_queries(), needed = sizes.block();
+        const int64_t floats = packed + needed + partials_wanted * work.partial_floats;
+        queries =
+            static_cast<float*>(thread_scratch(static_cast<size_t>(floats) * sizeof(float)));
+        block = queries + packed;
+        partials = block + needed;
     }
-    const int64_t segment_end = least((segment + 1) * kSegment, any.last() + 1);
-    for (int64_t block = segment * kSegment; block < segment_end; block += kBlock) {
-        const int64_t begin = block < any.first() ? any.first() : block;
-        const int64_t end = least(block + kBlock, segment_end);
-        if (begin >= end) continue;
+    void pack(const AttentionWork& work, const AttentionSizes& sizes, int64_t group,
+              int64_t head_begin, int64_t head_end) const {
         for (int64_t head = head_begin; head < head_end; ++head) {
-            float* partial = memory + (head - head_begin) * work.partial_floats;
-            attend_block(work.tile(group, head), block, begin, end, scratch,
-                         Partial::at(partial, queries, value_size));
+            pack_queries(work.tile(group, head), sizes,
+                         queries + (head - head_begin) * sizes.packed_queries());
         }
     }
-}
+};
 
-// Scratch memory of a task, with room for `partials` partial results behind it.
-inline float* attention_scratch(const AttentionWork& work, const AttentionScratch& sizes,
-                                int64_t partials) {
-    const int64_t floats = sizes.total() + partials * work.partial_floats;
-    return static_cast<float*>(thread_scratch(static_cast<size_t>(floats) * sizeof(float)));
+// The partial results of one segment for some heads: [heads, partial_floats] at `partials`. The
+// heads take turns at each block, whose entries lie side by side in a page. The last block fetches
+// the next segment's first, if that lies before `run_end`.
+inline void attend_segment(const AttentionWork& work, const AttentionSizes& sizes, int64_t group,
+                           int64_t segment, int64_t run_end, int64_t head_begin,
+                           int64_t head_end, const TaskMemory& memory, float* partials) {
+    const AttentionTile any = work.tile(group, head_begin);
+    const auto partial = [&](int64_t head) {
+        return Partial::at(partials + (head - head_begin) * work.partial_floats, sizes.queries,
+                           work.stride);
+    };
+    for (int64_t head = head_begin; head < head_end; ++head) partial(head).clear(sizes.queries);
+    const int64_t stop = least((segment + 1) * kSegment, run_end);
+    const int64_t start = segment * kSegment < any.first() ? any.first() : segment * kSegment;
+    BlockPlaces places[2];
+    const auto find = [&](int64_t block) {
+        places[block / kBlock % 2].find(*work.call, any.rows.sequence, block,
+                                        block < start ? start : block,
+                                        least(block + kBlock, run_end));
+        return &places[block / kBlock % 2];
+    };
+    const int64_t first_block = start / kBlock * kBlock;
+    const BlockPlaces* here = find(first_block);
+    for (int64_t block = first_block; block < stop; block += kBlock) {
+        const BlockPlaces* later = block + kBlock < run_end ? find(block + kBlock) : nullptr;
+        for (int64_t head = head_begin; head < head_end; ++head) {
+            const bool same_block = head + 1 < head_end;
+            const AttentionStep step{work.tile(group, head), here};
+            const AttentionStep next{work.tile(group, same_block ? head + 1 : head_begin),
+                                     same_block ? here : later};
+            attend_block(step, next.places ? &next : nullptr, block, sizes,
+                         memory.queries + (head - head_begin) * sizes.packed_queries(),
+                         memory.block, partial(head));
+        }
+        here = later;
+    }
 }
 
 // Some heads of a group, their segments one after another.
 void attention_task(void* context, int64_t index) {
     const AttentionWork& work = *static_cast<const AttentionWork*>(context);
-    const int64_t group = index / work.head_parts, part = index % work.head_parts;
+    // The last groups of a prompt see the most, so they come first.
+    const int64_t group = work.call->group_count - 1 - index / work.head_parts;
+    const int64_t part = index % work.head_parts;
     const int64_t head_begin = work.head_begin(part), heads = work.head_end(part) - head_begin;
     const AttentionTile any = work.tile(group, head_begin);
-    const int64_t queries = any.queries(), value_size = work.call->value_size;
-    const AttentionScratch sizes(any);
-    float* scratch = attention_scratch(work, sizes, 2 * heads);
-    float* parts = scratch + sizes.total();
-    float* totals = parts + heads * work.partial_floats;
-    for (int64_t h = 0; h < heads; ++h) {
-        Partial::at(totals + h * work.partial_floats, queries, value_size).clear(queries);
-    }
+    const AttentionSizes sizes(any);
+    const TaskMemory memory(work, sizes, heads, 2 * heads);
+    memory.pack(work, sizes, group, head_begin, head_begin + heads);
+    float* parts = memory.partials;
+    const auto total = [&](int64_t head) {
+        return Partial::at(parts + (heads + head) * work.partial_floats, sizes.queries,
+                           work.stride);
+    };
+    for (int64_t h = 0; h < heads; ++h) total(h).clear(sizes.queries);
     for (int64_t s = any.first() / kSegment; s <= any.last() / kSegment; ++s) {
-        attend_segment(work, group, s, head_begin, head_begin + heads, scratch, parts);
+        attend_segment(work, sizes, group, s, any.last() + 1, head_begin, head_begin + heads,
+                       memory, parts);
         for (int64_t h = 0; h < heads; ++h) {
-            const int64_t offset = h * work.partial_floats;
-            join(Partial::at(totals + offset, queries, value_size),
-                 Partial::at(parts + offset, queries, value_size), queries, value_size);
+            join(total(h), Partial::at(parts + h * work.partial_floats, sizes.queries, work.stride),
+                 sizes.queries);
         }
     }
-    for (int64_t h = 0; h < heads; ++h) {
-        finish(work.tile(group, head_begin + h),
-               Partial::at(totals + h * work.partial_floats, queries, value_size));
+    for (int64_t h = 0; h < heads; ++h) finish(work.tile(group, head_begin + h), total(h));
+}
+
+// Some heads of a run of segments of a group.
+void attention_run_task(void* context, int64_t index) {
+    const AttentionWork& work = *static_cast<const AttentionWork*>(context);
+    const int64_t part = index % work.head_parts, runs = divide_up(work.segments, work.run);
+    const int64_t group = index / work.head_parts / runs;
+    const int64_t head_begin = work.head_begin(part), head_end = work.head_end(part);
+    const AttentionTile any = work.tile(group, head_begin);
+    const int64_t first =
+        any.first() / kSegment + index / work.head_parts % runs * work.run;
+    const int64_t run_end = least((first + work.run) * kSegment, any.last() + 1);
+    if (first * kSegment >= run_end) return;
+    const AttentionSizes sizes(any);
+    const TaskMemory memory(work, sizes, head_end - head_begin, 0);
+    memory.pack(work, sizes, group, head_begin, head_end);
+    for (int64_t segment = first; segment * kSegment < run_end; ++segment) {
+        attend_segment(work, sizes, group, segment, run_end, head_begin, head_end, memory,
+                       work.partial(group, segment, head_begin));
     }
 }
 
-// Some heads of one segment of a group.
-void attention_segment_task(void* context, int64_t index) {
-    const AttentionWork& work = *static_cast<const AttentionWork*>(context);
-    const int64_t part = index % work.head_parts;
-    const int64_t group = index / work.head_parts / work.segments;
-    const int64_t head_begin = work.head_begin(part), head_end = work.head_end(part);
-    const AttentionTile any = work.tile(group, head_begin);
-    const int64_t segment = any.first() / kSegment + index / work.head_parts % work.segments;
-    if (segment > any.last() / kSegment) return;
-    float* scratch = attention_scratch(work, AttentionScratch(any), 0);
-    attend_segment(work, group, segment, head_begin, head_end, scratch,
-                   work.partial(group, segment, head_begin));
-}
-
-// The segments of one head of a group, joined in their order.
+// The segments of one head of a group, joined in their order into the first.
 void attention_join_task(void* context, int64_t index) {
     const AttentionWork& work = *static_cast<const AttentionWork*>(context);
     const int64_t heads = work.call->key_value_heads, group = index / heads, head = index % heads;
     const AttentionTile tile = work.tile(group, head);
-    const int64_t queries = tile.queries(), value_size = work.call->value_size;
-    const int64_t floats = Partial::floats(queries, value_size);
-    float* memory =
-        static_cast<float*>(thread_scratch(static_cast<size_t>(floats) * sizeof(float)));
-    Partial total = Partial::at(memory, queries, value_size);
-    total.clear(queries);
-    for (int64_t s = tile.first() / kSegment; s <= tile.last() / kSegment; ++s) {
-        join(total, Partial::at(work.partial(group, s, head), queries, value_size), queries,
-             value_size);
+    const int64_t queries = tile.queries(), first = tile.first() / kSegment;
+    const Partial total = Partial::at(work.partial(group, first, head), queries, work.stride);
+    for (int64_t s = first + 1; s <= tile.last() / kSegment; ++s) {
+        join(total, Partial::at(work.partial(group, s, head), queries, work.stride), queries);
     }
     finish(tile, total);
 }
@@ -114,27 +149,31 @@ void attention_join_task(void* context, int64_t index) {
 void attention(ThreadPool& pool, const AttentionCall& call) {
     AttentionWork work;
     work.call = &call;
+    work.stride = AttentionSizes::value_stride(call);
     int64_t seen = 0;
     for (int64_t g = 0; g < call.group_count; ++g) {
         const AttentionTile tile{&call, call.groups[g], 0};
         const int64_t segments = tile.last() / kSegment - tile.first() / kSegment + 1;
         work.segments = segments > work.segments ? segments : work.segments;
-        const int64_t floats = Partial::floats(tile.queries(), call.value_size);
+        const int64_t floats = Partial::floats(tile.queries(), work.stride);
         work.partial_floats = floats > work.partial_floats ? floats : work.partial_floats;
         seen += (tile.last() - tile.first() + 1) * tile.queries();
     }
-    // Enough tasks for an even share: first by segments, then by heads.
+    // Enough tasks for an even share: first by runs of segments, then by heads.
     const int64_t wanted = 4 * thread_count(pool), groups = call.group_count;
     const bool by_segments = groups < wanted && work.segments > 1;
-    const int64_t units = by_segments ? groups * work.segments : groups;
+    if (by_segments) work.run = divide_up(groups * work.segments, wanted);
+    const int64_t units = by_segments ? groups * divide_up(work.segments, work.run) : groups;
     if (units) work.head_parts = least(divide_up(wanted, units), call.key_value_heads);
+    if (call.head_parts) work.head_parts = least(call.head_parts, call.key_value_heads);
     const int64_t amount = seen * call.key_value_heads * (call.key_size + call.value_size);
     if (!by_segments) return share(pool, amount, groups * work.head_parts, attention_task, &work);
-    const int64_t partials = units * call.key_value_heads;
+    const int64_t partials = groups * work.segments * call.key_value_heads;
     work.partials = new float[static_cast<size_t>(partials * work.partial_floats)];
     try {
-        parallel_for(pool, units * work.head_parts, attention_segment_task, &work);
-        parallel_for(pool, groups * call.key_value_heads, attention_join_task, &work);
+        parallel_for(pool, units * work.head_parts, attention_run_task, &work);
+        share(pool, partials * work.partial_floats, groups * call.key_value_heads,
+              attention_join_task, &work);
     } catch (...) {
         delete[] work.partials;
         throw;

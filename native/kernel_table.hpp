@@ -138,6 +138,9 @@ struct AttentionCall {
     float scale, soft_cap;
     int64_t window;
     float* out;
+    // What a tuner may choose; 0 is the default. No result depends on it.
+    int64_t tile_queries;  // queries of one key-value head in a group
+    int64_t head_parts;    // tasks that the key-value heads of a group are cut into
 };
 
 // How memory is read when its bandwidth is measured; the index is the way.

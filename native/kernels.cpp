@@ -78,9 +78,9 @@ namespace {
 
 #include "bfloat16_linear.inl"
 
-#include "linear.inl"
-
 #include "packed_layout.inl"
+
+#include "linear.inl"
 
 #include "packed_codes.inl"
 
@@ -99,6 +99,10 @@ namespace {
 #include "elementwise.inl"
 
 #include "heads.inl"
+
+#include "attention_entries.inl"
+
+#include "attention_products.inl"
 
 #include "attention.inl"
 

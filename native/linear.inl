@@ -94,7 +94,8 @@ inline void fused_products(const uint8_t* const* rows, const float* x, int64_t c
 template <class Format, int Rows>
 inline void fused_rows(const LinearCall& call, int64_t first) {
     const StoredMatrix& weight = call.weight;
-    const int64_t ahead = Rows * weight.row_bytes;
+    const int64_t ahead =
+        call.tuning.fetch_ahead ? call.tuning.fetch_ahead : Rows * weight.row_bytes;
     float total[Rows] = {};
     for (int64_t start = 0; start < weight.columns; start += kChunk) {
         const uint8_t* rows[Rows];
@@ -176,11 +177,18 @@ inline LinearTiles stored_tiles(const LinearCall& call, int threads) {
         const int64_t rows = divide_up(16384, weight.row_bytes + 1);
         const int64_t fair = divide_up(weight.rows, 2 * wanted);
         tiles.tile_rows = divide_up(fair > rows ? fair : rows, 4) * 4;
+        if (call.tuning.panels) tiles.tile_rows = kPanelRows * int64_t{call.tuning.panels};
+    } else if (call.tuning.panels) {
+        tiles.tile_rows = least(kPanelRows * int64_t{call.tuning.panels}, kTileRows);
     }
     const int64_t row_tiles = divide_up(weight.rows, tiles.tile_rows);
     if (call.count > 1 && row_tiles < wanted) {
         const int64_t blocks = least(divide_up(wanted, row_tiles), divide_up(call.count, 24));
         tiles.block_inputs = divide_up(divide_up(call.count, blocks), kMostInputs) * kMostInputs;
+        tiles.blocks = divide_up(call.count, tiles.block_inputs);
+    }
+    if (call.count > 1 && call.tuning.block_rows) {
+        tiles.block_inputs = least(call.tuning.block_rows, call.count);
         tiles.blocks = divide_up(call.count, tiles.block_inputs);
     }
     tiles.tasks = row_tiles * tiles.blocks;

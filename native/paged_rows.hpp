@@ -14,13 +14,13 @@ namespace firstlight {
 
 // Queries of one attention tile: enough to share what is read of the state, few enough that
 // their partial results stay in the first-level cache.
-inline constexpr int64_t kTileQueries = 32;
+inline constexpr int64_t kTileQueries = 48;
 
 // The rows in groups of one sequence each; every page that they will read is checked here.
 inline std::vector<AttentionRows> attention_groups(const PagedRowsView& rows,
                                                    const AttentionCall& call, int64_t pages) {
     const int64_t queries = call.heads / call.key_value_heads;
-    const int64_t step = std::max<int64_t>(1, kTileQueries / queries);
+    const int64_t step = std::max<int64_t>(1, (call.tile_queries ? call.tile_queries : kTileQueries) / queries);
     std::vector<AttentionRows> groups;
     for (int64_t s = 0; s < rows.sequences; ++s) {
         const int64_t begin = rows.row_starts[s], end = rows.row_starts[s + 1];
@@ -83,12 +83,14 @@ public:
     const std::vector<AttentionRows>& groups(const AttentionCall& call, int64_t pages) {
         const int64_t queries = call.heads / call.key_value_heads;
         for (const Groups& known : groups_) {
-            if (known.pages == pages && known.window == call.window && known.queries == queries) {
+            if (known.pages == pages && known.window == call.window && known.queries == queries &&
+                known.tile_queries == call.tile_queries) {
                 return known.groups;
             }
         }
         auto groups = attention_groups(view_, call, pages);
-        return groups_.emplace_back(pages, call.window, queries, std::move(groups)).groups;
+        return groups_.emplace_back(pages, call.window, queries, call.tile_queries, std::move(groups))
+            .groups;
     }
 
 private:
@@ -99,11 +101,12 @@ private:
             : pages(pages_), slots(std::move(slots_)) {}
     };
     struct Groups {
-        int64_t pages, window, queries;
+        int64_t pages, window, queries, tile_queries;
         std::vector<AttentionRows> groups;
-        Groups(int64_t pages_, int64_t window_, int64_t queries_,
+        Groups(int64_t pages_, int64_t window_, int64_t queries_, int64_t tile_queries_,
                std::vector<AttentionRows> groups_)
-            : pages(pages_), window(window_), queries(queries_), groups(std::move(groups_)) {}
+            : pages(pages_), window(window_), queries(queries_), tile_queries(tile_queries_),
+              groups(std::move(groups_)) {}
     };
 
     PagedRowsView view_;

@@ -20,6 +20,8 @@ constexpr int kWidth = 4;
 typedef float Vector __attribute__((vector_size(4 * kWidth)));
 typedef int32_t Integers __attribute__((vector_size(4 * kWidth)));
 typedef uint16_t HalfLanes __attribute__((vector_size(2 * kWidth)));
+typedef float FourLanes __attribute__((vector_size(16)));
+typedef float EightLanes __attribute__((vector_size(32)));
 
 inline Vector broadcast(float value) { return value - Vector{}; }
 inline Integers broadcast_int(int32_t value) { return value - Integers{}; }
@@ -171,9 +173,25 @@ inline Vector select(Integers mask, Vector yes, Vector no) {
     return as_float((as_int(yes) & mask) | (as_int(no) & ~mask));
 }
 
-// NaN in `a` stays.
+// NaN in `a` stays: the instructions give their second operand where either is NaN.
+#if defined(__AVX512F__)
+inline Vector at_least(Vector a, Vector bound) {
+    return (Vector)_mm512_maskz_max_ps(kAllLanes, (__m512)bound, (__m512)a);
+}
+inline Vector at_most(Vector a, Vector bound) {
+    return (Vector)_mm512_maskz_min_ps(kAllLanes, (__m512)bound, (__m512)a);
+}
+#elif defined(__AVX2__)
+inline Vector at_least(Vector a, Vector bound) {
+    return (Vector)_mm256_max_ps((__m256)bound, (__m256)a);
+}
+inline Vector at_most(Vector a, Vector bound) {
+    return (Vector)_mm256_min_ps((__m256)bound, (__m256)a);
+}
+#else
 inline Vector at_least(Vector a, Vector bound) { return select(less(a, bound), bound, a); }
 inline Vector at_most(Vector a, Vector bound) { return select(less(bound, a), bound, a); }
+#endif
 
 // a * b + c, in one rounding where the level can.
 inline Vector multiply_add(Vector a, Vector b, Vector c) {
@@ -188,14 +206,37 @@ inline Vector multiply_add(Vector a, Vector b, Vector c) {
 #endif
 }
 
+#if defined(__AVX2__)
+// Halves joined until four lanes are left.
+template <class Join>
+FIRSTLIGHT_INLINE __m128 fold(Vector values, Join join) {
+    __m256 eight;
+#if defined(__AVX512F__)
+    __m256 halves[2];
+    memcpy(halves, &values, sizeof halves);
+    eight = (__m256)join((EightLanes)halves[0], (EightLanes)halves[1]);
+#else
+    eight = (__m256)values;
+#endif
+    __m128 quarters[2];
+    memcpy(quarters, &eight, sizeof quarters);
+    return (__m128)join((FourLanes)quarters[0], (FourLanes)quarters[1]);
+}
+#endif
+
 // The sum of all lanes: halves are added until four are left, then (l0 + l2) + (l1 + l3). `sum4`
 // adds in the same order, so both give the same bits.
 inline float sum(Vector values) {
+#if defined(__AVX2__)
+    float lanes[4];
+    _mm_storeu_ps(lanes, fold(values, [](auto a, auto b) { return a + b; }));
+#else
     float lanes[kWidth];
     store(lanes, values);
     for (int half = kWidth / 2; half >= 4; half /= 2) {
         for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
     }
+#endif
     return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
 }
 
@@ -203,15 +244,7 @@ inline float sum(Vector values) {
 inline void sum4(Vector a, Vector b, Vector c, Vector d, float out[4]) {
 #if defined(__AVX2__)
     const auto quarter = [](Vector v) {
-        __m256 wide;
-#if defined(__AVX512F__)
-        __m256 halves[2];
-        memcpy(halves, &v, sizeof halves);
-        wide = _mm256_add_ps(halves[0], halves[1]);
-#else
-        wide = (__m256)v;
-#endif
-        return _mm_add_ps(_mm256_castps256_ps128(wide), _mm256_extractf128_ps(wide, 1));
+        return fold(v, [](auto x, auto y) { return x + y; });
     };
     const __m128 qa = quarter(a), qb = quarter(b), qc = quarter(c), qd = quarter(d);
     const __m128 ab = _mm_add_ps(_mm_unpacklo_ps(qa, qb), _mm_unpackhi_ps(qa, qb));
@@ -225,11 +258,19 @@ inline void sum4(Vector a, Vector b, Vector c, Vector d, float out[4]) {
 #endif
 }
 
+// The largest lane. A NaN counts as any number.
 inline float largest(Vector values) {
+#if defined(__AVX2__)
+    float lanes[4];
+    _mm_storeu_ps(lanes, fold(values, [](auto a, auto b) { return a < b ? b : a; }));
+    constexpr int kLanes = 4;
+#else
     float lanes[kWidth];
     store(lanes, values);
+    constexpr int kLanes = kWidth;
+#endif
     float most = lanes[0];
-    for (int i = 1; i < kWidth; ++i) most = lanes[i] > most ? lanes[i] : most;
+    for (int i = 1; i < kLanes; ++i) most = lanes[i] > most ? lanes[i] : most;
     return most;
 }
 

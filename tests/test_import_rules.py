@@ -23,29 +23,35 @@ SOURCE = Path(firstlight.__file__).parent
 FORBIDDEN = {
     "formats": {
         "model", "engine", "ops", "backends", "checkpoint", "server", "verify", "cli", "generation",
-        "language_model", "loading",
+        "language_model", "loading", "packed", "packing", "tuning",
     },
     "checkpoint": {
         "model", "engine", "ops", "backends", "server", "verify", "cli", "generation",
-        "language_model", "loading",
+        "language_model", "loading", "packed", "packing", "tuning",
     },
     "ops": {
         "model", "engine", "backends", "checkpoint", "server", "verify", "cli", "generation",
-        "language_model", "loading",
+        "language_model", "loading", "packed", "packing", "tuning",
     },
     "model": {
         "engine", "backends", "server", "verify", "cli", "generation", "language_model", "loading",
+        "packed", "packing", "tuning",
     },
     "engine": {
         "backends", "checkpoint", "server", "verify", "cli", "generation", "language_model",
-        "loading",
+        "loading", "packed", "packing", "tuning",
     },
     "backends": {
         "model", "engine", "checkpoint", "server", "cli", "generation", "language_model", "loading",
+        "packed", "packing", "tuning",
+    },
+    "packed": {
+        "model", "engine", "ops", "backends", "checkpoint", "server", "verify", "cli", "generation",
+        "language_model", "loading", "packing", "tuning",
     },
     "host": {
         "model", "engine", "ops", "backends", "checkpoint", "formats", "server", "verify", "cli",
-        "generation", "language_model", "loading",
+        "generation", "language_model", "loading", "packed", "packing", "tuning",
     },
 }  # fmt: skip
 

@@ -7,21 +7,33 @@ from pathlib import Path
 from typing import Literal
 
 from firstlight.backends import open_device
+from firstlight.backends.base import Backend
 from firstlight.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from firstlight.checkpoint.resolve import resolve_model
 from firstlight.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from firstlight.engine.engine import TOKEN_BUDGET, Engine, check_options
-from firstlight.engine.memory_plan import MemoryPlan, fit_context, plan_memory, weight_bytes
-from firstlight.errors import FormatError, TokenizerError
+from firstlight.engine.memory_plan import MemoryPlan, fit_context, plan_memory
+from firstlight.errors import FormatError, RequestError, TokenizerError
 from firstlight.formats.base import Format
 from firstlight.formats.registry import ALIASES, get_format, known_formats
 from firstlight.host.memory import available_memory
 from firstlight.language_model import LanguageModel, no_chat_template
 from firstlight.model.decoder import Decoder
 from firstlight.model.families.registry import make_spec
+from firstlight.model.matrices import kept_matrices
 from firstlight.model.spec import ModelSpec
-from firstlight.model.weights import load_weights
+from firstlight.model.stream import state_dtype
+from firstlight.model.weights import (
+    Weights,
+    check_sources,
+    largest_first,
+    load_weights,
+    weight_bytes,
+)
+from firstlight.ops import Ops
+from firstlight.packing import kept_on_disk, packed_store
 from firstlight.progress import progress
+from firstlight.tuning.store import Store
 
 Use = Literal["ids", "text", "chat"]
 
@@ -34,10 +46,13 @@ def load(
     context_length: int | None = None,
     sequences: int = 1,
     token_budget: int = TOKEN_BUDGET,
-    state: str = "float32",
+    state: str = "auto",
+    exact: bool = False,
     endpoint: str | None = None,
     update: bool = False,
     use: Use = "ids",
+    cache: bool = True,
+    tune: float | None = 0.0,
 ) -> LanguageModel:
     """Load a model.
 
@@ -51,21 +66,31 @@ def load(
             where that is less.
         sequences: sequences of that length to hold state for at once.
         token_budget: most tokens of one step; longer prompts are computed in chunks.
-        state: dtype of keys and values, "float32" or "bfloat16".
+        state: dtype of keys and values: "float32", "bfloat16", or "auto" (see `state_dtype`).
+        exact: keep to the definitions up to the order of float32 sums: no kernel rounds
+            activations, and state is float32. Slower; docs/fidelity.md says what it changes.
         endpoint: hub to fetch from, instead of the default.
         update: ask the hub whether a branch that is in the local cache has moved on.
         use: what the model must be good for: "ids" (anything), "text" (it has a tokenizer that
             works) or "chat" (and a chat template). Whatever is missing is said before the weights
             are read.
+        cache: keep packed weights on disk, and use those that are there (docs/packed-cache.md).
+        tune: kernels are chosen as `firstlight tune` found best on this device; a number above
+            zero takes up to so many seconds to tune first what is not known yet, and None does
+            without all tuning. A token is the same either way.
 
     Raises:
         FirstlightError: the model cannot be found, read, fetched, or does not fit; the message
             says what to do.
     """
+    state = state_dtype(state, exact=exact)
     check_options(1 if context_length is None else context_length, sequences, token_budget, state)
     # What needs no model comes first: nobody downloads one to learn of a misspelt option.
     target = conversion_target(weights)
-    backend = open_device(device)
+    if tune is not None:
+        check_seconds(tune)
+    backend = open_device(device, exact=exact)
+    store = None if tune is None else apply_tuning(backend)
     checkpoint = open_checkpoint(resolve_model(str(model), endpoint=endpoint, update=update))
     spec = make_spec(checkpoint)
     check_formats(checkpoint, spec)
@@ -76,13 +101,42 @@ def load(
             f"{spec.context_length} that the model was made for; expect poor text beyond them",
             stacklevel=2,
         )
-    plan = memory_plan(checkpoint, spec, target, context_length, state, sequences, token_budget)
-    with progress("Reading weights", total=weight_bytes(spec, checkpoint)) as advance:
-        loaded = load_weights(spec, checkpoint, backend, target, advance)
+    plan = memory_plan(
+        checkpoint, spec, target, context_length, state, sequences, token_budget, backend
+    )
+    loaded = _load_weights(str(model), checkpoint, spec, backend, target, cache)
     engine = Engine(
         Decoder(spec, loaded, backend), plan.context_length, sequences, token_budget, state
     )
-    return LanguageModel(checkpoint, spec, tokenizer, engine, backend)
+    loaded_model = LanguageModel(checkpoint, spec, tokenizer, engine, backend)
+    if tune and store is not None:
+        _tune_now(loaded_model, store, tune, state)
+    return loaded_model
+
+
+def check_seconds(seconds: float) -> None:
+    """RequestError where that is no time to tune in."""
+    if not 0 <= seconds < float("inf"):
+        raise RequestError(
+            f"tune {seconds:g}", "is no number of seconds", "Give a number above zero"
+        )
+
+
+def apply_tuning(backend: Backend) -> Store | None:
+    """Have a backend run as tuned before; None where it has nothing to tune."""
+    if not backend.kernels():
+        return None
+    store = Store(backend)
+    store.apply()
+    return store
+
+
+def _tune_now(model: LanguageModel, store: Store, seconds: float, state: str) -> None:
+    from firstlight.tuning.model import tune_model
+
+    with progress("Tuning", total=round(seconds), unit="s") as advance:
+        for _ in tune_model(model, store, seconds, state=state, advance=advance):
+            pass
 
 
 def conversion_target(name: str | None) -> Format | None:
@@ -116,9 +170,10 @@ def memory_plan(
     spec: ModelSpec,
     target: Format | None = None,
     context_length: int | None = None,
-    state: str = "float32",
+    state: str = "auto",
     sequences: int = 1,
     token_budget: int = TOKEN_BUDGET,
+    ops: Ops | None = None,
 ) -> MemoryPlan:
     """What loading would need, at the context length that it would choose.
 
@@ -128,12 +183,37 @@ def memory_plan(
     return fit_context(
         spec,
         lambda length: plan_memory(
-            spec, checkpoint, length, target, state, sequences, token_budget
+            spec,
+            checkpoint,
+            length,
+            target,
+            state_dtype(state),
+            sequences,
+            token_budget,
+            ops,
         ),
         available_memory(),
         context_length,
         checkpoint.location,
     )
+
+
+def _load_weights(
+    model: str,
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    backend: Ops,
+    target: Format | None,
+    cache: bool,
+) -> Weights:
+    check_sources(spec, checkpoint)
+    matrices = largest_first(kept_matrices(spec, checkpoint, backend, target))
+    store = packed_store() if cache else None
+    on_disk = kept_on_disk(store, model, checkpoint, matrices, backend, target)
+    in_memory = any(not each.in_place and each.source not in on_disk for each in matrices)
+    total = weight_bytes(spec, checkpoint, target, backend)
+    with progress("Packing weights" if in_memory else "Reading weights", total=total) as advance:
+        return load_weights(spec, checkpoint, backend, target, advance, on_disk)
 
 
 def _tokenizer(checkpoint: Checkpoint, use: Use) -> Tokenizer | TokenizerError:

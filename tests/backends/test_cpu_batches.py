@@ -90,6 +90,20 @@ class _Context:
             for length in lengths
         ]
 
+    def random_parts(
+        self, generator: np.random.Generator, most_rows: int
+    ) -> list[tuple[int, int, int]]:
+        """Some of the sequences, with some of their rows."""
+        parts = []
+        sequences = len(self.lengths)
+        chosen = generator.choice(sequences, generator.integers(1, sequences + 1), replace=False)
+        for sequence in chosen:
+            length = self.lengths[sequence]
+            count = int(generator.integers(1, min(length, most_rows) + 1))
+            begin = int(generator.integers(0, length - count + 1))
+            parts.append((int(sequence), begin, begin + count))
+        return parts
+
     def attend(
         self, backend: Any, parts: list[tuple[int, int, int]], window: int | None, cap: float | None
     ) -> list[np.ndarray]:
@@ -120,26 +134,68 @@ def test_attention_rows_alone_and_together(
         for sequence, length in enumerate(context.lengths)
     ]
     for trial in range(12):
-        parts = []
-        for sequence in generator.choice(4, generator.integers(1, 5), replace=False):
-            length = context.lengths[sequence]
-            count = int(generator.integers(1, min(length, 60) + 1)) if trial % 2 else 1
-            begin = int(generator.integers(0, length - count + 1))
-            parts.append((int(sequence), begin, begin + count))
+        parts = context.random_parts(generator, 60 if trial % 2 else 1)
         for opened in (backend, single):
             results = context.attend(opened, parts, window, cap)
             for (sequence, begin, end), result in zip(parts, results, strict=True):
                 assert _same_bits(result, whole[sequence][begin:end])
 
 
-def test_values_that_a_row_does_not_see_do_not_reach_it() -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16], ids=["float32", "bfloat16"])
+def test_attention_rows_in_many_random_batches(dtype: Any) -> None:
+    context = _Context([40, 75, 1100, 130], dtype, seed=3)
+    backends = [CpuBackend(threads=count) for count in (1, 2, 3)]
+    generator = np.random.default_rng(11)
+    whole = [
+        context.attend(backends[0], [(sequence, 0, length)], 900, None)[0]
+        for sequence, length in enumerate(context.lengths)
+    ]
+    for trial in range(200):
+        parts = context.random_parts(generator, 23)
+        results = context.attend(backends[trial % 3], parts, 900, None)
+        for (sequence, begin, end), result in zip(parts, results, strict=True):
+            assert _same_bits(result, whole[sequence][begin:end])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16], ids=["float32", "bfloat16"])
+def test_what_a_tuner_may_choose_changes_no_bit(dtype: Any) -> None:
+    context = _Context([1500], dtype, seed=4)
+    backend = CpuBackend(threads=2)
+    for begin in (0, 1490, 1499):
+        count = 1500 - begin
+        queries = context.queries[0][begin:]
+        results = []
+        for tile_queries, head_parts in ((0, 0), (1, 1), (7, 2), (48, 9), (500, 1)):
+            out = np.empty((count, context.heads, context.value_size), np.float32)
+            backend.native.attention(
+                queries,
+                context.keys,
+                context.values,
+                np.array([0, count], np.int32),
+                np.arange(begin, 1500, dtype=np.int32),
+                context.table,
+                context.page_tokens,
+                0.158,
+                1 << 31,
+                0.0,
+                out,
+                tile_queries=tile_queries,
+                head_parts=head_parts,
+            )
+            results.append(out)
+        assert all(_same_bits(out, results[0]) for out in results)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_values_that_a_row_does_not_see_do_not_reach_it(level: str, dtype: Any) -> None:
     """Not even when they are not numbers, and computed beside it."""
-    context = _Context([80], np.float32)
-    backend = CpuBackend()
+    context = _Context([80], dtype)
+    backend = CpuBackend(level=level)
     expected = context.attend(backend, [(0, 0, 80)], None, None)[0]
     last_page = context.table[0, 4]
-    context.values[last_page, 15] = np.nan
-    context.keys[last_page, 15] = np.inf
+    not_numbers = round_entries(np.array([np.nan, np.inf], np.float32), np.dtype(dtype))
+    context.values[last_page, 15], context.keys[last_page, 15] = not_numbers
     changed = context.attend(backend, [(0, 0, 80)], None, None)[0]
     assert _same_bits(changed[:79], expected[:79])
     assert np.isnan(changed[79]).all()

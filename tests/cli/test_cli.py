@@ -173,7 +173,7 @@ def test_inspect_as_text() -> None:
 def test_help_and_version() -> None:
     assert "run" in firstlight("--help").stdout
     assert firstlight("--version").stdout.startswith("firstlight 0.")
-    for command in ("run", "chat", "inspect", "devices"):
+    for command in ("run", "chat", "inspect", "verify", "devices"):
         assert "--" in firstlight(command, "--help").stdout
 
 

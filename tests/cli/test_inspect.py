@@ -57,8 +57,8 @@ def test_figures(commands, model):
     assert (report["key_value_heads"], report["head_size"]) == (2, 48)
     assert (report["tokenizer_size"], report["chat"]) == (260, True)
     assert report["headers_from"] is None
-    # Keys and values of 2 layers, 2 heads of 48, in 4 bytes.
-    assert report["state_bytes_per_token"] == 2 * 2 * 2 * 48 * 4
+    # Keys and values of 2 layers, 2 heads of 48, in the 2 bytes of bfloat16.
+    assert report["state_bytes_per_token"] == 2 * 2 * 2 * 48 * 2
     assert [plan["context_length"] for plan in report["memory"]] == [2048, 4096]
     for plan in report["memory"]:
         assert plan["total"] == plan["weights"] + plan["state"] + plan["activations"]
@@ -68,11 +68,11 @@ def test_figures(commands, model):
 def test_as_if_converted(commands, model):
     plain, converted, state = (
         json.loads(commands("inspect", model, "--json", *words).out)["memory"][-1]
-        for words in ([], ["--weights", "int8"], ["--state", "bfloat16"])
+        for words in ([], ["--weights", "int8"], ["--state", "float32"])
     )
     # q8_0 keeps 32 values in 34 bytes; the norms stay in four bytes each.
     assert converted["weights"] == pytest.approx(plain["weights"] * 34 / 128, rel=0.01)
-    assert state["state"] == plain["state"] / 2
+    assert state["state"] == plain["state"] * 2
     assert_refused(commands("inspect", model, "--weights", "q2_k"), "q2_k", "does not write")
     assert_refused(commands("inspect", "no/such", "--device", "abacus"), "abacus")
 

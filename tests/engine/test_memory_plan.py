@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,7 +44,12 @@ def files_of(spec: ModelSpec, format_name: str = "f32") -> Any:
         name: SimpleNamespace(shape=weight.shape, format=weight.format.name)
         for name, weight in weights.items()
     }
-    return SimpleNamespace(location="tiny", tensors=headers, weight=weights.__getitem__)
+    return SimpleNamespace(
+        location="tiny",
+        tensors=headers,
+        weight=weights.__getitem__,
+        release=lambda *_: None,
+    )
 
 
 def state_allocated(
@@ -197,6 +203,16 @@ def test_a_wanted_context_that_does_not_fit_is_refused_with_the_one_that_does(
     assert f"a context of {wanted} tokens needs {gibibytes(plan_of(wanted).total)}" in message
     assert f"Use a context of at most {longest} tokens, or --state bfloat16" in message
     assert fit_context(SPEC, plan_of, available, longest, "tiny").context_length == longest
+
+
+def test_bfloat16_state_is_not_offered_where_it_is_in_use() -> None:
+    def rounded(length: int) -> MemoryPlan:
+        return replace(plan_of(length), state_dtype="bfloat16")
+
+    with pytest.raises(InsufficientMemoryError) as refusal:
+        fit_context(SPEC, rounded, LEAST, SPEC.context_length, "the model")
+    assert "Use a context of at most" in str(refusal.value)
+    assert "--state" not in str(refusal.value)
 
 
 def test_a_context_shorter_than_a_page() -> None:

@@ -39,7 +39,7 @@ PROMPT_TOKENS = 9
 
 @pytest.fixture(scope="module")
 def model() -> LanguageModel:
-    return firstlight.load(gemma_path(), context_length=1024)
+    return firstlight.load(gemma_path(), context_length=1024, state="float32")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_next_token_distributions_agree_past_the_sliding_window(
 
 def test_the_definitions_agree_too() -> None:
     """The numpy backend, which is slow, over the start of the prose."""
-    model = firstlight.load(gemma_path(), device="numpy", context_length=64)
+    model = firstlight.load(gemma_path(), device="numpy", context_length=64, state="float32")
     tokens = model.encode(PROSE)[:32]
     found, expected = model.logits(tokens), reference_logits(transformers_gemma(), tokens)
     assert divergences(expected, found).mean() < MOST_DIVERGENCE

@@ -25,6 +25,7 @@ class _Entry:
         part: what that module is to the user.
         remedy: what to do about that.
         instead: the backend that stands in then; None: there is none, and opening is an error.
+        rounds: whether its kernels may round activations, unless it is made with exact=True.
     """
 
     module: str
@@ -33,6 +34,7 @@ class _Entry:
     part: str = ""
     remedy: str = ""
     instead: str | None = None
+    rounds: bool = False
 
 
 # Imported only when used, so that no vendor's package is needed.
@@ -45,6 +47,7 @@ _BACKENDS = {
         part="its C++ extension",
         remedy="Install a C++20 compiler and reinstall firstlight",
         instead="numpy",
+        rounds=True,
     ),
 }
 
@@ -67,7 +70,7 @@ def _imports(module: str) -> bool:
     return True
 
 
-def open_device(name: str, *, check_kernels: bool = True) -> Backend:
+def open_device(name: str, *, exact: bool = False, check_kernels: bool = True) -> Backend:
     """The backend of that name, ready for use.
 
     Kernels serve only where they agreed with the definitions on this device; the check runs once
@@ -76,6 +79,8 @@ def open_device(name: str, *, check_kernels: bool = True) -> Backend:
 
     Args:
         name: one of backend_names().
+        exact: round no activations (ops/rounding.py): every product sums float32 values. Where a
+            backend rounds none anyway, this changes nothing.
         check_kernels: False trusts every kernel unseen; so does the environment variable
             FIRSTLIGHT_SKIP_KERNEL_CHECK=1.
 
@@ -101,8 +106,8 @@ def open_device(name: str, *, check_kernels: bool = True) -> Backend:
             f"device {name!r}: {reason}. Running on the {entry.instead} backend, slowly. "
             f"{entry.remedy}."
         )
-        return open_device(entry.instead, check_kernels=check_kernels)
-    backend: Backend = kind()
+        return open_device(entry.instead, exact=exact, check_kernels=check_kernels)
+    backend: Backend = kind(exact=exact) if entry.rounds else kind()
     if check_kernels:
         from firstlight.verify.trust import distrusted_kernels
 

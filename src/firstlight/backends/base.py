@@ -1,48 +1,33 @@
 """What a chip must offer: memory, transfer, and kernels for as many ops as it has.
 
-Dispatch is the same for every backend: the first kernel of an op that accepts the arguments runs;
-an op without one runs as its definition: a composite through its parts, any other on the host.
+Dispatch is the same for every backend: what was tuned for the arguments' shape runs, else the first
+kernel of the op that accepts the arguments; an op without one runs as its definition: a composite
+through its parts, any other on the host.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from firstlight import __version__
+from firstlight.backends.kernel import DEFINITION, Choice, Kernel, Parameter, Tuned, tuned
 from firstlight.formats.base import Floats, Weight
 from firstlight.host.ceilings import Ceilings, cached_ceilings, measure_ceilings, read_ceilings
 from firstlight.host.processor import processor, usable_cores
 from firstlight.ops.contract import get_op
 from firstlight.ops.interface import Ops, PackedWeight, Tensor
-from firstlight.ops.rounding import RoundingOf, no_rounding
+from firstlight.ops.shape import Shape
 
-DEFINITION = "definition"
+__all__ = ["DEFINITION", "Backend", "Choice", "Kernel", "Parameter"]
 
-
-@dataclass(frozen=True)
-class Kernel:
-    """One implementation of one op on one backend.
-
-    Attributes:
-        op: the op's name in the contract.
-        name: unique among the op's kernels on this backend.
-        run: takes the op's arguments as the backend's tensors.
-        accepts: whether this kernel can serve these arguments; None: always.
-        rounding: how its products round their activations; it must agree with the definition on
-            activations so rounded.
-    """
-
-    op: str
-    name: str
-    run: Callable[..., Any]
-    accepts: Callable[..., bool] | None = None
-    rounding: RoundingOf = no_rounding
+# Some systems report the caches of a whole machine to a guest that has a few of its cores.
+_MOST_CACHE_BYTES = 128 << 20
 
 
 class Backend(Ops):
@@ -58,7 +43,11 @@ class Backend(Ops):
         self._kernels: dict[str, list[Kernel]] = {}
         for kernel in kernels:
             self._kernels.setdefault(get_op(kernel.op).name, []).append(kernel)
+        # op -> (its shape function, shape -> what was tuned for it); only where that differs from
+        # what would run anyway, so that everything else pays for one look-up.
+        self._tuned: dict[str, tuple[Callable[..., Shape], dict[Shape, Tuned]]] = {}
         self._usage: dict[tuple[str, str], tuple[int, float]] = {}
+        self._evicting: NDArray[Any] | None = None
 
     # Memory and transfer -----------------------------------------------------------------
 
@@ -128,8 +117,16 @@ class Backend(Ops):
     def leave_out(self, op: str, kernel: str) -> None:
         """Have a kernel serve no longer; the op's next kernel, or its definition, takes over."""
         self._kernels[op] = [each for each in self._kernels[op] if each.name != kernel]
+        for (name, shape), choice in self.tuning().items():
+            if (name, choice.kernel) == (op, kernel):
+                self.apply_tuning(op, shape, None)
 
     def call(self, name: str, *arguments: Any) -> Any:
+        if name in self._tuned:
+            shape, table = self._tuned[name]
+            chosen = table.get(shape(*arguments))
+            if chosen is not None and (chosen.accepts is None or chosen.accepts(*arguments)):
+                return self._timed(name, chosen.choice.kernel, chosen.run, arguments)
         for kernel in self._kernels.get(name, ()):
             if kernel.accepts is None or kernel.accepts(*arguments):
                 return self._timed(name, kernel.name, kernel.run, arguments)
@@ -137,6 +134,72 @@ class Backend(Ops):
         if op.composite:
             return op.definition(self, *arguments)
         return self._timed(name, DEFINITION, self._call_definition, (op.name, *arguments))
+
+    # Tuning ------------------------------------------------------------------------------
+
+    def ready(self, op: str, choice: Choice) -> Tuned | None:
+        """A choice as something to call; None where this backend has no such kernel or parameter,
+        or its kernel may not serve."""
+        if choice.kernel == DEFINITION:
+            entry = get_op(op)
+            run = partial(entry.definition, self) if entry.composite else self._call_definition
+            arguments = () if entry.composite else (op,)
+            return None if choice.parameters else Tuned(choice, None, partial(run, *arguments))
+        for kernel in self._kernels.get(op, ()):
+            if kernel.name == choice.kernel:
+                return tuned(kernel, choice)
+        return None
+
+    def default_choice(self, op: str, *arguments: Any) -> Choice:
+        """What runs for these arguments without tuning."""
+        for kernel in self._kernels.get(op, ()):
+            if kernel.takes(*arguments):
+                return Choice(kernel.name)
+        return Choice(DEFINITION)
+
+    def apply_tuning(self, op: str, shape: Shape, choice: Choice | None) -> None:
+        """Have calls of a shape run as `choice` from now on; None: as without tuning.
+
+        A backend whose kernels are reached by other ways than `call` (a fused op that holds
+        weights of its own) extends this to tell them.
+
+        Raises:
+            ValueError: there is no such kernel or parameter here, or the op is not tuned.
+        """
+        key = get_op(op).shape
+        if choice is None:
+            if op in self._tuned:
+                self._tuned[op][1].pop(shape, None)
+                if not self._tuned[op][1]:
+                    del self._tuned[op]
+            return
+        chosen = self.ready(op, choice)
+        if key is None or chosen is None:
+            raise ValueError(f"{op}: {choice} cannot be had on {self.name}")
+        self._tuned.setdefault(op, (key, {}))[1][shape] = chosen
+
+    def tuning(self) -> dict[tuple[str, Shape], Choice]:
+        """What `apply_tuning` has set: (op, shape) -> choice."""
+        return {
+            (op, shape): chosen.choice
+            for op, (_, table) in self._tuned.items()
+            for shape, chosen in table.items()
+        }
+
+    def synchronize(self) -> None:
+        """Wait until everything asked of the device is done; the host's is when a call returns."""
+
+    def cache_bytes(self) -> int:
+        """Bytes that the device's caches hold, about: what is read again later than after so many
+        others comes from memory."""
+        return min(processor().last_level_cache_bytes or 32 << 20, _MOST_CACHE_BYTES)
+
+    def evict_caches(self) -> None:
+        """Push weights and state out of the device's caches, as the rest of a step does, so that
+        a timing that follows reads them from memory."""
+        if self._evicting is None:
+            self._evicting = np.ones(3 * self.cache_bytes() // 16, np.int64)
+        self._evicting.sum()
 
     def usage(self) -> Mapping[tuple[str, str], tuple[int, float]]:
         return self._usage

@@ -124,6 +124,14 @@ class Checkpoint:
         data = stored.reshape(prod(shape[:-1]), format.row_bytes(shape[-1]))
         return Weight(format, shape, data, name)
 
+    def release(self, name: str, start: int, stop: int) -> None:
+        """Let go of the pages of rows start:stop of a tensor; they are read again if used."""
+        info = self.tensors[name]
+        row_bytes = info.nbytes // max(1, prod(info.shape[:-1]))
+        self._mappings[info.file].release(
+            info.offset + start * row_bytes, (stop - start) * row_bytes
+        )
+
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
     """The checkpoint at `path`: a directory as on Hugging Face, or a .gguf file.

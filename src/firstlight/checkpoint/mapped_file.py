@@ -25,6 +25,7 @@ class MappedFile:
         self.size = size
         self._lock = threading.Lock()
         self._bytes: Bytes | None = None
+        self._mapping: mmap.mmap | None = None
 
     def bytes(self) -> Bytes:
         """The whole file as a read-only uint8 [size] view; no page is read before it is used.
@@ -37,6 +38,16 @@ class MappedFile:
             if self._bytes is None:
                 self._bytes = self._map()
             return self._bytes
+
+    def release(self, offset: int, count: int) -> None:
+        """Let go of the pages within `count` bytes from `offset`; they are read again if used.
+
+        They count against this process while they are mapped, even if nobody needs them any more.
+        """
+        first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (offset + count) // mmap.PAGESIZE * mmap.PAGESIZE
+        if self._mapping is not None and last > first and hasattr(self._mapping, "madvise"):
+            self._mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def _map(self) -> Bytes:
         with open_regular(self.path) as (file, size):
@@ -56,4 +67,5 @@ class MappedFile:
                     f"cannot be memory-mapped ({error})",
                     "Raise the limits on open files and address space (`ulimit -n`, `ulimit -v`)",
                 ) from None
+        self._mapping = mapping
         return np.frombuffer(mapping, np.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from firstlight.cli.terminal import is_terminal
@@ -22,13 +23,28 @@ def read_input() -> str:
     Raises:
         RequestError: it is over 256 MiB, or not UTF-8.
     """
-    return _text(sys.stdin.buffer.read(_LARGEST_INPUT_BYTES + 1))
+    return _without_line_end(_text(sys.stdin.buffer.read(_LARGEST_INPUT_BYTES + 1)))
 
 
 def read_lines() -> Iterator[str]:
     """Standard input line by line, without line ends; raises as `read_input`."""
     while line := sys.stdin.buffer.readline(_LARGEST_INPUT_BYTES + 1):
-        yield _text(line)
+        yield _without_line_end(_text(line))
+
+
+def read_text_file(name: str) -> str:
+    """A file's text, as it is.
+
+    Raises:
+        RequestError: it cannot be read, is over 256 MiB, or is not UTF-8.
+    """
+    try:
+        with Path(name).open("rb") as file:
+            data = file.read(_LARGEST_INPUT_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise RequestError(name, f"cannot be read: {reason}", "Check its name") from None
+    return _text(data, name)
 
 
 def edited_lines() -> Iterator[str]:
@@ -76,13 +92,16 @@ def _history() -> History:
     return FileHistory(str(path))
 
 
-def _text(data: bytes) -> str:
+def _text(data: bytes, source: str = "standard input") -> str:
     if len(data) > _LARGEST_INPUT_BYTES:
         raise RequestError(
-            "standard input", f"is over {_LARGEST_INPUT_BYTES >> 20} MiB", "Give a shorter prompt"
+            source, f"is over {_LARGEST_INPUT_BYTES >> 20} MiB", "Give a shorter text"
         )
     try:
-        text = data.decode()
+        return data.decode()
     except UnicodeDecodeError as error:
-        raise RequestError("standard input", f"is not UTF-8: {error}", "Convert it first") from None
+        raise RequestError(source, f"is not UTF-8: {error}", "Convert it first") from None
+
+
+def _without_line_end(text: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")

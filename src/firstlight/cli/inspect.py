@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from firstlight.cli.options import add_hub, add_model
+from firstlight.cli.options import add_hub, add_model, add_state
 from firstlight.cli.terminal import harmless, json_text
 
 if TYPE_CHECKING:
@@ -35,12 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", metavar="FORMAT", help="as if the weights were converted to this format"
     )
-    parser.add_argument(
-        "--state",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="dtype of keys and values (default: float32)",
-    )
+    add_state(parser)
     add_hub(parser)
 
 
@@ -113,7 +108,9 @@ def _model(
     from firstlight.errors import FormatError, UnsupportedModelError
     from firstlight.loading import check_formats
     from firstlight.model.families.registry import make_spec
+    from firstlight.model.stream import state_dtype
 
+    state = state_dtype(state)
     try:
         spec = make_spec(checkpoint)
     except UnsupportedModelError as error:
@@ -125,7 +122,7 @@ def _model(
         return {**report, "memory": [], "runs": False, "why": str(error)}
     return {
         **report,
-        **_memory(checkpoint, spec, target, state),
+        **_memory(checkpoint, spec, backend, target, state),
         **_run_here(checkpoint, spec, backend, target, state),
     }
 
@@ -150,13 +147,13 @@ def _architecture(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _memory(
-    checkpoint: Checkpoint, spec: ModelSpec, target: Format | None, state: str
+    checkpoint: Checkpoint, spec: ModelSpec, backend: Backend, target: Format | None, state: str
 ) -> dict[str, Any]:
     from firstlight.engine.memory_plan import plan_memory, state_bytes_per_token
 
     lengths = [length for length in _CONTEXTS if length < spec.context_length]
     plans = [
-        plan_memory(spec, checkpoint, length, target, state)
+        plan_memory(spec, checkpoint, length, target, state, ops=backend)
         for length in [*lengths, spec.context_length]
     ]
     return {
@@ -194,7 +191,7 @@ def _run_here(
         "formats_without_kernel": slow,
     }
     try:
-        plan = memory_plan(checkpoint, spec, target, state=state)
+        plan = memory_plan(checkpoint, spec, target, state=state, ops=backend)
     except InsufficientMemoryError as error:
         return {**here, "runs": False, "why": str(error)}
     how = f"on {backend.name}, with a context of {plan.context_length:,} tokens"

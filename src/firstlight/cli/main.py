@@ -20,7 +20,10 @@ _COMMANDS = {
     "run": "continue a prompt, or answer it if the model is made for chat",
     "chat": "talk with a model",
     "inspect": "say what a model is, what memory it needs, and whether it runs here",
+    "verify": "compare a model's predictions in one configuration with a reference",
+    "tune": "choose the fastest kernels for a model on this machine, by timing them",
     "devices": "list the chips found, with their measured ceilings",
+    "cache": "list, verify or delete the packed weights on disk",
 }
 
 USER_ERROR = 2

@@ -61,11 +61,50 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="longest sequence (default: the model's, or what fits in memory)",
     )
+    add_state(group)
+    add_exact(group)
     group.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="pack weights in memory, and keep nothing on disk (see firstlight cache)",
+    )
+    _add_tuning(group)
+
+
+def _add_tuning(parser: argparse._ActionsContainer) -> None:
+    tuning = parser.add_mutually_exclusive_group()
+    tuning.add_argument(
+        "--tune",
+        type=float,
+        metavar="SECONDS",
+        default=0.0,
+        help="first tune for this model what `firstlight tune` has not tuned yet",
+    )
+    tuning.add_argument(
+        "--no-tune",
+        action="store_const",
+        const=None,
+        dest="tune",
+        help="run as if nothing had been tuned on this device",
+    )
+
+
+def add_state(parser: argparse._ActionsContainer) -> None:
+    """What keys and values are kept in."""
+    parser.add_argument(
         "--state",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="dtype of keys and values (default: float32)",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="dtype of keys and values (default: bfloat16, or float32 with --exact)",
+    )
+
+
+def add_exact(parser: argparse._ActionsContainer) -> None:
+    """Whether speed may cost any accuracy."""
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="round no activations and keep float32 state: slower, and as the definitions say",
     )
 
 
@@ -146,9 +185,12 @@ def load_model(arguments: argparse.Namespace, use: Use) -> LanguageModel:
         arguments.weights,
         context_length=arguments.context,
         state=arguments.state,
+        exact=arguments.exact,
         endpoint=arguments.endpoint,
         update=arguments.update,
         use=use,
+        cache=not arguments.no_cache,
+        tune=arguments.tune,
     )
 
 

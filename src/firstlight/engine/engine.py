@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from collections.abc import Sequence as Items
 
 import numpy as np
@@ -123,19 +123,32 @@ class Engine:
         Raises:
             RequestError: as `add`.
         """
+        token_ids = self._checked(token_ids)
+        out = np.empty((len(token_ids), self.decoder.spec.vocabulary_size), np.float32)
+        done = 0
+        for chunk in self.logits_in_chunks(token_ids):
+            out[done : done + len(chunk)] = chunk
+            done += len(chunk)
+        return out
+
+    def logits_in_chunks(self, token_ids: Items[int]) -> Generator[Floats, None, None]:
+        """The same a step at a time, for who cannot hold them all: at most token_budget rows each.
+
+        Nothing else may run on this engine before the last chunk has come or the iterator was
+        closed.
+        """
         sequence = self._new_sequence(token_ids, SamplingParameters(), StopConditions())
-        out = np.empty((sequence.length, self.decoder.spec.vocabulary_size), np.float32)
         self._remove_ended()
         while len(self._sequences) >= self._slots:
             self.step()
         try:
             while sequence.pending:
                 (part,) = plan([sequence], self.token_budget)
-                out[part.start : part.stop] = self._compute([part], [part.stop - part.start])
+                logits = self._compute([part], [part.stop - part.start])
                 self._mark_computed(part)
+                yield logits
         finally:
             self.pages.release(sequence.pages)
-        return out
 
     def _new_sequence(
         self, prompt_ids: Items[int], sampling: SamplingParameters, stop: StopConditions

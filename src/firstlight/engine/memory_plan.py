@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 
 from firstlight.engine.engine import (
     PAGE_TOKENS,
@@ -14,11 +13,12 @@ from firstlight.engine.engine import (
 )
 from firstlight.errors import InsufficientMemoryError
 from firstlight.formats.base import Format
-from firstlight.formats.registry import get_format
 from firstlight.model import attention
-from firstlight.model.spec import ModelSpec, TensorSource
+from firstlight.model.spec import ModelSpec
 from firstlight.model.stream import StreamSpec
-from firstlight.model.weights import TensorFiles
+from firstlight.model.tensor_files import TensorFiles
+from firstlight.model.weights import weight_bytes
+from firstlight.ops import Ops
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,18 @@ class MemoryPlan:
     """Bytes of memory that a model needs at a context length.
 
     Attributes:
-        weights: in the formats they are kept in.
+        weights: in the form they are kept in, whether in this process's memory or mapped from a
+            file, whose pages the system can drop but every token needs.
         state: pages of all streams, for every sequence at the full context length.
         activations: the largest step's intermediate values, estimated from above.
+        state_dtype: what the state is kept in.
     """
 
     context_length: int
     weights: int
     state: int
     activations: int
+    state_dtype: str = "float32"
 
     @property
     def total(self) -> int:
@@ -49,9 +52,10 @@ def plan_memory(
     state_dtype: str = "float32",
     sequences: int = 1,
     token_budget: int = TOKEN_BUDGET,
+    ops: Ops | None = None,
 ) -> MemoryPlan:
     """The plan for an engine with these options, and `target` as the weights' format (None: as
-    stored).
+    stored), on the backend `ops` (None: one that uses weights as they are stored).
 
     Raises:
         RequestError: an option is out of range.
@@ -59,24 +63,11 @@ def plan_memory(
     check_options(context_length, sequences, token_budget, state_dtype)
     return MemoryPlan(
         context_length,
-        weight_bytes(spec, files, target),
+        weight_bytes(spec, files, target, ops),
         sequences * state_bytes(spec, context_length, state_dtype, token_budget),
         activation_bytes(spec, token_budget),
+        state_dtype,
     )
-
-
-def weight_bytes(spec: ModelSpec, files: TensorFiles, target: Format | None = None) -> int:
-    """Bytes of all weights."""
-    return sum(_source_bytes(source, files, target) for source in spec.sources())
-
-
-def _source_bytes(source: TensorSource, files: TensorFiles, target: Format | None) -> int:
-    if len(source.shape) == 1:
-        return 4 * source.shape[0]
-    stored = get_format(files.tensors[source.name].format)
-    rows, columns = prod(source.shape[:-1]), source.shape[-1]
-    kept = target if target is not None and columns % target.block_values == 0 else stored
-    return rows * kept.row_bytes(columns)
 
 
 def state_bytes(
@@ -155,7 +146,8 @@ def fit_context(
             subject,
             f"a context of {wanted} tokens needs {gibibytes(full.total)} of memory and "
             f"{gibibytes(available)} is available",
-            f"Use a context of at most {longest.context_length} tokens, or --state bfloat16",
+            f"Use a context of at most {longest.context_length} tokens"
+            + (", or --state bfloat16" if full.state_dtype == "float32" else ""),
         )
     return longest
 

@@ -33,6 +33,8 @@ class Format:
             axis is not whole blocks.
         encode: the inverse with rounding, float32 -> uint8, or None where firstlight only reads.
             FormatError if a block format cannot express the values.
+        fit: another encoding with less squared error, which takes longer; no block's is larger than
+            that of `encode`. None where `encode` rounds each value to its nearest neighbour anyway.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Format:
     block_bytes: int
     decode: Callable[[Bytes], Floats]
     encode: Callable[[Floats], Bytes] | None = None
+    fit: Callable[[Floats], Bytes] | None = None
 
     @property
     def bits_per_value(self) -> float:

@@ -27,6 +27,7 @@ def block_format(
     block_bytes: int,
     decode_blocks: DecodeBlocks,
     encode_blocks: EncodeBlocks | None = None,
+    fit_blocks: EncodeBlocks | None = None,
 ) -> Format:
     """A format from functions that fill their second argument from their first.
 
@@ -35,6 +36,7 @@ def block_format(
         decode_blocks: (uint8 [count, block_bytes], float32 [count, block_values] to fill).
         encode_blocks: (float32 [count, block_values], uint8 [count, block_bytes] to fill), or
             None where the format is only read.
+        fit_blocks: the same with less squared error, or None.
     """
     piece = max(1, PIECE_VALUES // block_values)
 
@@ -48,20 +50,24 @@ def block_format(
                 decode_blocks(source[start : start + piece], out[start : start + piece])
         return out.reshape(shape)
 
-    if encode_blocks is None:
-        return Format(name, block_values, block_bytes, decode)
-    fill = encode_blocks
+    def encoder(fill: EncodeBlocks | None) -> Callable[[Floats], Bytes] | None:
+        if fill is None:
+            return None
 
-    def encode(values: Floats) -> Bytes:
-        shape = _blocked_shape(name, values.shape, block_values, block_bytes, "values")
-        source = np.asarray(values, np.float32).reshape(-1, block_values)
-        out = np.empty((source.shape[0], block_bytes), np.uint8)
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
-            for start in range(0, source.shape[0], piece):
-                fill(source[start : start + piece], out[start : start + piece])
-        return out.reshape(shape)
+        def encode(values: Floats) -> Bytes:
+            shape = _blocked_shape(name, values.shape, block_values, block_bytes, "values")
+            source = np.asarray(values, np.float32).reshape(-1, block_values)
+            out = np.empty((source.shape[0], block_bytes), np.uint8)
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
+                for start in range(0, source.shape[0], piece):
+                    fill(source[start : start + piece], out[start : start + piece])
+            return out.reshape(shape)
 
-    return Format(name, block_values, block_bytes, decode, encode)
+        return encode
+
+    return Format(
+        name, block_values, block_bytes, decode, encoder(encode_blocks), encoder(fit_blocks)
+    )
 
 
 def half(blocks: Bytes, offset: int) -> Floats:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from firstlight.errors import FormatError
 from firstlight.formats import codebooks, float4, iq4, k_quants, legacy, plain, ternary
-from firstlight.formats.base import Format, Weight
+from firstlight.formats.base import Bytes, Floats, Format, Weight
+from firstlight.host.processor import usable_cores
 
 _FORMATS: dict[str, Format] = {
     format.name: format
@@ -21,6 +25,10 @@ _FORMATS: dict[str, Format] = {
     )
     for format in formats
 }
+
+ENCODING = 2
+"""Raised whenever `encode` of any format gives other bytes than before: what was converted and kept
+on disk is then converted anew."""
 
 # The names users ask for when a model is to be converted while it is loaded.
 ALIASES = {"int8": "q8_0", "int4": "q4_1"}
@@ -40,8 +48,9 @@ REFUSED = {
     **dict.fromkeys(("i8", "i16", "i32", "i64"), _NO_WEIGHTS),
 }
 
-# Values decoded at a time by `convert`: 4 MiB of float32.
-_CONVERTED_VALUES = 1 << 20
+# Values that each thread of `convert` decodes at a time: half a MiB of float32.
+_CONVERTED_VALUES = 1 << 17
+_MOST_THREADS = 16
 
 
 def known_formats() -> tuple[str, ...]:
@@ -78,30 +87,71 @@ def get_format(name: str) -> Format:
 
 
 def convert(weight: Weight, format: Format) -> Weight:
-    """`weight` in another format, a few rows at a time: no whole float32 matrix is ever made.
+    """`weight` in another format; `weight` itself where it is in that format already.
 
-    Returns `weight` itself where it is in `format` already.
+    Raises:
+        FormatError: as `convert_into`.
+    """
+    if weight.format.name == format.name:
+        return weight
+    with _naming(weight):
+        _check_written(format)
+        data = np.empty((weight.rows, format.row_bytes(weight.columns)), np.uint8)
+    convert_into(weight, format, data)
+    return Weight(format, weight.shape, data, weight.name)
+
+
+def convert_into(weight: Weight, format: Format, out: Bytes) -> None:
+    """Write `weight` in another format to `out`, a few rows at a time: no whole float32 matrix is
+    ever made.
+
+    Args:
+        out: uint8 [rows, format.row_bytes(columns)].
 
     Raises:
         FormatError: the format is only read, the columns do not fill whole blocks, or the values
             cannot be expressed (not finite, or beyond the range of a float16 scale).
     """
-    if weight.format.name == format.name:
-        return weight
-    label = weight.name or f"a {weight.format.name} weight of shape {list(weight.shape)}"
+    with _naming(weight):
+        _fill(out, weight, _check_written(format))
+
+
+def _check_written(format: Format) -> Callable[[Floats], Bytes]:
     if format.encode is None:
         writable = ", ".join(f.name for f in _FORMATS.values() if f.encode is not None)
         raise FormatError(
-            label,
+            format.name,
             f"firstlight reads {format.name} but does not write it",
             f"Convert to one of: {', '.join(ALIASES)}, {writable}",
         )
+    return format.fit or format.encode
+
+
+@contextmanager
+def _naming(weight: Weight) -> Iterator[None]:
+    """Has a FormatError name the weight that it is about."""
     try:
-        data = np.empty((weight.rows, format.row_bytes(weight.columns)), np.uint8)
-        step = max(1, _CONVERTED_VALUES // max(1, weight.columns))
-        for start in range(0, weight.rows, step):
-            stop = min(start + step, weight.rows)
-            data[start:stop] = format.encode(weight.decode(start, stop))
+        yield
     except FormatError as error:
+        label = weight.name or f"a {weight.format.name} weight of shape {list(weight.shape)}"
         raise FormatError(label, f"{error.subject}: {error.reason}", error.remedy) from error
-    return Weight(format, weight.shape, data, weight.name)
+
+
+def _fill(data: Bytes, weight: Weight, encode: Callable[[Floats], Bytes]) -> None:
+    step = max(1, _CONVERTED_VALUES // max(1, weight.columns))
+
+    def fill(start: int) -> None:
+        stop = min(start + step, weight.rows)
+        data[start:stop] = encode(weight.decode(start, stop))
+
+    starts = range(0, weight.rows, step)
+    threads = min(usable_cores(), _MOST_THREADS, len(starts))
+    if threads < 2:
+        for start in starts:
+            fill(start)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(fill, starts):
+            pass

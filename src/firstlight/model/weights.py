@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
 
 from firstlight.errors import CheckpointError, InsufficientMemoryError
-from firstlight.formats.base import Format, Weight
-from firstlight.formats.registry import convert
+from firstlight.formats.base import Bytes, Format, Weight
+from firstlight.model.matrices import (
+    KeptMatrix,
+    kept_matrices,
+    memory_for,
+    pack_matrix,
+    packed_matrix,
+)
 from firstlight.model.spec import ModelSpec, TensorSource
+from firstlight.model.tensor_files import TensorFiles
 from firstlight.ops import Ops, PackedWeight
-
-
-class TensorHeader(Protocol):
-    """What the headers say of a tensor."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def format(self) -> str: ...
-
-
-class TensorFiles(Protocol):
-    """The part of a checkpoint that weights come from."""
-
-    @property
-    def location(self) -> object: ...
-
-    @property
-    def tensors(self) -> Mapping[str, TensorHeader]: ...
-
-    def weight(self, name: str) -> Weight: ...
 
 
 class Weights:
@@ -74,6 +58,7 @@ def load_weights(
     ops: Ops,
     target: Format | None = None,
     advance: Callable[[int], None] = lambda _: None,
+    packed: Mapping[TensorSource, Bytes] | None = None,
 ) -> Weights:
     """Every tensor of the spec, on the backend.
 
@@ -81,7 +66,9 @@ def load_weights(
     rows fill the target's blocks are converted. Vectors (norms, biases) become float32.
 
     Args:
-        advance: called with the bytes of each tensor once it is there, for a progress bar.
+        advance: called with the bytes of each tensor, as kept, for a progress bar.
+        packed: what `pack_matrix` wrote earlier; matrices that are neither there nor used where
+            they lie are packed into memory of this process.
 
     Raises:
         CheckpointError: as `check_sources`.
@@ -89,17 +76,26 @@ def load_weights(
         InsufficientMemoryError: memory ran out all the same.
     """
     check_sources(spec, files)
+    packed = packed or {}
     tensors: dict[TensorSource, PackedWeight] = {}
     try:
+        # The largest first: what packing needs beside the packed weights is then smallest.
+        for matrix in largest_first(kept_matrices(spec, files, ops, target)):
+            source = matrix.source
+            if matrix.in_place:
+                tensors[source] = ops.pack(_stored(files.weight(source.name), source))
+                advance(matrix.nbytes)
+            elif source in packed:
+                tensors[source] = packed_matrix(matrix, ops, packed[source])
+                advance(matrix.nbytes)
+            else:
+                memory = memory_for(matrix)
+                pack_matrix(matrix, files, ops, memory, advance)
+                tensors[source] = packed_matrix(matrix, ops, memory)
         for source in spec.sources():
-            stored = files.weight(source.name)
-            tensors[source] = (
-                _vector(stored, source, ops)
-                if len(source.shape) == 1
-                else ops.pack(_matrix(stored, source, target))
-            )
-            # A fused tensor is come by once for each of its parts.
-            advance(stored.nbytes * source.shape[0] // source.stored_shape[0])
+            if _is_vector(source):
+                tensors[source] = _vector(files.weight(source.name), source, ops)
+                advance(vector_bytes(source))
     except MemoryError as error:
         raise InsufficientMemoryError(
             files.location,
@@ -109,13 +105,32 @@ def load_weights(
     return Weights(tensors)
 
 
-def _matrix(stored: Weight, source: TensorSource, target: Format | None) -> Weight:
-    if source.first_row is not None:
-        stored = stored.row_slice(source.first_row, source.first_row + source.shape[0])
-    fits = target is not None and stored.columns % target.block_values == 0
-    if target is None or not fits or stored.format.name == target.name:
-        return stored
-    return convert(stored, target)
+def weight_bytes(
+    spec: ModelSpec, files: TensorFiles, target: Format | None = None, ops: Ops | None = None
+) -> int:
+    """Bytes of all weights as they are kept, from headers alone; see `kept_matrices`."""
+    matrices = sum(matrix.nbytes for matrix in kept_matrices(spec, files, ops, target))
+    return matrices + sum(vector_bytes(source) for source in spec.sources() if _is_vector(source))
+
+
+def vector_bytes(source: TensorSource) -> int:
+    """Of a norm or bias, which is kept in float32."""
+    return 4 * source.shape[0]
+
+
+def _is_vector(source: TensorSource) -> bool:
+    return len(source.shape) == 1
+
+
+def largest_first(matrices: Iterable[KeptMatrix]) -> list[KeptMatrix]:
+    return sorted(matrices, key=lambda matrix: -matrix.nbytes)
+
+
+def _stored(weight: Weight, source: TensorSource) -> Weight:
+    """The part of a stored tensor that the source means."""
+    if source.first_row is None:
+        return weight
+    return weight.row_slice(source.first_row, source.first_row + source.shape[0])
 
 
 def _vector(stored: Weight, source: TensorSource, ops: Ops) -> PackedWeight:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from firstlight.formats.base import Floats
 from firstlight.ops.contract import Cost, Tolerance, define
 from firstlight.ops.paging import PagedRows
+from firstlight.ops.shape import Shape, context_range, rows_range
 
 # The pages of a stream: float32, or uint16 holding bfloat16 bit patterns
 # [pages, page_tokens, *entry_shape].
@@ -37,10 +38,15 @@ def _stream_write_cost(pages: StreamPages, values: Floats, rows: PagedRows) -> C
     return Cost(values.size * (4 + pages.dtype.itemsize), 0)
 
 
+def _stream_write_shape(pages: StreamPages, values: Floats, rows: PagedRows) -> Shape:
+    return *pages.shape[2:], pages.dtype.itemsize, rows_range(values.shape[0])
+
+
 @define(
     Tolerance(0.0, 0.0, "a copy, with the one rounding that bfloat16 prescribes"),
     _stream_write_cost,
     writes=(0,),
+    shape=_stream_write_shape,
 )
 def stream_write(pages: StreamPages, values: Floats, rows: PagedRows) -> None:
     """Store each row's entry at its position.
@@ -75,6 +81,32 @@ def _attention_cost(
     return Cost(moved, int(seen.sum()) * heads * 2 * (key_size + value_size))
 
 
+def _attention_shape(
+    queries: Floats,
+    keys: StreamPages,
+    values: StreamPages,
+    rows: PagedRows,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+) -> Shape:
+    # The width of the table stands for the context: positions would have to be searched.
+    context = rows.page_table.shape[1] * rows.page_tokens
+    if window is not None and window < context:
+        context = window
+    _, heads, key_size = queries.shape
+    return (
+        heads,
+        key_size,
+        keys.shape[2],
+        values.shape[-1],
+        keys.dtype.itemsize,
+        context_range(context),
+        rows_range(rows.sequences),
+        rows_range(queries.shape[0]),
+    )
+
+
 @define(
     Tolerance(
         relative=5e-6,
@@ -82,6 +114,7 @@ def _attention_cost(
         reason="float32 dot products and one softmax; an online softmax rescales partial sums",
     ),
     _attention_cost,
+    shape=_attention_shape,
 )
 def attention(
     queries: Floats,

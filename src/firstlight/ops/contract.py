@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from firstlight.ops.shape import Shape
+
 Definition = TypeVar("Definition", bound=Callable[..., Any])
 
 
@@ -56,6 +58,9 @@ class Op:
             its own kernel.
         writes: indices of the arguments that the op changes in place (of a composite's without the
             `Ops`).
+        shape: same arguments as `cost`, as the backend keeps them -> what decides which kernel is
+            fastest (`ops/shape.py`); quick to make, since it is made at every tuned call. None:
+            the op is not tuned.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Op:
     cost: Callable[..., Cost]
     composite: bool = False
     writes: tuple[int, ...] = ()
+    shape: Callable[..., Shape] | None = None
 
 
 _OPS: dict[str, Op] = {}
@@ -75,12 +81,13 @@ def define(
     *,
     composite: bool = False,
     writes: tuple[int, ...] = (),
+    shape: Callable[..., Shape] | None = None,
 ) -> Callable[[Definition], Definition]:
     """Enter the decorated function into the contract under its own name."""
 
     def enter(definition: Definition) -> Definition:
         name = definition.__name__
-        _OPS[name] = Op(name, definition, tolerance, cost, composite, writes)
+        _OPS[name] = Op(name, definition, tolerance, cost, composite, writes, shape)
         return definition
 
     return enter

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from firstlight.formats.base import Floats
 from firstlight.ops.contract import Cost, Tolerance, define
+from firstlight.ops.shape import Shape, rows_range
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
@@ -23,7 +24,11 @@ def _rms_norm_cost(x: Floats, weight: Floats | None, epsilon: float) -> Cost:
     return Cost(8 * x.size + (0 if weight is None else 4 * weight.size), 4 * x.size)
 
 
-@define(_ROUNDING, _rms_norm_cost)
+def _rms_norm_shape(x: Floats, weight: Floats | None, epsilon: float) -> Shape:
+    return *x.shape[1:], rows_range(x.shape[0])
+
+
+@define(_ROUNDING, _rms_norm_cost, shape=_rms_norm_shape)
 def rms_norm(x: Floats, weight: Floats | None, epsilon: float) -> Floats:
     """x / sqrt(mean(x^2) + epsilon) * weight over the last axis.
 
@@ -61,7 +66,11 @@ def _gate_cost(gate_values: Floats, up: Floats, activation: Activation) -> Cost:
     return Cost(12 * up.size, 8 * up.size)
 
 
-@define(_ROUNDING, _gate_cost)
+def _gate_shape(gate_values: Floats, up: Floats, activation: Activation) -> Shape:
+    return activation, up.shape[-1], rows_range(up.shape[0])
+
+
+@define(_ROUNDING, _gate_cost, shape=_gate_shape)
 def gate(gate_values: Floats, up: Floats, activation: Activation) -> Floats:
     """activation(gate_values) * up: the gated linear unit of Shazeer 2020 (arXiv:2002.05202).
 
@@ -81,9 +90,14 @@ def _add_cost(x: Floats, y: Floats, scale: float = 1.0) -> Cost:
     return Cost(12 * x.size, 2 * x.size)
 
 
+def _add_shape(x: Floats, y: Floats, scale: float = 1.0) -> Shape:
+    return "sum" if scale == 1.0 else "scaled", *x.shape[1:], rows_range(x.shape[0])
+
+
 @define(
     Tolerance(1.2e-7, 0.0, "one multiply and one add, which a kernel may fuse into one rounding"),
     _add_cost,
+    shape=_add_shape,
 )
 def add(x: Floats, y: Floats, scale: float = 1.0) -> Floats:
     """x + scale * y, float32 and shape of x."""
@@ -94,7 +108,11 @@ def _scale_cost(x: Floats, factor: float) -> Cost:
     return Cost(8 * x.size, x.size)
 
 
-@define(_EXACT, _scale_cost)
+def _values_shape(x: Floats, factor: float) -> Shape:
+    return *x.shape[1:], rows_range(x.shape[0])
+
+
+@define(_EXACT, _scale_cost, shape=_values_shape)
 def scale(x: Floats, factor: float) -> Floats:
     """x * factor, float32 and shape of x; the factor is rounded to float32 first."""
     return x * np.float32(factor)
@@ -104,7 +122,7 @@ def _soft_cap_cost(x: Floats, cap: float) -> Cost:
     return Cost(8 * x.size, 4 * x.size)
 
 
-@define(_ROUNDING, _soft_cap_cost)
+@define(_ROUNDING, _soft_cap_cost, shape=_values_shape)
 def soft_cap(x: Floats, cap: float) -> Floats:
     """cap * tanh(x / cap), float32 and shape of x (Gemma 2, arXiv:2408.00118, section 2)."""
     return (cap * np.tanh(x.astype(np.float64) / cap)).astype(np.float32)
@@ -114,7 +132,11 @@ def _take_rows_cost(x: Floats, indices: NDArray[np.int32]) -> Cost:
     return Cost(8 * len(indices) * (x.size // max(1, len(x))), 0)
 
 
-@define(_EXACT, _take_rows_cost)
+def _take_rows_shape(x: Floats, indices: NDArray[np.int32]) -> Shape:
+    return x.shape[-1], rows_range(len(indices))
+
+
+@define(_EXACT, _take_rows_cost, shape=_take_rows_shape)
 def take_rows(x: Floats, indices: NDArray[np.int32]) -> Floats:
     """x[indices]: rows of x [n, ...] by int32 [m] -> [m, ...]."""
     return x[indices]

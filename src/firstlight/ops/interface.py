@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from firstlight.formats.base import Floats, Weight
+from firstlight.formats.base import Bytes, Floats, Format, Weight
 from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.elementwise import Activation
 from firstlight.ops.feed_forward_block import FeedForwardBlock
@@ -44,6 +44,37 @@ class Ops(ABC):
     @abstractmethod
     def pack(self, weight: Weight) -> PackedWeight:
         """A stored matrix, laid out as this backend wants it."""
+
+    # A backend that lays matrices out anew says so here; then they are packed once, kept on disk,
+    # and mapped after that. As it stands, weights are used as they are stored.
+
+    def packed_layout(self) -> str | None:
+        """Name and version of the backend's byte layout, unique among backends; None: it has none.
+        Another version never reads these bytes."""
+        return None
+
+    def packed_bytes(self, format: Format, rows: int, columns: int) -> int | None:
+        """Bytes of a packed matrix of this format; None: it is used as it is stored."""
+        return None
+
+    def packed_row_group(self, format: Format) -> int | None:
+        """How many rows are laid out together, where groups of rows lie one after another: then
+        a matrix may be packed a few groups at a time, each where it ends up. None: as a whole."""
+        return None
+
+    def pack_into(self, weight: Weight, out: Bytes) -> None:
+        """Write the packed form of a matrix, of a format for which `packed_bytes` is not None.
+
+        Args:
+            out: uint8 [packed_bytes], C-contiguous, beginning at a multiple of 64 bytes.
+        """
+        raise NotImplementedError
+
+    def packed_from(
+        self, format: Format, shape: tuple[int, ...], data: Bytes, name: str
+    ) -> PackedWeight:
+        """The packed weight whose bytes `pack_into` wrote; `data` may be mapped and read-only."""
+        raise NotImplementedError
 
     @abstractmethod
     def new_stream(

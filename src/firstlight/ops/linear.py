@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from firstlight.formats.base import Floats, Weight
 from firstlight.ops.contract import Cost, Tolerance, define
+from firstlight.ops.shape import Shape, rows_range, storage
 
 # Weights are decoded this many values at a time, so that the definition of a product with a
 # 4-bit matrix never holds the whole matrix in float32.
@@ -19,6 +20,10 @@ def _linear_cost(x: Floats, weight: Weight, bias: Floats | None = None) -> Cost:
     return Cost(moved, 2 * len(x) * rows * columns)
 
 
+def _linear_shape(x: Floats, weight: Weight, bias: Floats | None = None) -> Shape:
+    return *storage(weight), *weight.shape, rows_range(x.shape[0])
+
+
 @define(
     Tolerance(
         relative=2e-6,
@@ -28,6 +33,7 @@ def _linear_cost(x: Floats, weight: Weight, bias: Floats | None = None) -> Cost:
         "the result's largest value",
     ),
     _linear_cost,
+    shape=_linear_shape,
 )
 def linear(x: Floats, weight: Weight, bias: Floats | None = None) -> Floats:
     """x @ weight.T + bias.
@@ -58,7 +64,13 @@ def _embed_cost(table: Weight, token_ids: NDArray[np.int32]) -> Cost:
     return Cost(len(token_ids) * (row_bytes + 4 * table.columns + 4), 0)
 
 
-@define(Tolerance(0.0, 0.0, "decoding is exact: nothing is summed"), _embed_cost)
+def _embed_shape(table: Weight, token_ids: NDArray[np.int32]) -> Shape:
+    return *storage(table), table.shape[1], rows_range(len(token_ids))
+
+
+@define(
+    Tolerance(0.0, 0.0, "decoding is exact: nothing is summed"), _embed_cost, shape=_embed_shape
+)
 def embed(table: Weight, token_ids: NDArray[np.int32]) -> Floats:
     """Rows of the embedding table.
 

@@ -6,15 +6,21 @@ import numpy as np
 
 from firstlight.formats.base import Floats
 from firstlight.ops.contract import Cost, Tolerance, define
+from firstlight.ops.shape import Shape, rows_range
 
 
 def _rotary_cost(x: Floats, cosine_sine: Floats, interleaved: bool) -> Cost:
     return Cost(8 * x.size + 4 * cosine_sine.size, 3 * x.size)
 
 
+def _rotary_shape(x: Floats, cosine_sine: Floats, interleaved: bool) -> Shape:
+    return x.shape[1], x.shape[2], rows_range(x.shape[0])
+
+
 @define(
     Tolerance(2.4e-7, 0.0, "two products and a sum, which a kernel may fuse"),
     _rotary_cost,
+    shape=_rotary_shape,
 )
 def rotary(x: Floats, cosine_sine: Floats, interleaved: bool) -> Floats:
     """Turn pairs of values by the angles of their row's position.

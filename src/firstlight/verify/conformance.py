@@ -75,18 +75,31 @@ def check_kernels(
         if ops is None or kernel.op in ops:
             by_op.setdefault(kernel.op, []).append(kernel)
     for name, kernels in by_op.items():
-        found: dict[str, int] = dict.fromkeys((kernel.name for kernel in kernels), 0)
-        for case in cases_of(name):
-            if quick and not case.quick:
-                continue
-            for report in _check_case(backend, kernels, case):
-                found[report.kernel] += 1
-                reports.append(report)
-        reports += [
-            KernelReport(name, kernel, "", False, math.inf, 0.0, "it accepts none of the cases")
-            for kernel, count in found.items()
-            if not count
-        ]
+        reports += _check_op(backend, name, kernels, quick)
+    return reports
+
+
+def check_kernel(backend: Backend, kernel: Kernel) -> list[KernelReport]:
+    """The same for one kernel, which need not be the backend's own, on the short selection."""
+    return _check_op(backend, kernel.op, [kernel], quick=True)
+
+
+def _check_op(
+    backend: Backend, name: str, kernels: list[Kernel], quick: bool
+) -> list[KernelReport]:
+    reports: list[KernelReport] = []
+    found: dict[str, int] = dict.fromkeys((kernel.name for kernel in kernels), 0)
+    for case in cases_of(name):
+        if quick and not case.quick:
+            continue
+        for report in _check_case(backend, kernels, case):
+            found[report.kernel] += 1
+            reports.append(report)
+    reports += [
+        KernelReport(name, kernel, "", False, math.inf, 0.0, "it accepts none of the cases")
+        for kernel, count in found.items()
+        if not count
+    ]
     return reports
 
 

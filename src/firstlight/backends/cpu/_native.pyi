@@ -132,6 +132,8 @@ class Kernels:
         window: int,
         soft_cap: float,
         out: _Array,
+        tile_queries: int = 0,
+        head_parts: int = 0,
     ) -> None: ...
     def attention_block(
         self,

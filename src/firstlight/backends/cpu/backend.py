@@ -9,16 +9,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from firstlight.backends.base import Backend
+from firstlight.backends.base import Backend, Choice
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.blocks import BlockKernels
 from firstlight.backends.cpu.kernels import CpuKernels
-from firstlight.backends.cpu.packed import PackedMatrix, pack
+from firstlight.backends.cpu.packed import (
+    LAYOUT,
+    PANEL_ROWS,
+    PackedMatrix,
+    pack,
+    pack_into,
+    packed_bytes,
+)
+from firstlight.backends.cpu.tuned_matrices import TunedMatrices
 from firstlight.errors import DeviceError
-from firstlight.formats.base import Weight
+from firstlight.formats.base import Bytes, Format, Weight
 from firstlight.host.ceilings import Ceilings, measure_ceilings
 from firstlight.host.processor import usable_cores
 from firstlight.ops.interface import PackedWeight
+from firstlight.ops.shape import Shape
 
 LEVEL_VARIABLE = "FIRSTLIGHT_CPU_LEVEL"
 
@@ -72,16 +81,57 @@ class CpuBackend(Backend):
         kernels = CpuKernels(self.native, packed=not exact, exact=exact)
         blocks = BlockKernels(self.native, kernels.rounding)
         super().__init__((*kernels.all(), *blocks.all()))
+        self._matrices = TunedMatrices()
+        self._linear_choices: dict[Shape, Choice] = {}
 
     def pack(self, weight: Weight) -> PackedWeight:
-        packed = None if self.exact else pack(weight, self.native)
-        return weight if packed is None else packed
+        packed = (None if self.exact else pack(weight, self.native)) or weight
+        self._matrices.remember(packed)
+        return packed
+
+    def packed_layout(self) -> str | None:
+        return None if self.exact else f"{self.name}, {LAYOUT}"
+
+    def packed_bytes(self, format: Format, rows: int, columns: int) -> int | None:
+        return None if self.exact else packed_bytes(format, rows, columns)
+
+    def packed_row_group(self, format: Format) -> int | None:
+        return PANEL_ROWS
+
+    def pack_into(self, weight: Weight, out: Bytes) -> None:
+        pack_into(weight, out, self.native)
+
+    def packed_from(
+        self, format: Format, shape: tuple[int, ...], data: Bytes, name: str
+    ) -> PackedWeight:
+        return PackedMatrix(format, shape, data, name)
 
     def unpack(self, packed: PackedWeight) -> Weight:
         return packed.unpack() if isinstance(packed, PackedMatrix) else super().unpack(packed)
 
     def is_packed(self, argument: Any) -> bool:
         return isinstance(argument, (Weight, PackedMatrix))
+
+    def apply_tuning(self, op: str, shape: Shape, choice: Choice | None) -> None:
+        """Of products, the weights' handles are told, so that fused ops know it too.
+
+        Which kernel serves a weight is not theirs to say; nor is it the tuner's, since the kernels
+        that accept the same weight differ in how they round.
+        """
+        ready = None if choice is None else self.ready(op, choice)
+        if op == "linear" and choice is not None and ready is not None and ready.values:
+            super().apply_tuning(op, shape, None)
+            self._linear_choices[shape] = choice
+            self._matrices.tune(shape, ready.values)
+            return
+        if op == "linear":
+            self._linear_choices.pop(shape, None)
+            self._matrices.tune(shape, None)
+        super().apply_tuning(op, shape, choice)
+
+    def tuning(self) -> dict[tuple[str, Shape], Choice]:
+        linear = {("linear", shape): choice for shape, choice in self._linear_choices.items()}
+        return {**super().tuning(), **linear}
 
     def device_key(self) -> str:
         return f"{self.name}: {self.device_name()}, {self.threads} threads, {self.level}"

@@ -7,11 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from firstlight.backends.base import Kernel
+from firstlight.backends.base import Kernel, Parameter
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.arrays import NO_WINDOW, are_floats, are_integers, are_pages, are_rows
 from firstlight.backends.cpu.matrices import knows, stored_matrix
 from firstlight.backends.cpu.packed import PackedMatrix, packed_bytes
+from firstlight.backends.cpu.tuned_matrices import (
+    LINEAR_PARAMETERS,
+    allows_linear,
+    matrix_of,
+    tune_for,
+)
 from firstlight.formats.base import Floats, Format, Weight
 from firstlight.ops import elementwise
 from firstlight.ops.elementwise import Activation
@@ -25,14 +31,18 @@ _ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 # Weights in a format that the kernels do not know are decoded this many values at a time.
 _DECODED_VALUES = 1 << 20
 
-# Below this many values NumPy adds two arrays in less time than a call of the extension takes.
+# Below so many values NumPy adds two arrays in less time than a call of the extension takes. That
+# is a guess about all machines; the tuner asks this one.
 _WORTH_A_CALL = 1 << 13
+_THROUGH = Parameter("through", ("size", "extension", "numpy"), "size")
+
+
+def _numpy_serves(x: Floats, through: str) -> bool:
+    return through == "numpy" or (through == "size" and x.size < _WORTH_A_CALL)
 
 
 def _matrix(weight: _Packed) -> _native.Matrix:
-    if isinstance(weight, PackedMatrix):
-        return weight.matrix
-    matrix = stored_matrix(weight)
+    matrix = matrix_of(weight)
     if matrix is None:
         raise TypeError(f"the kernels cannot read {weight.format.name} as it lies in memory")
     return matrix
@@ -84,7 +94,13 @@ class CpuKernels:
             return ()
         return (
             Kernel(
-                "linear", "packed", self.linear, self.accepts_linear_packed, rounding=fixed_point
+                "linear",
+                "packed",
+                self.linear,
+                self.accepts_linear_packed,
+                rounding=fixed_point,
+                parameters=LINEAR_PARAMETERS,
+                allows=allows_linear,
             ),
             Kernel("embed", "packed", self.embed, self.accepts_embed_packed),
         )
@@ -99,12 +115,21 @@ class CpuKernels:
                 self.linear_bfloat16,
                 self.accepts_linear_bfloat16,
                 rounding=bfloat16_for_bfloat16,
+                parameters=LINEAR_PARAMETERS[:2],
+                allows=allows_linear,
             ),
         )
 
     def _of_stored_weights_and_state(self) -> tuple[Kernel, ...]:
         return (
-            Kernel("linear", "stored", self.linear, self.accepts_linear),
+            Kernel(
+                "linear",
+                "stored",
+                self.linear,
+                self.accepts_linear,
+                parameters=LINEAR_PARAMETERS,
+                allows=allows_linear,
+            ),
             Kernel("linear", "decoded", self.linear_decoded, self.accepts_linear_decoded),
             Kernel("embed", "stored", self.embed, self.accepts_embed),
             Kernel("rms_norm", "rows", self.rms_norm, self.accepts_rms_norm),
@@ -112,8 +137,20 @@ class CpuKernels:
             Kernel("stream_write", "paged", self.stream_write, self.accepts_stream_write),
             Kernel("attention", "paged", self.attention, self.accepts_attention),
             Kernel("gate", "vector", self.gate, self.accepts_gate),
-            Kernel("add", "vector", self.add, self.accepts_add),
-            Kernel("scale", "vector", self.scale, self.accepts_scale),
+            Kernel(
+                "add",
+                "vector",
+                self.add,
+                self.accepts_add,
+                parameters=(_THROUGH,),
+            ),
+            Kernel(
+                "scale",
+                "vector",
+                self.scale,
+                self.accepts_scale,
+                parameters=(_THROUGH,),
+            ),
             Kernel("soft_cap", "vector", self.soft_cap, self.accepts_soft_cap),
             Kernel("take_rows", "rows", self.take_rows, self.accepts_take_rows),
         )
@@ -128,8 +165,13 @@ class CpuKernels:
             and (bias is None or are_floats(bias))
         )
 
-    def linear(self, x: Floats, weight: _Packed, bias: Floats | None = None) -> Floats:
+    def linear(
+        self, x: Floats, weight: _Packed, bias: Floats | None = None, **tuning: int
+    ) -> Floats:
+        """With a tuning, the weight's handle keeps it for as many rows; else its own is used."""
         matrix = _matrix(weight)
+        if tuning:
+            tune_for(matrix, len(x), tuning)
         out = np.empty((len(x), matrix.rows), np.float32)
         self._native.linear(x, matrix, bias, out)
         return out
@@ -139,9 +181,13 @@ class CpuKernels:
     ) -> bool:
         return weight.format.name == "bf16" and self.accepts_linear(x, weight, bias)
 
-    def linear_bfloat16(self, x: Floats, weight: _Packed, bias: Floats | None = None) -> Floats:
-        """With activations rounded to bfloat16, as the weights are."""
+    def linear_bfloat16(
+        self, x: Floats, weight: _Packed, bias: Floats | None = None, **tuning: int
+    ) -> Floats:
+        """With activations rounded to bfloat16, as the weights are. Tunings as in `linear`."""
         matrix = _matrix(weight)
+        if tuning:
+            tune_for(matrix, len(x), tuning)
         out = np.empty((len(x), matrix.rows), np.float32)
         self._native.linear(x, matrix, bias, out, round_to_bfloat16=True)
         return out
@@ -214,8 +260,9 @@ class CpuKernels:
     def accepts_add(self, x: Floats, y: Floats, scale: float = 1.0) -> bool:
         return are_floats(x) and are_floats(y) and x.shape == y.shape
 
-    def add(self, x: Floats, y: Floats, scale: float = 1.0) -> Floats:
-        if x.size < _WORTH_A_CALL:
+    def add(self, x: Floats, y: Floats, scale: float = 1.0, *, through: str = "size") -> Floats:
+        # Scaled, the extension rounds once and NumPy twice: one of them must do for all sizes.
+        if scale == 1.0 and _numpy_serves(x, through):
             return elementwise.add(x, y, scale)
         out = np.empty_like(x)
         self._native.add(x, y, scale, out)
@@ -224,8 +271,8 @@ class CpuKernels:
     def accepts_scale(self, x: Floats, factor: float) -> bool:
         return are_floats(x)
 
-    def scale(self, x: Floats, factor: float) -> Floats:
-        if x.size < _WORTH_A_CALL:
+    def scale(self, x: Floats, factor: float, *, through: str = "size") -> Floats:
+        if _numpy_serves(x, through):
             return elementwise.scale(x, factor)
         out = np.empty_like(x)
         self._native.scale(x, factor, out)

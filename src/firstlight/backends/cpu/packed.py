@@ -22,6 +22,9 @@ from firstlight.host.processor import usable_cores
 LAYOUT = "panels-1"
 """Names the layout of the bytes; changed whenever that changes."""
 
+PANEL_ROWS = 16
+"""Panels lie one after another, so that whole ones can be packed by themselves."""
+
 ALIGNMENT = 64
 """The address of packed bytes is a multiple of this."""
 
@@ -66,6 +69,11 @@ class PackedMatrix:
     @property
     def columns(self) -> int:
         return self.shape[-1]
+
+    @property
+    def layout(self) -> str:
+        """Tells its shape from that of a weight in place (ops/shape.py)."""
+        return LAYOUT
 
     @property
     def nbytes(self) -> int:

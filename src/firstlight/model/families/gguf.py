@@ -14,7 +14,7 @@ import numpy as np
 from firstlight.errors import CheckpointError
 from firstlight.model.families.config import Config, shown
 from firstlight.model.families.parts import MOST_LAYERS
-from firstlight.model.weights import TensorFiles
+from firstlight.model.tensor_files import TensorFiles
 
 # Key after "<architecture>." -> the config's key.
 _KEYS = {

@@ -23,7 +23,7 @@ from firstlight.model.spec import (
     TensorSource,
     YarnScaling,
 )
-from firstlight.model.weights import TensorFiles
+from firstlight.model.tensor_files import TensorFiles
 from firstlight.ops.elementwise import Activation
 
 MOST_LAYERS = 4096

@@ -15,7 +15,8 @@ from firstlight.model.families.gguf import config_from_metadata
 from firstlight.model.families.names import HUGGING_FACE
 from firstlight.model.families.parts import Parts
 from firstlight.model.spec import ModelSpec
-from firstlight.model.weights import TensorFiles, check_sources
+from firstlight.model.tensor_files import TensorFiles
+from firstlight.model.weights import check_sources
 
 
 class ModelFiles(TensorFiles, Protocol):

@@ -62,7 +62,28 @@ _LAYOUTS = (
     Layout("long context, one head", ((2999, 1),), heads=1, key_value_heads=1),
     Layout("long context in a window", ((5000, 3),), window=1500, page_tokens=64),
     Layout("a million positions in a window", ((1_000_000, 2),), window=1200, page_tokens=256),
+    Layout("a million positions, small pages", ((999_990, 17), (3, 1)), 16, 700),
     Layout("scores far apart", ((130, 4),), size=4.0),
+    # Rows beside the sizes of tiles, and prompts whose rows end within a block.
+    Layout("two rows", ((62, 2),)),
+    Layout("three rows", ((63, 3),), heads=7, key_value_heads=1),
+    Layout("fifteen rows", ((120, 15),), heads=1, key_value_heads=1),
+    Layout("seventeen rows", ((127, 17),), heads=6, key_value_heads=2, quick=True),
+    Layout("fifteen sequences", tuple((11 * i, 1) for i in range(15))),
+    Layout("seventeen sequences", tuple((9 * i, 1) for i in range(17)), heads=9, key_value_heads=3),
+    Layout("many rows", ((0, 150),), heads=3, key_value_heads=3, page_tokens=64),
+    Layout("more heads than a tile", ((70, 2),), heads=71, key_value_heads=1),
+    # Published sizes of heads.
+    Layout("size 64", ((200, 3),), heads=14, key_value_heads=2, key_size=64, value_size=64),
+    Layout("size 80", ((200, 3),), key_size=80, value_size=80),
+    Layout("size 96", ((200, 3),), key_size=96, value_size=96),
+    Layout("size 128", ((200, 3),), heads=12, key_size=128, value_size=128, quick=True),
+    Layout("size 256", ((600, 3),), heads=4, key_value_heads=1, key_size=256, value_size=256),
+    Layout("size 256 in a window", ((600, 19),), 64, 512, 4, 1, 256, 256),
+    Layout("size 128, soft cap", ((140, 9),), 64, None, 8, 4, 128, 128, soft_cap=50.0),
+    Layout("odd sizes", ((130, 7),), key_size=65, value_size=31),
+    Layout("long odd sizes", ((1100, 2),), key_size=129, value_size=161),
+    Layout("decode at 4,000", ((4000, 1), (63, 1)), 64, None, 12, 2, 32, 32),
 )
 
 
@@ -96,17 +117,17 @@ def _attention(layout: Layout, stream: str) -> Case:
 def paged_rows(layout: Layout, generator: np.random.Generator) -> tuple[PagedRows, int]:
     """The rows, and how many pages there are. Pages lie scattered; some belong to nobody."""
     counts = [count for _, count in layout.sequences]
-    held_pages: list[range] = []
-    for held, count in layout.sequences:
-        gone = 0 if layout.window is None else max(0, held - layout.window + 1)
-        end = -(-(held + count) // layout.page_tokens)
-        held_pages.append(range(gone // layout.page_tokens, end))
-    pages = sum(map(len, held_pages)) + 3
+    needed = [-(-(held + count) // layout.page_tokens) for held, count in layout.sequences]
+    width = max(needed, default=0) + 1
+    first = [
+        0 if layout.window is None else max(0, held - layout.window + 1) // layout.page_tokens
+        for held, _ in layout.sequences
+    ]
+    pages = sum(needed) - sum(first) + 3
     free = iter(generator.permutation(pages))
-    width = max((each.stop for each in held_pages), default=0) + 1
     table = np.full((len(counts), width), -1, np.int32)
-    for sequence, each in enumerate(held_pages):
-        for page in each:
+    for sequence in range(len(counts)):
+        for page in range(first[sequence], needed[sequence]):
             table[sequence, page] = next(free)
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     positions = [np.arange(held, held + count) for held, count in layout.sequences]

@@ -1,0 +1,33 @@
+"""What the model needs of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from firstlight.formats.base import Weight
+
+
+class TensorHeader(Protocol):
+    """What the headers say of a tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def format(self) -> str: ...
+
+
+class TensorFiles(Protocol):
+    """The part of a checkpoint that weights come from."""
+
+    @property
+    def location(self) -> object: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorHeader]: ...
+
+    def weight(self, name: str) -> Weight: ...
+
+    def release(self, name: str, start: int, stop: int) -> None:
+        """Rows start:stop of a tensor are not needed for now."""

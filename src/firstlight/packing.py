@@ -1,0 +1,108 @@
+"""Packed weights from the cache, or into it: where checkpoint, backend and packed files meet."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from firstlight.checkpoint.checkpoint import Checkpoint
+from firstlight.checkpoint.digests import weights_digest
+from firstlight.formats.base import Bytes, Format
+from firstlight.formats.registry import ENCODING
+from firstlight.host.cache import cache_directory
+from firstlight.model.matrices import KeptMatrix, pack_matrix
+from firstlight.model.spec import TensorSource
+from firstlight.ops import Ops
+from firstlight.packed.layout import PackedKey, PackedTensor
+from firstlight.packed.limit import limit_of
+from firstlight.packed.store import PackedStore
+from firstlight.progress import ProgressFactory, progress
+
+WORTH_KEEPING = 1 << 26
+"""Bytes of packed weights; fewer are packed in less time than a person notices."""
+
+WORTH_KEEPING_CONVERTED = 1 << 22
+"""The same for weights that are converted first, which takes far longer."""
+
+SPARE_BYTES = 1 << 30
+"""Of the disk, left to others."""
+
+
+def packed_directory() -> Path:
+    """Where packed files are; it may not exist yet."""
+    return cache_directory() / "packed"
+
+
+def packed_store() -> PackedStore | None:
+    """The user's packed files; None where the system lacks the locks that make sharing them safe.
+
+    Raises:
+        FirstlightError: the limit makes no sense.
+    """
+    if find_spec("fcntl") is None:
+        return None
+    directory = packed_directory()
+    return PackedStore(directory, limit_of(directory), SPARE_BYTES)
+
+
+def kept_on_disk(
+    store: PackedStore | None,
+    model: str,
+    checkpoint: Checkpoint,
+    matrices: Sequence[KeptMatrix],
+    ops: Ops,
+    target: Format | None,
+    *,
+    show: ProgressFactory = progress,
+) -> dict[TensorSource, Bytes]:
+    """The packed bytes of the matrices that are not used in place, from a mapped file that is
+    written if there is none; empty where that is not possible or not worth it.
+
+    Args:
+        store: None keeps nothing.
+        model: what the user calls the model.
+        matrices: all of the model.
+        target: the format that weights are converted to.
+
+    Raises:
+        CheckpointError: a file of weights is gone or changes.
+        FormatError: values cannot be expressed in the target format.
+    """
+    tensors = {_tensor(matrix): matrix for matrix in matrices if not matrix.in_place}
+    if store is None or store.limit == 0 or not tensors or not _worth_keeping(tensors.values()):
+        return {}
+    key = PackedKey(
+        weights_digest(checkpoint.files, progress=show),
+        "" if target is None else f"{target.name}, encoding {ENCODING}",
+        ops.packed_layout() or "",
+    )
+    wanted = tuple(tensors)
+    found = store.find(key, wanted)
+    if found is None:
+        total = sum(tensor.nbytes for tensor in wanted)
+        with show("Packing weights (once)", total=total) as advance:
+
+            def fill(tensor: PackedTensor, out: Bytes) -> None:
+                pack_matrix(tensors[tensor], checkpoint, ops, out, advance)
+
+            found = store.get(key, model, wanted, fill)
+    if found is None:
+        return {}
+    return {matrix.source: found.data(tensor.name) for tensor, matrix in tensors.items()}
+
+
+def _tensor(matrix: KeptMatrix) -> PackedTensor:
+    source = matrix.source
+    part = ""
+    if source.first_row is not None:
+        part = f"[{source.first_row}:{source.first_row + matrix.rows}]"
+    return PackedTensor(
+        source.name + part, matrix.format.name, matrix.packed, source.shape, matrix.nbytes
+    )
+
+
+def _worth_keeping(matrices: Collection[KeptMatrix]) -> bool:
+    converted = sum(each.nbytes for each in matrices if each.format.name != each.stored.name)
+    packed = sum(each.nbytes for each in matrices)
+    return converted >= WORTH_KEEPING_CONVERTED or packed >= WORTH_KEEPING
