@@ -4,10 +4,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*.*)
 PROMPT ?= A telescope is
 
-.PHONY: run test lint types unit test-slow bench clean
+.PHONY: run test lint types unit test-slow cross-tools bench clean
 
 # The demo model in the smallest environment: no PyTorch, no test tools.
 run: $(VENV)/.run
@@ -28,6 +28,11 @@ unit: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m "slow or speed" -rs
+
+# What the tests of other processors need; they are skipped where it is missing.
+cross-tools:
+	@echo "On Debian and Ubuntu, as root:"
+	@echo "  apt-get install cmake ninja-build g++ g++-aarch64-linux-gnu g++-riscv64-linux-gnu qemu-user"
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/run.py

@@ -8,6 +8,11 @@
 
 #include <cstdint>
 
+// Blocks are read where they lie, and every storage format puts the lowest byte first.
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "The kernels need a processor that puts the lowest byte of a number first"
+#endif
+
 namespace firstlight {
 
 class ThreadPool;

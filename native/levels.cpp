@@ -1,5 +1,7 @@
 #include "levels.hpp"
 
+#include "levels_arm.hpp"
+
 #if defined(FIRSTLIGHT_X86_LEVELS)
 #include <cpuid.h>
 #endif
@@ -21,6 +23,11 @@ extern const KernelTable kernels_amx;
 #if defined(FIRSTLIGHT_EMULATED_TILES)
 extern const KernelTable kernels_amx_emulated;
 #endif
+#endif
+#if defined(FIRSTLIGHT_ARM_LEVELS)
+extern const KernelTable kernels_dotprod;
+extern const KernelTable kernels_i8mm;
+extern const KernelTable kernels_bf16;
 #endif
 
 namespace {
@@ -102,6 +109,11 @@ const LevelEntry kLevels[] = {
     {{"avx512_vnni", &kernels_avx512_vnni}, has_avx512_vnni},
     {{"avx512_bf16", &kernels_avx512_bf16}, has_avx512_bf16},
     {{"amx", &kernels_amx}, has_amx},
+#endif
+#if defined(FIRSTLIGHT_ARM_LEVELS)
+    {{"dotprod", &kernels_dotprod}, has_dotprod},
+    {{"i8mm", &kernels_i8mm}, has_i8mm},
+    {{"bf16", &kernels_bf16}, has_bf16},
 #endif
 };
 

@@ -8,7 +8,6 @@
 constexpr int64_t kTileRows = 32;
 constexpr int64_t kTileStride = kChunk + 16;
 
-
 // One block of each row, a group of each in turn: their sums do not wait for one another.
 template <class Format, int Rows>
 FIRSTLIGHT_INLINE void fused_blocks(const uint8_t* const* rows, int64_t offset, const float* x,

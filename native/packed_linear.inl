@@ -120,12 +120,12 @@ inline void packed_tile(const PackedTiles& tiles, int64_t index) {
             switch (rows) {
                 case 1: panel_block<Format, 1>(tiles, panel, row); break;
                 case 2: panel_block<Format, 2>(tiles, panel, row); break;
-#if defined(__AVX2__)
-                case 4: panel_block<Format, 4>(tiles, panel, row); break;
-#endif
-#if defined(__AVX512VNNI__)
-                case 8: panel_block<Format, 8>(tiles, panel, row); break;
-#endif
+                case 4:
+                    if constexpr (kMostRows >= 4) panel_block<Format, 4>(tiles, panel, row);
+                    break;
+                case 8:
+                    if constexpr (kMostRows >= 8) panel_block<Format, 8>(tiles, panel, row);
+                    break;
                 default: break;
             }
             row += rows;

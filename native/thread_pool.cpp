@@ -68,7 +68,7 @@ struct Job {
     // One for all threads, or one for each.
     Range* ranges;
     int range_count;
-    std::atomic<bool> failed{false};
+    std::atomic<int> failed{0};  // a word: RISC-V exchanges no bytes without a library
     std::exception_ptr error;
 
     void set_ranges() {
@@ -93,7 +93,7 @@ struct Job {
             for (int i = 0; i < range_count; ++i) {
                 ranges[i].next.store(ranges[i].end, std::memory_order_relaxed);
             }
-            if (!failed.exchange(true)) error = std::current_exception();
+            if (!failed.exchange(1)) error = std::current_exception();
         }
     }
 };
