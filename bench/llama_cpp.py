@@ -47,7 +47,7 @@ class LlamaCpp:
 
     def _start(self, model: Path) -> float:
         """Seconds of a whole process that loads the model and makes one token."""
-        prompt = ("-p", "", "-n", 1, "-c", 512, "-no-cnv", "--no-warmup")
+        prompt = ("-p", "a", "-n", 1, "-c", 512, "-no-cnv", "--no-warmup")
         started = time.perf_counter()
         _run(self._directory / "llama-completion", "-m", model, "-t", self._threads, *prompt)
         return time.perf_counter() - started

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 
 from firstlight.formats.base import Bytes
 from firstlight.formats.registry import get_format
@@ -99,7 +99,7 @@ def _write(shape: Shape, format: str, path: Path, name: str) -> None:
     writer.add_rope_freq_base(shape.rope_base)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(shape.vocabulary)
-    writer.add_tokenizer_model("none")
+    _add_vocabulary(writer, shape.vocabulary)
     matrices = dict(_matrices(shape))
     for tensor, (rows, columns) in matrices.items():
         stored = (rows, get_format(format).row_bytes(columns))
@@ -122,6 +122,30 @@ def _write(shape: Shape, format: str, path: Path, name: str) -> None:
         values = np.zeros(size) if tensor.endswith("bias") else np.ones(size)
         writer.write_tensor_data(values.astype(np.float32))
     writer.close()
+
+
+def _add_vocabulary(writer: GGUFWriter, size: int) -> None:
+    """The bytes, their pairs and fillers: as many tokens to load as the published model has."""
+    alphabet = list(_byte_characters().values())
+    pairs = [(left, right) for left in alphabet for right in alphabet][: size // 2]
+    tokens = [*alphabet, *(left + right for left, right in pairs)]
+    fillers = [f"<|filler {i}|>" for i in range(size - len(tokens))]
+    kinds = [TokenType.NORMAL] * len(tokens) + [TokenType.UNUSED] * len(fillers)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list([*tokens, *fillers])
+    writer.add_token_types(kinds)
+    writer.add_token_merges([f"{left} {right}" for left, right in pairs])
+    writer.add_eos_token_id(size - 1)
+
+
+def _byte_characters() -> dict[int, str]:
+    """The printable character that stands for each byte in byte-level BPE (GPT-2)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {
+        byte: chr(256 + place) for place, byte in enumerate(others)
+    }
 
 
 _drawn: dict[str, Bytes] = {}
