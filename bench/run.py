@@ -1,12 +1,13 @@
-"""Speed of one model, beside this machine's ceilings and beside llama.cpp, in one run.
+"""Speed of firstlight beside this machine's ceilings and beside peers, in one run.
 
-    python bench/run.py MODEL.gguf [--runs 3] [--llama-bench PATH] [--output FILE.json]
+    python bench/run.py [--models NAME ...] [--rounds 3] [--llama-cpp DIRECTORY]
+                        [--openvino PYTHON --openvino-models DIRECTORY] [--output STEM]
 
-The engines alternate, and the memory bandwidth is measured before each pair, because a shared
-machine's speed drifts by the hour: only what was measured together is compared. firstlight runs
-in this process, llama.cpp as its own `llama-bench`, both with the same prompt length, the same
-number of new tokens and as many threads as there are cores. Without llama-bench (--llama-bench, or
-on PATH) firstlight is measured alone.
+Engines alternate, each in processes of its own, and the ceilings are measured before each round:
+a shared machine's speed drifts by the minute, so only what was measured together is compared, and
+a ratio is the median of the rounds' own ratios. With --output the figures go to STEM.json, the
+table to STEM.md and the chart to STEM.svg. An interrupted run leaves the rounds that it finished
+in STEM.json; the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -14,124 +15,156 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import shutil
-import statistics
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from llama_cpp import LlamaCpp
+from openvino_peer import OpenVino
+from report import chart, table
+from shapes import model_file
 
-import firstlight
-from firstlight.cli.report import measure
-from firstlight.host.cache import write_atomically
+from firstlight import __version__
+from firstlight.backends import open_device
+from firstlight.checkpoint.demo import demo_model
+from firstlight.host.cache import cache_directory, write_atomically
 from firstlight.host.processor import processor, usable_cores
 from firstlight.progress import progress
 
-PROMPT_TOKENS = 512
-NEW_TOKENS = 64
+Tasks = list[tuple[str, int]]
+
+BATCHES: Tasks = [("decode", 1), ("decode", 8), ("decode", 16), ("decode", 32)]
+SHORT: Tasks = [("prefill", 512), *BATCHES]
+
+# name -> (shape and format, or None for the real model that a package carries; what is timed).
+MODELS: dict[str, tuple[tuple[str, str] | None, Tasks]] = {
+    "gemma-3-270m-q4_k_m": (None, [*SHORT, ("prefill", 4096)]),
+    "qwen2-0.5b-bf16": (("qwen2-0.5b", "bf16"), [*SHORT, ("prefill", 4096), ("long", 16384)]),
+    "qwen2-0.5b-int8": (("qwen2-0.5b", "q8_0"), SHORT),
+    "qwen2-0.5b-int4": (("qwen2-0.5b", "q4_0"), SHORT),
+    "qwen2-1.5b-bf16": (("qwen2-1.5b", "bf16"), SHORT),
+    "qwen2-1.5b-int8": (("qwen2-1.5b", "q8_0"), [*SHORT, ("start", 1)]),
+    "qwen2-1.5b-int4": (("qwen2-1.5b", "q4_0"), SHORT),
+    "llama-8b-int4": (("llama-8b", "q4_0"), [("prefill", 512), ("decode", 1)]),
+}
 
 
 def main() -> None:
-    """Measure, print the table, and write the figures."""
+    """Measure, print the table, and write figures, table and chart."""
     arguments = _arguments()
-    model = firstlight.load(arguments.model)
-    peer = arguments.llama_bench or shutil.which("llama-bench")
-    rounds: list[dict[str, Any]] = []
-    with progress("Measuring", total=arguments.runs, unit="rounds") as advance:
-        for _ in range(arguments.runs):
-            bandwidth = model.backend.measure_ceilings().bandwidth_bytes_per_second
-            one = {"bandwidth": bandwidth, "firstlight": _firstlight(model, bandwidth)}
-            if peer is not None:
-                one["llama.cpp"] = _llama_bench(peer, model.checkpoint.location)
-            rounds.append(one)
-            advance(1)
-    result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "version": firstlight.__version__,
-        "processor": processor().name,
-        "cores": usable_cores(),
-        "system": platform.platform(),
-        "model": Path(model.checkpoint.location).name,
-        "prompt_tokens": PROMPT_TOKENS,
-        "new_tokens": NEW_TOKENS,
-        "rounds": rounds,
-    }
+    result = _begin(arguments)
+    engines = _engines(arguments)
+    left = [
+        (number, name)
+        for number in range(arguments.rounds)
+        for name in arguments.models
+        if len(result["models"].get(name, [])) <= number
+    ]
+    with progress("Measuring", total=len(left) * len(engines), unit="runs") as advance:
+        for _, name in left:
+            chosen, tasks = MODELS[name]
+            path = demo_model() if chosen is None else model_file(*chosen, arguments.directory)
+            one: dict[str, Any] = {"ceilings": _ceilings()}
+            for engine, measure in engines.items():
+                found = measure(name, path, tasks)
+                if found is not None:
+                    one[engine] = found
+                advance(1)
+            result["models"].setdefault(name, []).append(one)
+            _write(arguments.output, ".json", json.dumps(result, indent=1) + "\n")
+    text = table(result)
+    _write(arguments.output, ".md", text)
     if arguments.output is not None:
-        content = json.dumps(result, indent=1).encode() + b"\n"
-        write_atomically(arguments.output, lambda file: file.write(content))
-    print(table(result))
+        chart(result, arguments.output.with_suffix(".svg"))
+    print(text)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model", nargs="?", default="demo")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--llama-bench", metavar="PATH", help="the peer's program")
-    parser.add_argument("--output", type=Path, metavar="FILE.json")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--llama-cpp", type=Path, metavar="DIRECTORY", help="with llama-bench, llama-batched-bench"
+    )
+    parser.add_argument("--openvino", type=Path, metavar="PYTHON", help="that has openvino_genai")
+    parser.add_argument(
+        "--openvino-models", type=Path, metavar="DIRECTORY", help="with NAME-ov-FORMAT in it"
+    )
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=cache_directory() / "bench",
+        help="where models with random weights are kept",
+    )
+    parser.add_argument("--output", type=Path, metavar="STEM")
     return parser.parse_args()
 
 
-def _firstlight(model: firstlight.LanguageModel, bandwidth: float) -> dict[str, float | None]:
-    vocabulary = model.spec.vocabulary_size
-    prompt = np.random.default_rng(0).integers(0, vocabulary, PROMPT_TOKENS).tolist()
-    generation = model.generate(prompt, max_tokens=NEW_TOKENS, ignore_end=True, temperature=0.0)
-    speed = measure(model, generation, bandwidth)
-    return {
-        "prefill": speed.prompt_tokens / speed.prompt_seconds,
-        "decode": speed.tokens_per_second,
-        "bandwidth_share": speed.bandwidth_share,
-    }
+def _engines(arguments: argparse.Namespace) -> dict[str, Any]:
+    """name -> function of (model's name, file, tasks), None where it has no such model."""
+    engines: dict[str, Any] = {"firstlight": _firstlight}
+    threads = usable_cores()
+    if arguments.llama_cpp is not None:
+        peer = LlamaCpp(arguments.llama_cpp, threads)
+        engines[peer.name] = lambda name, path, tasks: peer.measure(path, tasks)
+    if arguments.openvino is not None:
+        other = OpenVino(arguments.openvino, arguments.openvino_models, threads)
+        engines[other.name] = lambda name, path, tasks: other.measure(name, tasks)
+    return engines
 
 
-def _llama_bench(program: str, model: Path) -> dict[str, float]:
-    """Prefill of an empty context, then decoding after as long a prompt as firstlight's."""
-    prefill = ("-p", PROMPT_TOKENS, "-n", 0)
-    decode = ("-p", 0, "-n", NEW_TOKENS, "-d", PROMPT_TOKENS)
-    return {
-        kind: _llama_bench_speed(program, model, shape)
-        for kind, shape in (("prefill", prefill), ("decode", decode))
-    }
-
-
-def _llama_bench_speed(program: str, model: Path, shape: tuple[object, ...]) -> float:
-    common = ("-m", model, "-t", usable_cores(), "-r", 1, "-fa", 1, "-o", "json")
-    command = [program, *map(str, (*common, *shape))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{program} failed: {done.stderr.strip()[-400:]}")
-    (result,) = json.loads(done.stdout)
-    return float(result["avg_ts"])
-
-
-def table(result: dict[str, Any]) -> str:
-    """Medians as Markdown; the ratio is the median of the rounds' own ratios."""
-    rounds = result["rounds"]
-    lines = [
-        f"{result['model']}, {result['processor']}, {result['cores']} cores, {result['date']}, "
-        f"median of {len(rounds)} rounds; tokens/s.",
-        "",
-        "| | firstlight | share of bandwidth | llama.cpp | ratio |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for kind, tokens in (("prefill", PROMPT_TOKENS), ("decode", NEW_TOKENS)):
-        own = statistics.median(one["firstlight"][kind] for one in rounds)
-        share = statistics.median(one["firstlight"]["bandwidth_share"] for one in rounds)
-        cells = [f"{kind} {tokens}", f"{own:.1f}", f"{share:.0%}" if kind == "decode" else ""]
-        if "llama.cpp" in rounds[0]:
-            peer = statistics.median(one["llama.cpp"][kind] for one in rounds)
-            ratio = statistics.median(
-                one["firstlight"][kind] / one["llama.cpp"][kind] for one in rounds
-            )
-            cells += [f"{peer:.1f}", f"{ratio:.2f}"]
+def _firstlight(name: str, path: Path, tasks: Tasks) -> dict[str, Any]:
+    program = Path(__file__).with_name("measure.py")
+    measured: dict[str, Any] = {"speeds": {}}
+    steady = [task for task in tasks if task[0] != "start"]
+    for part in (steady, [task for task in tasks if task[0] == "start"]):
+        if not part:
+            continue
+        command = [sys.executable, str(program), str(path), json.dumps(part)]
+        started = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        seconds = time.perf_counter() - started
+        if done.returncode:
+            sys.exit(f"firstlight failed on {name}: {done.stderr.strip()[-2000:]}")
+        if part is steady:
+            measured |= json.loads(done.stdout.splitlines()[-1])
         else:
-            cells += ["not measured", ""]
-        lines.append(f"| {' | '.join(cells)} |")
-    bandwidth = [one["bandwidth"] / 1e9 for one in rounds]
-    lines += ["", f"Memory bandwidth {min(bandwidth):.1f} to {max(bandwidth):.1f} GB/s."]
-    return "\n".join(lines)
+            measured["speeds"]["start 1"] = 1 / seconds
+    return measured
+
+
+def _ceilings() -> dict[str, Any]:
+    found = open_device("cpu").measure_ceilings()
+    return {
+        "bandwidth": found.bandwidth_bytes_per_second,
+        "matrix": found.matrix_operations_per_second,
+    }
+
+
+def _begin(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What an interrupted run left, or a new record."""
+    fresh = {
+        "version": __version__,
+        "processor": processor().name,
+        "cores": usable_cores(),
+        "system": platform.platform(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "models": {},
+    }
+    if arguments.output is None or not arguments.output.with_suffix(".json").exists():
+        return fresh
+    found: dict[str, Any] = json.loads(arguments.output.with_suffix(".json").read_text())
+    same = all(found.get(key) == fresh[key] for key in fresh if key != "models")
+    return found if same else fresh
+
+
+def _write(stem: Path | None, suffix: str, text: str) -> None:
+    if stem is not None:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(stem.with_suffix(suffix), lambda file: file.write(text.encode()))
 
 
 if __name__ == "__main__":

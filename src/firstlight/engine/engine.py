@@ -57,6 +57,7 @@ class Engine:
         self.decoder = decoder
         self.context_length = context_length
         self.token_budget = token_budget
+        self.state_dtype = state_dtype
         capacities = tuple(
             sequences * pages_per_sequence(group.window, context_length, token_budget, page_tokens)
             for group in decoder.groups
