@@ -34,8 +34,10 @@ cross-tools:
 	@echo "On Debian and Ubuntu, as root:"
 	@echo "  apt-get install cmake ninja-build g++ g++-aarch64-linux-gnu g++-riscv64-linux-gnu qemu-user"
 
+# Peers are given by BENCH_ARGUMENTS, see bench/README.md.
 bench: $(VENV)/.dev
-	$(BIN)/python bench/run.py
+	$(BIN)/pip install -q -e ".[bench]"
+	$(BIN)/python bench/run.py $(BENCH_ARGUMENTS)
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)

@@ -106,30 +106,31 @@ inline void put_line(const int32_t* values, uint8_t* line) {
     }
 }
 
-template <int Rows>
-struct Dots {
-    uint32x4_t upper[Rows], lower[Rows], all_codes;
-
-    FIRSTLIGHT_INLINE Dots() : all_codes(vdupq_n_u32(0)) {
-        for (int m = 0; m < Rows; ++m) upper[m] = lower[m] = vdupq_n_u32(0);
-    }
-    FIRSTLIGHT_INLINE void add(int quad, Codes codes, const uint8_t* lines) {
-        if constexpr (kAdded) {
-            all_codes = vdotq_u32(all_codes, (uint8x16_t)codes, vdupq_n_u8(1));
-        }
+// As above.
+template <int First, int Quads, int ZeroBits, int Rows, class Source, class SumOf>
+FIRSTLIGHT_INLINE void run_products(Source codes, SumOf sum_of, const uint8_t* lines,
+                                    Integers (&out)[Rows]) {
+    uint32x4_t upper[Rows], lower[Rows], all_codes = vdupq_n_u32(0);
+    FIRSTLIGHT_UNROLL
+    for (int m = 0; m < Rows; ++m) upper[m] = lower[m] = vdupq_n_u32(0);
+    each_place<Quads>([&](auto q) FIRSTLIGHT_INLINED {
+        const Codes quad = codes(Place<First + q.value>{});
+        if constexpr (kAdded) all_codes = vdotq_u32(all_codes, (uint8x16_t)quad, vdupq_n_u8(1));
         FIRSTLIGHT_UNROLL
         for (int m = 0; m < Rows; ++m) {
-            const uint8_t* from = lines + m * kLine + 4 * quad;
-            upper[m] = add_quads_of(upper[m], codes, vdupq_n_u32(load_word(from)));
-            lower[m] = add_quads_of(lower[m], codes, vdupq_n_u32(load_word(from + 32)));
+            const uint8_t* from = lines + m * kLine + 4 * (First + q.value);
+            upper[m] = add_quads_of(upper[m], quad, vdupq_n_u32(load_word(from)));
+            lower[m] = add_quads_of(lower[m], quad, vdupq_n_u32(load_word(from + 32)));
         }
-    }
-    FIRSTLIGHT_INLINE Integers sum(int m) const {
+    });
+    FIRSTLIGHT_UNROLL
+    for (int m = 0; m < Rows; ++m) {
         uint32x4_t total = vaddq_u32(vshlq_n_u32(upper[m], 8), lower[m]);
         if constexpr (kAdded) total = vsubq_u32(total, vshlq_n_u32(all_codes, 15));
-        return (Integers)total;
+        out[m] = (Integers)total;
+        if constexpr (ZeroBits > 0) out[m] = out[m] - (sum_of(m) << ZeroBits);
     }
-};
+}
 
 #else
 

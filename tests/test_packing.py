@@ -56,7 +56,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Load:
     """(folder, backend, options of load) -> logits of PROMPT."""
 
     def run(folder: Path, backend: Backend, **options: Any) -> Any:
-        monkeypatch.setattr(loading, "open_device", lambda name: backend)
+        monkeypatch.setattr(loading, "open_device", lambda name, exact: backend)
         return firstlight.load(folder, **options).logits(PROMPT)
 
     return run
@@ -159,7 +159,7 @@ def test_packed_weights_are_mapped_not_copied(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(2):  # once written, then found: mapped both times
-        monkeypatch.setattr(loading, "open_device", lambda name: PanelBackend())
+        monkeypatch.setattr(loading, "open_device", lambda name, exact: PanelBackend())
         model = firstlight.load(folder)
         weights = model.engine.decoder.weights
         (path,) = cache.glob("*.packed")

@@ -28,7 +28,7 @@ def test_logits_and_greedy_tokens(tiny: Tiny, family: str, device: str) -> None:
     """From sharded bfloat16 files, the prompt in chunks of 40 tokens."""
     checkpoint = tiny(family, "bfloat16")
     assert len(list(checkpoint.folder.glob("*.safetensors"))) > 1
-    model = firstlight.load(checkpoint.folder, device=device, token_budget=40, state="float32")
+    model = firstlight.load(checkpoint.folder, device=device, token_budget=40, exact=True)
     assert model.spec.family == family
     found = model.logits(prompt())
     assert found.dtype == np.float32
