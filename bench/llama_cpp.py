@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-CONTEXT = 64
+CONTEXT = 16
 
 
 class LlamaCpp:
@@ -56,7 +56,7 @@ class LlamaCpp:
         if not batches:
             return {}
         # Separate caches for the sequences (-no-kvu) are the faster of its two ways.
-        sizes = ("-c", 256 * max(batches), "-b", 2048, "-ub", 512, "-npp", CONTEXT, "-ntg", 24)
+        sizes = ("-c", 128 * max(batches), "-b", 2048, "-ub", 512, "-npp", CONTEXT, "-ntg", 24)
         common = ("-m", model, "-t", self._threads, "-fa", "on", "-no-kvu")
         counts = ("-npl", ",".join(map(str, batches)), "--output-format", "jsonl")
         output = _run(self._directory / "llama-batched-bench", *common, *sizes, *counts)

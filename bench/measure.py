@@ -22,7 +22,7 @@ from firstlight.engine.parameters import SamplingParameters, StopConditions
 from firstlight.engine.sequence import Sequence
 from firstlight.language_model import LanguageModel
 
-CONTEXT = 64
+CONTEXT = 16
 STEPS = 24
 LONG_STEPS = 12
 

@@ -15,7 +15,7 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-CONTEXT = 64
+CONTEXT = 16
 STEPS = 24
 
 
@@ -49,9 +49,10 @@ def _run(pipeline: Any, sequences: int, prompt: int, tokens: int) -> list[float]
     config.ignore_eos = True
     config.do_sample = False
     generator = np.random.default_rng(0)
+    handles = []  # a request whose handle is gone is given up
     for i in range(sequences):
         ids = generator.integers(0, 100_000, (1, prompt)).astype(np.int64)
-        pipeline.add_request(i, ov.Tensor(ids), config)
+        handles.append(pipeline.add_request(i, ov.Tensor(ids), config))
     times = [time.perf_counter()]
     while pipeline.has_non_finished_requests():
         pipeline.step()
