@@ -29,8 +29,9 @@ def _build(directory: Path, sanitizers: str, *options: str) -> Path:
 
 
 def test_memory_and_undefined_behaviour(tmp_path: Path, quick_cases: Path) -> None:
-    """Every level of this machine; random bytes as weights of every format, too."""
-    program = _build(tmp_path, "address,undefined")
+    """Every level of this machine, and AMX's with tiles in software; random bytes as weights of
+    every format, too."""
+    program = _build(tmp_path, "address,undefined", "-DFIRSTLIGHT_EMULATE_TILES=ON")
     out = run_conformance(program, quick_cases, "--random-bytes", "12", **_OPTIONS)
     assert "agreed" in out
     assert "runtime error" not in out
