@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from firstlight.backends.base import Kernel
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.arrays import NO_WINDOW, are_floats, are_integers, are_pages, are_rows
-from firstlight.backends.cpu.matrices import stored_matrix
-from firstlight.backends.cpu.packed import PackedMatrix
-from firstlight.formats.base import Floats, Weight
+from firstlight.backends.cpu.tuned_matrices import matrix_of
+from firstlight.formats.base import Floats
 from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.feed_forward_block import FeedForwardBlock
 from firstlight.ops.head import Head
@@ -178,14 +177,10 @@ def _head(head: Head) -> _native.Head:
 
 def _product(product: Product) -> _native.Product:
     weight, bias = product.weight, product.bias
-    matrix = weight.matrix if isinstance(weight, PackedMatrix) else _stored(weight)
+    matrix = matrix_of(weight)
     if matrix is None or not (bias is None or are_floats(bias)):
         raise _CannotMake
     return _native.Product(matrix, bias)
-
-
-def _stored(weight: Any) -> _native.Matrix | None:
-    return stored_matrix(weight) if isinstance(weight, Weight) else None
 
 
 def _norm(norm: Norm | None) -> _native.Norm | None:

@@ -169,12 +169,7 @@ class CpuKernels:
         self, x: Floats, weight: _Packed, bias: Floats | None = None, **tuning: int
     ) -> Floats:
         """With a tuning, the weight's handle keeps it for as many rows; else its own is used."""
-        matrix = _matrix(weight)
-        if tuning:
-            tune_for(matrix, len(x), tuning)
-        out = np.empty((len(x), matrix.rows), np.float32)
-        self._native.linear(x, matrix, bias, out)
-        return out
+        return self._product(x, weight, bias, tuning, round_to_bfloat16=False)
 
     def accepts_linear_bfloat16(
         self, x: Floats, weight: _Packed, bias: Floats | None = None
@@ -185,11 +180,22 @@ class CpuKernels:
         self, x: Floats, weight: _Packed, bias: Floats | None = None, **tuning: int
     ) -> Floats:
         """With activations rounded to bfloat16, as the weights are. Tunings as in `linear`."""
+        return self._product(x, weight, bias, tuning, round_to_bfloat16=True)
+
+    def _product(
+        self,
+        x: Floats,
+        weight: _Packed,
+        bias: Floats | None,
+        tuning: dict[str, int],
+        *,
+        round_to_bfloat16: bool,
+    ) -> Floats:
         matrix = _matrix(weight)
         if tuning:
             tune_for(matrix, len(x), tuning)
         out = np.empty((len(x), matrix.rows), np.float32)
-        self._native.linear(x, matrix, bias, out, round_to_bfloat16=True)
+        self._native.linear(x, matrix, bias, out, round_to_bfloat16=round_to_bfloat16)
         return out
 
     def accepts_linear_packed(self, x: Floats, weight: _Packed, bias: Floats | None = None) -> bool:
