@@ -66,7 +66,7 @@ VENDORS = {
 }
 BASE_INSTALL = {
     "numpy", "tokenizers", "sentencepiece", "jinja2", "psutil", "rich", "prompt_toolkit",
-    "huggingface_hub", "platformdirs",
+    "huggingface_hub", "platformdirs", "httpx2", "msgspec",
 }  # fmt: skip
 
 
