@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--requests",
         type=int,
         metavar="COUNT",
-        help="requests a measurement (default: twice the concurrency and at least 4, or 100 with --rate)",
+        help="requests a measurement (default: twice the concurrency, at least 4; 100 with --rate)",
     )
     group.add_argument("--seed", type=int, default=0, help="of prompts and arrivals (default: 0)")
     one = parser.add_argument_group("one model")
