@@ -140,10 +140,11 @@ def experts_spec(
 def _expert(parts: Parts, layer: int, index: int, sizes: Sizes, bias: bool) -> ExpertSpec:
     if parts.gguf and parts.has("experts_gate", layer):
         return _stacked_apart(parts, layer, index, sizes)
-    if not parts.gguf:
-        name = parts.tensor_name("experts_gate_up", layer)
-        if name in parts.files.tensors or f"{name}_blocks" in parts.files.tensors:
-            return _stacked_and_fused(parts, layer, index, sizes, bias)
+    # Those with biases have no other layout.
+    if not parts.gguf and (
+        bias or parts.tensor_name("experts_gate_up", layer) in parts.files.tensors
+    ):
+        return _stacked_and_fused(parts, layer, index, sizes, bias)
     hidden = parts.hidden_size
 
     def product(role: str, rows: int, columns: int) -> LinearSpec:
@@ -185,11 +186,16 @@ def _stacked_and_fused(
     """
     gate_up, down = (parts.tensor_name(f"experts_{role}", layer) for role in ("gate_up", "down"))
     hidden, width = parts.hidden_size, sizes.width
+    # One of them is enough to say so: which is missing is then found out by name.
+    paired = any(
+        f"{name}_{part}" in parts.files.tensors
+        for name in (gate_up, down)
+        for part in ("blocks", "scales")
+    )
     # Of gate and up, which come in turn, or else one after the other.
     second, step = (1, 2) if bias else (width, 1)
 
     def product(name: str, rows: int, columns: int, first: int | None) -> LinearSpec:
-        paired = f"{name}_blocks" in parts.files.tensors
         fused = None if first is None else 2 * width
         steps = 1 if first is None else step
         weight = TensorSource(
