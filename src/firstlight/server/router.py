@@ -14,7 +14,12 @@ from firstlight.server.core_shares import core_shares
 from firstlight.server.pace import Outputs, wait_for_room
 from firstlight.server.replica_socket import ReplicaSocket
 from firstlight.server.routed_stream import RoutedStream
-from firstlight.server.supervised_replica import Callbacks, SupervisedReplica, error_from
+from firstlight.server.supervised_replica import (
+    REPLICA_COMMAND,
+    Callbacks,
+    SupervisedReplica,
+    error_from,
+)
 from firstlight.server.token_streams import OverloadedError, ReplicaStatus, ServedModel
 
 log = logging.getLogger("firstlight.server")
@@ -44,6 +49,10 @@ class Router:
         models: what to load, by the name that it is served under.
         devices: each model gets a replica on each of these; one may stand there several times.
         share_cores: give each replica cores of its own, where there are enough.
+        command: starts a replica's process.
+
+    Attributes:
+        supervised: every replica.
     """
 
     def __init__(
@@ -52,13 +61,15 @@ class Router:
         devices: Sequence[str] = ("cpu",),
         limits: Limits | None = None,
         share_cores: bool = True,
+        command: Sequence[str] = REPLICA_COMMAND,
     ) -> None:
         self.limits = limits or Limits()
         self._options = dict(models)
         self._devices = tuple(devices)
         self._share_cores = share_cores
+        self._command = tuple(command)
         self._models: dict[str, ServedModel] = {}
-        self._replicas: list[SupervisedReplica] = []
+        self.supervised: list[SupervisedReplica] = []
         self._streams: dict[int, RoutedStream] = {}
         self._placed: dict[int, SupervisedReplica] = {}
         self._outputs = Outputs()
@@ -75,7 +86,7 @@ class Router:
         shares = core_shares([device for _, device in places])
         callbacks = Callbacks(self._ready, self._steps, self._lost)
         for index, (model, device) in enumerate(places):
-            self._replicas.append(
+            self.supervised.append(
                 SupervisedReplica(
                     name=f"{device}-{index + 1}",
                     model=model,
@@ -85,9 +96,10 @@ class Router:
                     callbacks=callbacks,
                     cores=shares[index] if self._share_cores else None,
                     hang_seconds=self.limits.hang_seconds,
+                    command=self._command,
                 )
             )
-        self._tasks = [asyncio.create_task(replica.run()) for replica in self._replicas]
+        self._tasks = [asyncio.create_task(replica.run()) for replica in self.supervised]
         self._tasks.append(asyncio.create_task(self._watch_waiting()))
 
     async def wait_ready(self) -> None:
@@ -97,7 +109,7 @@ class Router:
             FirstlightError: a model cannot be loaded.
         """
         while self._models.keys() != self._options.keys():
-            for replica in self._replicas:
+            for replica in self.supervised:
                 if replica.failure is not None:
                     raise replica.failure
             await self._changed.wait()
@@ -110,7 +122,7 @@ class Router:
         self._draining = True
         while self._streams:
             await self._changed.wait()
-        for replica in self._replicas:
+        for replica in self.supervised:
             replica.stop()
         await asyncio.wait(self._tasks[:-1])
         await self.stop()
@@ -138,7 +150,7 @@ class Router:
         return self._models
 
     def replicas(self) -> list[ReplicaStatus]:
-        return [replica.status() for replica in self._replicas]
+        return [replica.status() for replica in self.supervised]
 
     def open(self, model: str, request: SequenceRequest) -> RoutedStream:
         """See `TokenSource`; the first tokens come once this returns to the event loop.
@@ -172,7 +184,7 @@ class Router:
         ends replicas only to one that has no other such. Else it waits."""
         able = [
             replica
-            for replica in self._replicas
+            for replica in self.supervised
             if replica.model == stream.model
             and replica.ready is not None
             and not (stream.suspect and any(each.suspect for each in replica.streams.values()))
@@ -286,7 +298,7 @@ class Router:
                     self._cancel(stream)
 
     def _rate(self, model: str) -> float:
-        return sum(replica.speed.rate for replica in self._replicas if replica.model == model)
+        return sum(replica.speed.rate for replica in self.supervised if replica.model == model)
 
 
 _DRAINING_SECONDS = 5.0

@@ -42,6 +42,9 @@ SLOWEST_RESTART = 30.0
 STOP_SECONDS = 5.0
 _WATCH_SECONDS = 0.25
 
+# Without the current directory among the places that modules come from.
+REPLICA_COMMAND = (sys.executable, "-P", "-m", "firstlight.replica")
+
 
 @dataclass
 class Callbacks:
@@ -81,6 +84,7 @@ class SupervisedReplica:
     callbacks: Callbacks
     cores: list[int] | None = None
     hang_seconds: float = 10.0
+    command: tuple[str, ...] = REPLICA_COMMAND
     state: str = "starting"
     restarts: int = 0
     moved: int = 0
@@ -169,8 +173,7 @@ class SupervisedReplica:
         self._heard = asyncio.get_running_loop().time()
         self.failure = None
         self.process = process = await asyncio.create_subprocess_exec(
-            # Without the current directory among the places that modules come from.
-            *(sys.executable, "-P", "-m", "firstlight.replica"),
+            *self.command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
