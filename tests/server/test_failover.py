@@ -49,7 +49,7 @@ def long_prompt_tokens(folder: Path) -> list[list[int]]:
 
 
 def decoding(readers: list[Reader]) -> bool:
-    return all(3 <= len(reader.tokens) for reader in readers)
+    return all(len(reader.tokens) >= 3 for reader in readers)
 
 
 @pytest.mark.parametrize("devices", [("numpy",), ("numpy", "numpy")])

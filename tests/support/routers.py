@@ -6,10 +6,11 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -129,6 +130,22 @@ async def read_all(
     results = await asyncio.wait_for(asyncio.gather(*tasks), 120)
     assert all(reader.finish is not None for reader in readers)
     return results
+
+
+class SharedRouter:
+    """A router on an event loop of its own, for several tests one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._context = running_router(folder)
+        self._router = self._loop.run_until_complete(self._context.__aenter__())
+
+    def run(self, test: Callable[[Router], Coroutine[Any, Any, None]]) -> None:
+        self._loop.run_until_complete(asyncio.wait_for(test(self._router), 60))
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self._context.__aexit__(None, None, None))
+        self._loop.close()
 
 
 async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from firstlight.errors import DeviceError, RequestError
 from firstlight.replica.messages import ModelOptions, SequenceRequest, Steps
 from firstlight.server.core_shares import core_shares
-from firstlight.server.pace import Outputs, wait_for_room
+from firstlight.server.pace import Outputs, wait_for_room, wait_for_start
 from firstlight.server.replica_socket import ReplicaSocket
 from firstlight.server.routed_stream import RoutedStream
 from firstlight.server.supervised_replica import (
@@ -171,6 +172,13 @@ class Router:
                 wait_for_room(self._streams.values(), self._outputs, self._rate(model)),
             )
         check_prompt(request.prompt_ids, served)
+        wait = self._wait_for_start(model)
+        if wait > self.limits.wait_seconds:
+            raise OverloadedError(
+                f"would come to this request in {wait:.0f} s, and lets none wait longer than "
+                f"{self.limits.wait_seconds:g} s",
+                wait - self.limits.wait_seconds,
+            )
         now = asyncio.get_running_loop().time()
         stream = RoutedStream(next(self._numbers), model, request, self._cancel, now)
         self._streams[stream.number] = stream
@@ -190,7 +198,12 @@ class Router:
             and not (stream.suspect and any(each.suspect for each in replica.streams.values()))
         ]
         if able:
-            replica = min(able, key=_expected_seconds)
+            length = final_length(stream.request)
+            roomy = [each for each in able if room(each) >= length]
+            largest = max(room(each) for each in able)
+            replica = min(
+                roomy or [each for each in able if room(each) == largest], key=_expected_seconds
+            )
             self._placed[stream.number] = replica
             replica.take(stream)
 
@@ -297,6 +310,10 @@ class Router:
                     )
                     self._cancel(stream)
 
+    def _wait_for_start(self, model: str) -> float:
+        streams = [each for each in self._streams.values() if each.model == model]
+        return wait_for_start(streams, self._outputs, self._rate(model))
+
     def _rate(self, model: str) -> float:
         return sum(replica.speed.rate for replica in self.supervised if replica.model == model)
 
@@ -308,6 +325,19 @@ def _expected_seconds(replica: SupervisedReplica) -> float:
     """A measure of when a replica would be through with one more stream."""
     assert replica.ready is not None
     return (len(replica.streams) + 1) * max(replica.ready.step_seconds, 1e-6)
+
+
+def room(replica: SupervisedReplica) -> int:
+    """Tokens of the longest sequence that it has state for, which replicas that found more or less
+    memory may differ in."""
+    assert replica.ready is not None
+    return min(replica.ready.context_length, replica.ready.sequence_tokens)
+
+
+def final_length(request: SequenceRequest) -> float:
+    """Tokens of prompt and output that a sequence may come to."""
+    limit = math.inf if request.max_tokens is None else request.max_tokens
+    return len(request.prompt_ids) + limit
 
 
 def check_prompt(prompt_ids: Sequence[int], served: ServedModel) -> None:
