@@ -9,8 +9,8 @@ from firstlight.engine.engine import (
     PAGE_TOKENS,
     TOKEN_BUDGET,
     check_options,
-    pages_per_sequence,
 )
+from firstlight.engine.state_size import pages_per_sequence
 from firstlight.errors import InsufficientMemoryError
 from firstlight.formats.base import Format
 from firstlight.model import attention

@@ -54,6 +54,15 @@ def cosines_and_sines(rope: RopeSpec, positions: Integers, lengths: Integers) ->
     return table
 
 
+def frequency_regime(spec: ModelSpec, length: int) -> tuple[int, ...]:
+    """Sequences whose state up to some position was made with equal tokens and with `lengths` of
+    at least `length` have the same state there if this is equal; empty where no rope of the model
+    depends on a length."""
+    lengths = np.array([length], np.int32)
+    groups = (_frequency_groups(rope, lengths) for rope in spec.ropes())
+    return tuple(int(group[0]) for group in groups if group is not None)
+
+
 def _table(rope: RopeSpec, length: int, positions: Integers) -> Floats:
     """The table of positions whose frequencies are those of one length."""
     frequencies, magnitude = inverse_frequencies(rope, length)
