@@ -196,7 +196,7 @@ async def settle(router: Router, seconds: float) -> bool:
 
 async def run(arguments: argparse.Namespace) -> int:
     options = ModelOptions(arguments.model, context_length=arguments.context)
-    limits = Limits(hang_seconds=arguments.hang)
+    limits = Limits(hang_seconds=arguments.hang, slowest_restart=1.0)
     router = Router({MODEL: options}, arguments.devices.split(","), limits)
     await router.start()
     try:

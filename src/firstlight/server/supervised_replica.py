@@ -39,7 +39,6 @@ log = logging.getLogger("firstlight.server")
 LOADING_SILENCE = 60.0
 STEP_MARGIN = 4.0
 STEADY_SECONDS = 60.0
-SLOWEST_RESTART = 30.0
 STOP_SECONDS = 5.0
 _KILL_SECONDS = 3.0
 _WATCH_SECONDS = 0.25
@@ -71,6 +70,7 @@ class SupervisedReplica:
         name, model, device: as /metrics shows them; the model by the name that it is served under.
         cores: numbers of the cores that it keeps to; None: wherever the system likes.
         hang_seconds: how long it may say nothing beyond `STEP_MARGIN` times its longest step.
+        slowest_restart: most seconds until its process is started again.
         state: see `ReplicaStatus`.
         streams: those that it computes, by number.
         ready: what the process now running said when it was; None while there is none.
@@ -86,6 +86,7 @@ class SupervisedReplica:
     callbacks: Callbacks
     cores: list[int] | None = None
     hang_seconds: float = 10.0
+    slowest_restart: float = 30.0
     command: tuple[str, ...] = REPLICA_COMMAND
     state: str = "starting"
     restarts: int = 0
@@ -283,8 +284,10 @@ class SupervisedReplica:
     def _delay(self) -> float:
         """Seconds until the next start: none after the first end, then twice as many each time."""
         if self.failure is not None:
-            return SLOWEST_RESTART
-        return min(SLOWEST_RESTART, 0.25 * 2**self._failures) if self._failures else 0.0
+            return self.slowest_restart
+        # The exponent is bounded lest the power be no number any more.
+        delay = 0.25 * 2 ** min(self._failures, 16) if self._failures else 0.0
+        return min(self.slowest_restart, delay)
 
     # What it says ----------------------------------------------------------------------------
 
