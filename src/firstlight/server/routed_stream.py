@@ -16,6 +16,8 @@ from firstlight.server.token_streams import PromptEvent, TokenEvent
 UNREAD_SCORES = 4096
 """Log probabilities that may wait for their reader; a token alone takes four bytes."""
 
+_BEFORE_ALL = (1 << 31) - 1
+
 
 class RoutedStream:
     """A `TokenStream`. The router puts in what replicas say; one reader takes it out.
@@ -116,6 +118,9 @@ class RoutedStream:
         request = self.request
         if self.begun and request.prompt_log_probabilities is not None:
             request = msgspec.structs.replace(request, prompt_log_probabilities=None)
+        if self.suspect:
+            # First of all, so that a replica that ends by chance meanwhile is unlikely.
+            request = msgspec.structs.replace(request, priority=_BEFORE_ALL)
         return Start(self.number, request, self.output_ids.tolist())
 
     def put_prompt(self, prompt: Prompt) -> None:

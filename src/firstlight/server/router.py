@@ -42,7 +42,7 @@ class Limits:
     wait_seconds: float = 300.0
     hang_seconds: float = 10.0
     slowest_restart: float = 30.0
-    convictions: int = 2
+    convictions: int = 3
 
 
 class Router:
