@@ -53,6 +53,10 @@ FORBIDDEN = {
         "model", "engine", "ops", "backends", "checkpoint", "formats", "server", "verify", "cli",
         "generation", "language_model", "loading", "packed", "packing", "tuning",
     },
+    "server": {
+        "model", "engine", "ops", "backends", "formats", "verify", "cli", "generation",
+        "language_model", "loading", "packed", "packing", "tuning",
+    },
 }  # fmt: skip
 
 # Vendor's or test oracle's package -> the only folder that may import it.
@@ -66,7 +70,8 @@ VENDORS = {
 }
 BASE_INSTALL = {
     "numpy", "tokenizers", "sentencepiece", "jinja2", "psutil", "rich", "prompt_toolkit",
-    "huggingface_hub", "platformdirs",
+    "huggingface_hub", "platformdirs", "msgspec", "starlette", "uvicorn", "h11",
+    "prometheus_client",
 }  # fmt: skip
 
 
@@ -259,3 +264,4 @@ def test_a_run_loads_no_vendors_package(tmp_path: Path, device: str) -> None:
     assert loaded.isdisjoint(VENDORS)
     # Nor what this run has no use for: each costs part of the time until the first word.
     assert loaded.isdisjoint({"prompt_toolkit", "huggingface_hub", "rich", "sentencepiece"})
+    assert loaded.isdisjoint({"starlette", "uvicorn", "h11", "msgspec", "prometheus_client"})
