@@ -15,7 +15,7 @@ INVALID_REQUEST = "invalid_request_error"
 RATE_LIMIT = "rate_limit_error"
 SERVER = "server_error"
 
-_NAMED = re.compile(r"[a-z_]+(\[[^\]]*\])*")
+_NAMED = re.compile(r"[a-z_]+(\[[^\]]*\]|\.\w+)*")
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
