@@ -70,7 +70,7 @@ VENDORS = {
 }
 BASE_INSTALL = {
     "numpy", "tokenizers", "sentencepiece", "jinja2", "psutil", "rich", "prompt_toolkit",
-    "huggingface_hub", "platformdirs", "msgspec", "starlette", "uvicorn", "h11",
+    "huggingface_hub", "platformdirs", "httpx2", "msgspec", "starlette", "uvicorn", "h11",
     "prometheus_client",
 }  # fmt: skip
 

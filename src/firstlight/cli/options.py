@@ -175,8 +175,8 @@ def generation_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def load_model(arguments: argparse.Namespace, use: Use) -> LanguageModel:
-    """The model that the arguments name; see `loading.load` for `use`."""
+def load_model(arguments: argparse.Namespace, use: Use, **more: Any) -> LanguageModel:
+    """The model that the arguments name; see `loading.load` for `use` and what else there is."""
     from firstlight.loading import load
 
     return load(
@@ -191,6 +191,7 @@ def load_model(arguments: argparse.Namespace, use: Use) -> LanguageModel:
         use=use,
         cache=not arguments.no_cache,
         tune=arguments.tune,
+        **more,
     )
 
 
