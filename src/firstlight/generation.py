@@ -91,7 +91,11 @@ class Generation:
         self._engine = engine
         self._output = _Output(stream, StopStrings(stop.stop), log_probabilities)
         self._sequence = engine.add(
-            prompt_ids, sampling, stop, log_probabilities is not None, self._output.receive
+            prompt_ids,
+            sampling,
+            stop,
+            wants_logits=log_probabilities is not None,
+            receive=self._output.receive,
         )
         self.prompt_ids = self._sequence.prompt_ids
         self.timing = self._output.timing
