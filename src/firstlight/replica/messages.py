@@ -11,6 +11,8 @@ the tokens so far, parameters, seed and position, the stream goes on as if nothi
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import msgspec
 
 LOAD_FAILED = 3
@@ -18,17 +20,21 @@ LOAD_FAILED = 3
 
 
 class ModelOptions(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a replica loads; see `loading.load` for what the fields mean.
+    """What a replica loads: arguments of `loading.load`, which says what they mean.
 
-    `token_budget` None is the engine's own.
+    Where None is none of an argument's own values, it leaves `load` its default.
     """
 
     model: str
     weights: str | None = None
     context_length: int | None = None
-    sequences: int = 16
+    sequences: int | None = None
     token_budget: int | None = None
+    prompt_budget: int | None = None
     state: str = "auto"
+    state_memory: int | None = None
+    prefix_caching: bool = True
+    speculation: Literal["auto", "off"] = "auto"
     exact: bool = False
     endpoint: str | None = None
     update: bool = False
@@ -190,6 +196,17 @@ class Statistics(msgspec.Struct, frozen=True):
         preemptions: sequences whose pages were taken for others, to be computed again.
         proposed_tokens, accepted_tokens: of speculation.
     """
+
+    TOTALS: ClassVar[tuple[str, ...]] = (
+        "steps",
+        "step_seconds",
+        "prompt_tokens",
+        "cached_tokens",
+        "output_tokens",
+        "preemptions",
+        "proposed_tokens",
+        "accepted_tokens",
+    )
 
     running: int = 0
     waiting: int = 0

@@ -71,28 +71,18 @@ def load(device: str, options: ModelOptions) -> tuple[Worker, Ready]:
     Raises:
         FirstlightError: as `loading.load`.
     """
-    from firstlight.engine.engine import TOKEN_BUDGET
     from firstlight.loading import load
     from firstlight.replica.warm_up import warm_up
     from firstlight.replica.worker import Worker
 
-    engine = load(
-        options.model,
-        device,
-        options.weights,
-        context_length=options.context_length,
-        sequences=options.sequences,
-        token_budget=TOKEN_BUDGET if options.token_budget is None else options.token_budget,
-        state=options.state,
-        exact=options.exact,
-        endpoint=options.endpoint,
-        update=options.update,
-        cache=options.cache,
-        tune=options.tune,
-    ).engine
+    arguments = msgspec.structs.asdict(options)
+    for name in ("sequences", "token_budget", "prompt_budget"):
+        if arguments[name] is None:
+            del arguments[name]
+    engine = load(device=device, **arguments).engine
     ready = Ready(
         context_length=engine.context_length,
-        sequence_tokens=engine.context_length,
+        sequence_tokens=engine.sequence_tokens,
         vocabulary_size=engine.decoder.spec.vocabulary_size,
         step_seconds=warm_up(engine),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import asdict, dataclass, field
 
 import msgspec
 
@@ -26,141 +26,150 @@ from firstlight.replica.messages import (
 
 
 class Worker:
-    """Sequences of one engine by the numbers that the server gave them."""
+    """Sequences of one engine by the numbers that the server gave them.
+
+    What the engine has done before it had a worker is in no statistics.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._running: dict[int, _Running] = {}
-        self._numbers: dict[Sequence, int] = {}
+        self._running: dict[Sequence, _Running] = {}
+        self._sequences: dict[int, Sequence] = {}
         self._prompts: list[Prompt] = []
         self._tokens: list[Token] = []
         self._refusals: list[Refusal] = []
-        self._totals = Statistics()
+        self._before = asdict(engine.statistics())
 
     @property
     def busy(self) -> bool:
-        """Whether a step would do anything, or there is something to say."""
+        """Whether there is something to compute, or to say."""
         return bool(self._running or self._refusals or self._prompts)
 
     def start(self, message: Start) -> None:
         """Begin a sequence; what is wrong with it is said with the next step."""
+        running = _Running(message.sequence, message.request, len(message.output_ids))
         try:
-            sequence = self._add(message)
+            sequence = self._add(message, running)
         except FirstlightError as error:
             self._refuse(message.sequence, error)
             return
         if sequence.finish is not None:  # no tokens were asked for
             self._prompts.append(Prompt(message.sequence, 0, finish=sequence.finish))
             return
-        self._running[message.sequence] = _Running(sequence, message.request)
-        self._numbers[sequence] = message.sequence
+        self._running[sequence] = running
+        self._sequences[message.sequence] = sequence
 
     def cancel(self, number: int) -> None:
         """End a sequence and free its pages now."""
-        running = self._running.get(number)
-        if running is not None:
-            self.engine.remove(running.sequence)
-            self._forget(number)
+        sequence = self._sequences.get(number)
+        if sequence is not None:
+            self.engine.remove(sequence)
+            self._forget(sequence)
 
     def step(self) -> Steps:
         """Compute a step, and say what it has brought."""
-        started = time.perf_counter()
         for progress in self.engine.step():
             self._report(progress)
-        steps = Steps(
-            self._count(time.perf_counter() - started), self._prompts, self._tokens, self._refusals
-        )
+        steps = Steps(self.statistics(), self._prompts, self._tokens, self._refusals)
         self._prompts, self._tokens, self._refusals = [], [], []
         return steps
 
     def statistics(self) -> Statistics:
-        """The totals, and how things stand now."""
-        holding = sum(any(each.sequence.pages.pages) for each in self._running.values())
-        pages = self.engine.pages
-        return msgspec.structs.replace(
-            self._totals,
-            running=holding,
-            waiting=len(self._running) - holding,
-            pages=sum(pages.capacities),
-            free_pages=sum(pages.free_pages(group) for group in range(len(pages.groups))),
-        )
+        """How things stand, and the totals."""
+        now = asdict(self.engine.statistics())
+        for name in Statistics.TOTALS:
+            now[name] -= self._before[name]
+        return Statistics(**now)
 
-    def _add(self, message: Start) -> Sequence:
+    def _add(self, message: Start, running: _Running) -> Sequence:
         request = message.request
-        sampling = SamplingParameters(**msgspec.structs.asdict(request.sampling))
-        stop = StopConditions(request.max_tokens, frozenset(request.end_ids))
-        wants_logits = request.log_probabilities is not None
-        sequence = self.engine.add(request.prompt_ids, sampling, stop, wants_logits)
-        sequence.output_ids.extend(message.output_ids)
-        sequence.token_ids.extend(message.output_ids)
-        return sequence
+        return self.engine.add(
+            request.prompt_ids,
+            SamplingParameters(**msgspec.structs.asdict(request.sampling)),
+            StopConditions(request.max_tokens, frozenset(request.end_ids)),
+            output_ids=message.output_ids,
+            priority=request.priority,
+            tenant=request.tenant,
+            wants_logits=request.log_probabilities is not None,
+            receive_prompt_logits=(
+                None if request.prompt_log_probabilities is None else running.receive_prompt_logits
+            ),
+        )
 
     def _report(self, progress: Progress) -> None:
         sequence = progress.sequence
-        number = self._numbers.get(sequence)
-        if number is None:
+        running = self._running.get(sequence)
+        if running is None:
             return
         if sequence.error is not None:
-            self._refuse(number, sequence.error)
-            self._forget(number)
+            self._refuse(running.number, sequence.error)
+            self._forget(sequence)
             return
-        if progress.token_id is None:
-            return
-        running = self._running[number]
-        if not running.prompt_said:
-            running.prompt_said = True
-            self._prompts.append(Prompt(number, 0))
-        finish = sequence.finish if sequence.finish in ("stop", "length") else None
-        self._tokens.append(
-            Token(
-                number,
-                len(sequence.output_ids) - 1,
-                progress.token_id,
-                finish,
-                running.score(progress.token_id, progress.logits),
+        if progress.token_id is not None:
+            self._report_prompt(running, sequence, None)
+            # Several tokens may have come in one step; the sequence ends with the last.
+            index, running.told = running.told, running.told + 1
+            last = running.told == len(sequence.output_ids)
+            self._tokens.append(
+                Token(
+                    running.number,
+                    index,
+                    progress.token_id,
+                    sequence.finish if last else None,
+                    running.score(progress),
+                )
             )
-        )
-        if finish is not None:
-            self._forget(number)
+        elif sequence.finish == "length":  # only the prompt was asked for
+            self._report_prompt(running, sequence, "length")
+        if sequence.finish is not None and running.told == len(sequence.output_ids):
+            self._forget(sequence)
 
-    def _forget(self, number: int) -> None:
-        del self._numbers[self._running.pop(number).sequence]
+    def _report_prompt(self, running: _Running, sequence: Sequence, finish: str | None) -> None:
+        if not running.prompt_told:
+            running.prompt_told = True
+            scores = running.prompt_scores
+            self._prompts.append(Prompt(running.number, sequence.cached_tokens, scores, finish))
+            running.prompt_scores = None
+
+    def _forget(self, sequence: Sequence) -> None:
+        del self._sequences[self._running.pop(sequence).number]
 
     def _refuse(self, number: int, error: FirstlightError) -> None:
         self._refusals.append(
             Refusal(number, type(error).__name__, error.subject, error.reason, error.remedy)
         )
 
-    def _count(self, seconds: float) -> Statistics:
-        totals = self._totals
-        self._totals = msgspec.structs.replace(
-            totals,
-            steps=totals.steps + 1,
-            step_seconds=totals.step_seconds + seconds,
-            output_tokens=totals.output_tokens + len(self._tokens),
-            prompt_tokens=totals.prompt_tokens
-            + sum(
-                len(self._running[each.sequence].request.prompt_ids)
-                for each in self._prompts
-                if each.sequence in self._running
-            ),
-        )
-        return self.statistics()
 
-
+@dataclass
 class _Running:
-    """A sequence, what it is to be, and whether its prompt was reported."""
+    """A sequence's number, what it is to be, and what of it was told.
 
-    def __init__(self, sequence: Sequence, request: SequenceRequest) -> None:
-        self.sequence = sequence
-        self.request = request
-        self.prompt_said = False
+    Attributes:
+        told: tokens that the server has, those of other replicas among them.
+    """
 
-    def score(self, token_id: int, logits: Floats | None) -> TokenScore | None:
+    number: int
+    request: SequenceRequest
+    told: int
+    prompt_told: bool = False
+    prompt_scores: list[TokenScore] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prompt_scores = None if self.request.prompt_log_probabilities is None else []
+
+    def score(self, progress: Progress) -> TokenScore | None:
         wanted = self.request.log_probabilities
-        if wanted is None or logits is None:
+        if wanted is None or progress.logits is None or progress.token_id is None:
             return None
-        return score(log_probabilities(logits), token_id, wanted)
+        return score(log_probabilities(progress.logits), progress.token_id, wanted)
+
+    def receive_prompt_logits(self, position: int, logits: Floats) -> None:
+        """Score the tokens of the prompt that come after these rows."""
+        wanted, scores = self.request.prompt_log_probabilities, self.prompt_scores
+        assert wanted is not None and scores is not None
+        following = self.request.prompt_ids[position + 1 : position + 1 + len(logits)]
+        for row, token in zip(logits, following, strict=False):
+            scores.append(score(log_probabilities(row), token, wanted))
 
 
 def score(values: Floats, token_id: int, wanted: int) -> TokenScore:

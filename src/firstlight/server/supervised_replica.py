@@ -105,7 +105,7 @@ class SupervisedReplica:
     def statistics(self) -> Statistics:
         """As the process now running says; totals over those before it as well."""
         now, before = self._statistics, self._before
-        totals = {name: getattr(now, name) + getattr(before, name) for name in _TOTALS}
+        totals = {name: getattr(now, name) + getattr(before, name) for name in Statistics.TOTALS}
         return msgspec.structs.replace(now, **totals)
 
     def status(self) -> ReplicaStatus:
@@ -296,18 +296,6 @@ class SupervisedReplica:
     def _send(self, message: object) -> None:
         if self._peer is not None:
             self._peer.send(message)  # type: ignore[arg-type]
-
-
-_TOTALS = (
-    "steps",
-    "step_seconds",
-    "prompt_tokens",
-    "cached_tokens",
-    "output_tokens",
-    "preemptions",
-    "proposed_tokens",
-    "accepted_tokens",
-)
 
 
 def error_from(message: Failed | Refusal) -> FirstlightError:
