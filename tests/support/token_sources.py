@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from firstlight.engine.parameters import SamplingParameters, StopConditions
-from firstlight.engine.sampler import largest, log_probabilities
-from firstlight.engine.sequence import Progress
 from firstlight.errors import FirstlightError
-from firstlight.formats.base import Floats
 from firstlight.language_model import LanguageModel
-from firstlight.replica.messages import (
-    LogProbability,
-    SequenceRequest,
-    Statistics,
-    TokenScore,
-)
+from firstlight.replica.messages import SequenceRequest, Start, Statistics, Steps
+from firstlight.replica.worker import Worker
+from firstlight.server.supervised_replica import error_from
 from firstlight.server.token_streams import (
     OverloadedError,
     PromptEvent,
@@ -100,21 +95,20 @@ class EngineSource(SourceState):
                 for name, model in models.items()
             }
         )
-        self._models = models
+        self._workers = {name: Worker(model.engine) for name, model in models.items()}
+        self._emit: dict[int, Callable[[Event], None]] = {}
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._numbers = itertools.count(1)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def open(self, model: str, request: SequenceRequest) -> QueuedStream:
         self._check(request)
         loop = asyncio.get_running_loop()
-        stream = QueuedStream()
-
-        def emit(event: Event) -> None:
-            loop.call_soon_threadsafe(stream.events.put_nowait, event)
-
-        language_model = self._models[model]
-        self._jobs.put(lambda: _start(language_model, request, stream, emit))
+        number, worker = next(self._numbers), self._workers[model]
+        stream = QueuedStream(lambda: self._jobs.put(lambda: worker.cancel(number)))
+        self._emit[number] = lambda event: _put(loop, stream, event)
+        self._jobs.put(lambda: worker.start(Start(number, request)))
         self.streams.append(stream)
         return stream
 
@@ -123,70 +117,32 @@ class EngineSource(SourceState):
         self._thread.join(10)
 
     def _run(self) -> None:
-        busy = False
         while True:
-            try:
+            busy = any(worker.busy for worker in self._workers.values())
+            with contextlib.suppress(queue.Empty):
                 job = self._jobs.get(block=not busy)
-            except queue.Empty:
-                pass
-            else:
                 if job is None:
                     return
                 job()
-            steps = [model.engine.step() for model in self._models.values()]
-            busy = any(steps)
+                continue
+            for worker in self._workers.values():
+                self._tell(worker.step())
+
+    def _tell(self, steps: Steps) -> None:
+        for prompt in steps.prompts:
+            emit = self._emit[prompt.sequence]
+            emit(PromptEvent(prompt.cached_tokens, prompt.scores))
+            if prompt.finish is not None:
+                emit(None)
+        for token in steps.tokens:
+            self._emit[token.sequence](TokenEvent(token.token_id, token.finish, token.score))
+        for refusal in steps.refusals:
+            self._emit[refusal.sequence](error_from(refusal))
 
 
-def _start(
-    model: LanguageModel,
-    request: SequenceRequest,
-    stream: QueuedStream,
-    emit: Callable[[Event], None],
-) -> None:
-    asked = request.sampling
-    names = SamplingParameters.__dataclass_fields__
-    sampling = SamplingParameters(**{name: getattr(asked, name) for name in names})
-    stop = StopConditions(request.max_tokens, frozenset(request.end_ids))
-    begun = False
-
-    def receive(progress: Progress) -> bool:
-        nonlocal begun
-        if progress.token_id is None:
-            return False
-        if not begun:
-            begun = True
-            emit(PromptEvent(0, scores))
-        wanted = request.log_probabilities
-        score = None
-        if wanted is not None and progress.logits is not None:
-            score = _score(progress.logits, progress.token_id, wanted)
-        emit(TokenEvent(progress.token_id, progress.sequence.finish, score))
-        return stream.cancelled
-
-    try:
-        scores = None
-        if request.prompt_log_probabilities is not None:
-            logits = model.engine.logits(request.prompt_ids)
-            scores = [
-                _score(row, token, request.prompt_log_probabilities)
-                for row, token in zip(logits, request.prompt_ids[1:], strict=False)
-            ]
-        sequence = model.engine.add(
-            request.prompt_ids, sampling, stop, request.log_probabilities is not None, receive
-        )
-        if sequence.finish is not None:
-            emit(PromptEvent(0, scores))
-            emit(None)
-    except FirstlightError as error:
-        emit(error)
-
-
-def _score(logits: Floats, token: int, wanted: int) -> TokenScore:
-    values = log_probabilities(logits)
-    return TokenScore(
-        float(values[token]),
-        [LogProbability(int(each), float(values[each])) for each in largest(values, wanted)],
-    )
+def _put(loop: asyncio.AbstractEventLoop, stream: QueuedStream, event: Event) -> None:
+    with contextlib.suppress(RuntimeError):  # the server, and its loop, have ended
+        loop.call_soon_threadsafe(stream.events.put_nowait, event)
 
 
 class ScriptedSource(SourceState):

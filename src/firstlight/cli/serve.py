@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from firstlight.server.serving import Settings
 
 _MEBIBYTE = 1 << 20
+_GIBIBYTE = 1 << 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,22 +45,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: once, on --device)",
     )
     parser.add_argument(
-        "--sequences",
-        type=int,
-        default=16,
-        metavar="COUNT",
-        help="sequences of the full context that a replica holds state for (default: 16)",
-    )
-    parser.add_argument(
-        "--token-budget", type=int, metavar="TOKENS", help="most tokens of one step"
-    )
-    parser.add_argument(
         "--log-format", choices=("text", "json"), default="text", help="of lines on standard error"
     )
     add_loading(parser)
     add_hub(parser)
+    _add_engine(parser.add_argument_group("engine, of each replica"))
     _add_access(parser.add_argument_group("access"))
     _add_limits(parser.add_argument_group("limits"))
+
+
+def _add_engine(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--sequences", type=int, metavar="COUNT", help="most that run at once; others wait"
+    )
+    group.add_argument(
+        "--state-memory",
+        type=float,
+        metavar="GIB",
+        help="for keys and values, prefixes to be used again among them",
+    )
+    group.add_argument("--token-budget", type=int, metavar="TOKENS", help="most tokens of one step")
+    group.add_argument(
+        "--prompt-budget",
+        type=int,
+        metavar="TOKENS",
+        help="most tokens of prompts in a step in which others decode: fewer let streams flow more "
+        "evenly, more begin new ones sooner",
+    )
+    group.add_argument(
+        "--no-prefix-caching", action="store_true", help="compute every prompt from its beginning"
+    )
+    group.add_argument(
+        "--no-speculation", action="store_true", help="guess no tokens ahead; output is the same"
+    )
 
 
 def _add_access(group: argparse._ArgumentGroup) -> None:
@@ -143,8 +161,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     for option in (
-        "sequences", "token_budget", "max_requests", "max_wait", "hang_seconds", "max_body",
-        "max_connections", "requests_per_minute", "tokens_per_minute",
+        "context", "sequences", "state_memory", "token_budget", "prompt_budget", "max_requests",
+        "max_wait", "hang_seconds", "max_body", "max_connections", "requests_per_minute",
+        "tokens_per_minute",
     ):  # fmt: skip
         value = getattr(arguments, option)
         if value is not None and not 0 < value < 1 << 40:
@@ -192,14 +211,20 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     }
     models = {
         name: ModelOptions(
-            model,
-            arguments.weights,
-            arguments.context,
-            arguments.sequences,
-            arguments.token_budget,
-            arguments.state,
-            arguments.exact,
-            arguments.endpoint,
+            model=model,
+            weights=arguments.weights,
+            context_length=arguments.context,
+            sequences=arguments.sequences,
+            token_budget=arguments.token_budget,
+            prompt_budget=arguments.prompt_budget,
+            state=arguments.state,
+            state_memory=None
+            if arguments.state_memory is None
+            else int(arguments.state_memory * _GIBIBYTE),
+            prefix_caching=not arguments.no_prefix_caching,
+            speculation="off" if arguments.no_speculation else "auto",
+            exact=arguments.exact,
+            endpoint=arguments.endpoint,
             cache=not arguments.no_cache,
             tune=arguments.tune,
         )
@@ -230,9 +255,12 @@ def _devices(arguments: argparse.Namespace) -> list[str]:
     if not all(devices):
         _refuse("replicas", f"is {given!r}", "Give devices with commas between, as cpu,cpu")
     from firstlight.backends import open_device
+    from firstlight.loading import conversion_target
 
+    conversion_target(arguments.weights)
+    # What is misspelt is said before anything is fetched.
     for device in dict.fromkeys(devices):
-        open_device(device)  # a misspelt one is said before anything is fetched
+        open_device(device)
     return devices
 
 

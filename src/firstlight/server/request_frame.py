@@ -99,7 +99,7 @@ class RequestFrame:
         metrics = self._service.metrics
         metrics.requests.labels(call.route, str(call.status)).inc()
         metrics.request_seconds.labels(call.route).observe(seconds)
-        if call.path in _QUIET and call.status < 400:
+        if call.path in _QUIET and call.status in (200, 503):
             return
         usage = call.usage
         details = usage.prompt_tokens_details if usage is not None else None

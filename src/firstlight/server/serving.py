@@ -75,6 +75,8 @@ async def _serve(settings: Settings, listener: socket.socket, tls: ssl.SSLContex
         await server.serve()
         if loading.done():
             loading.result()
+            if not server.force_exit:
+                await router.drain()
     finally:
         loading.cancel()
         await router.stop()
