@@ -79,7 +79,7 @@ class GenerationResponse(Response):
         self._encoder = msgspec.json.Encoder()
         self._begun = False
         self._writing = False
-        self._written = 0.0
+        self._written = time.perf_counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, call = self._service, self._call
@@ -151,7 +151,9 @@ class GenerationResponse(Response):
         start = {"type": "http.response.start", "status": 200, "headers": _EVENT_STREAM_HEADERS}
         await send(start)
         self._begun = True
-        await self._write(send, b"".join(map(self._event, self._answer.begin())) or _COMMENT)
+        begin = b"".join(map(self._event, self._answer.begin()))
+        if begin:
+            await self._write(send, begin)
 
     async def _write(self, send: Send, data: bytes) -> None:
         self._writing = True
