@@ -108,8 +108,11 @@ def _get(path: str, summary: str, answer: type | None, errors: dict[str, str]) -
 def _post(summary: str, body: type, answer: type, event: type | None) -> dict[str, Any]:
     content = _json(answer)
     if event is not None:
-        text = f"Events, each a {event.__name__} as JSON; the last is [DONE]."
-        content["text/event-stream"] = {"schema": {"type": "string", "description": text}}
+        text = f"A {event.__name__} as JSON; in the last event [DONE]."
+        data = {"type": "string", "description": text}
+        # As OpenAPI 3.2 describes a stream of events: by one of them.
+        one = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+        content["text/event-stream"] = {"schema": one}
     return {
         "summary": summary,
         "requestBody": {"required": True, "content": _json(body)},

@@ -158,7 +158,7 @@ def read_body(data: bytes, kind: type[Body]) -> Body:
 def _wrong_field(message: str) -> ApiError:
     place = _PLACE.search(message)
     param = place.group(1).lstrip(".") if place else ""
-    reason = message[: place.start()] if place else message
+    reason = (message[: place.start()] if place else message).replace(" | null`", "`")
     missing = _MISSING.match(reason)
     if missing:
         name = missing.group(1)
