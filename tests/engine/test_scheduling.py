@@ -44,9 +44,7 @@ class Scheduling(RuleBasedStateMachine):
     """A page's contents are the tokens that it was computed from, all that came before included."""
 
     @initialize(
-        windows=st.lists(
-            st.sampled_from((None, 1, 2, 3, 5)), min_size=1, max_size=3, unique=True
-        ),
+        windows=st.lists(st.sampled_from((None, 1, 2, 3, 5)), min_size=1, max_size=3, unique=True),
         capacity=st.integers(4, 14),
         sequences=st.integers(1, 5),
         token_budget=st.integers(1, 12),
@@ -69,9 +67,7 @@ class Scheduling(RuleBasedStateMachine):
         )
         # Unequal, so that now one group runs out first and now another.
         self.capacities = tuple(capacity + 2 * index for index in range(len(windows)))
-        self.limit = longest_sequence(
-            self.groups, self.capacities, 24, token_budget, PAGE_TOKENS
-        )
+        self.limit = longest_sequence(self.groups, self.capacities, 24, token_budget, PAGE_TOKENS)
         self.token_budget, self.prompt_budget = token_budget, prompt_budget
         self.pages = PageAllocator(self.groups, self.capacities, PAGE_TOKENS)
         self.totals = Totals()
@@ -209,10 +205,7 @@ class Scheduling(RuleBasedStateMachine):
             sequence.output_ids.append(token)
             sequence.computed = sequence.length - 1
             self.scheduler.computed(sequence)
-            if (
-                len(sequence.output_ids) == sequence.stop.max_tokens
-                or sequence.length > self.limit
-            ):
+            if len(sequence.output_ids) == sequence.stop.max_tokens or sequence.length > self.limit:
                 sequence.finish = "length"
             if sequence.finish is not None or token != guess:
                 break
@@ -299,7 +292,13 @@ def make(
         Speculator("off"),
         totals,
         sequences=sequences,
-        **{"token_budget": 100, "prompt_budget": 100, "limit": 16, "replay_length": None, **options},
+        **{
+            "token_budget": 100,
+            "prompt_budget": 100,
+            "limit": 16,
+            "replay_length": None,
+            **options,
+        },
     )
     arrivals = iter(range(1000))
 
@@ -350,7 +349,10 @@ def test_higher_priority_waits_for_no_lower_one() -> None:
     assert it.step() == [low]
     high = it.add([1] * 7, priority=1)
     assert it.step() == [high, low]
-    assert (high.cached_tokens, high.computed) == (4, 7)  # with the first two pages of the lower one
+    assert (high.cached_tokens, high.computed) == (
+        4,
+        7,
+    )  # with the first two pages of the lower one
 
 
 def test_another_tenants_prefix_is_not_found() -> None:
