@@ -352,7 +352,7 @@ def test_higher_priority_waits_for_no_lower_one() -> None:
     assert (high.cached_tokens, high.computed) == (
         4,
         7,
-    )  # with the first two pages of the lower one
+    )  # with two pages of the lower one
 
 
 def test_another_tenants_prefix_is_not_found() -> None:

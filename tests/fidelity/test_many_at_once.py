@@ -79,7 +79,7 @@ def all_alone(decoder: Decoder) -> list[list[int]]:
 def few_pages(decoder: Decoder) -> int:
     """Bytes of state for one sequence of full length and half another."""
     engine = Engine(decoder, CONTEXT_LENGTH, page_tokens=PAGE_TOKENS, token_budget=48)
-    return sum(pages.nbytes for layer in engine._state for pages in layer) * 3 // 2
+    return int(1.5 * sum(pages.nbytes for layer in engine._state for pages in layer))
 
 
 @pytest.mark.parametrize("seed", range(2))
