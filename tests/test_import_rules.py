@@ -56,7 +56,8 @@ VENDORS = {
 }
 BASE_INSTALL = {
     "numpy", "tokenizers", "sentencepiece", "jinja2", "psutil", "rich", "prompt_toolkit",
-    "huggingface_hub", "platformdirs", "zmq", "msgspec",
+    "huggingface_hub", "platformdirs", "httpx2", "msgspec", "starlette", "uvicorn", "h11",
+    "prometheus_client", "zmq",
 }  # fmt: skip
 
 
@@ -268,3 +269,4 @@ def test_a_run_loads_no_vendors_package(tmp_path: Path, device: str) -> None:
     assert loaded.isdisjoint(VENDORS)
     # Nor what this run has no use for: each costs part of the time until the first word.
     assert loaded.isdisjoint({"prompt_toolkit", "huggingface_hub", "rich", "sentencepiece"})
+    assert loaded.isdisjoint({"starlette", "uvicorn", "h11", "msgspec", "prometheus_client"})
