@@ -156,6 +156,7 @@ def test_a_process_that_cannot_even_be_killed_is_left_behind(
                 assert replica.process is not process and process.returncode is None
             finally:
                 process.send_signal(signal.SIGKILL)
+                await process.wait()
 
     asyncio.run(run())
 
@@ -247,6 +248,33 @@ def test_stopping_ends_every_stream_at_once_and_every_process(folder: Path) -> N
 
 
 POISON = 7
+
+
+@pytest.mark.parametrize("kills", [8])
+def test_a_request_that_meets_one_kill_after_another_is_not_blamed(
+    folder: Path, kills: int
+) -> None:
+    (request,) = requests(1, prompt_tokens=300, max_tokens=12)
+    (expected,) = undisturbed(folder, [request])
+
+    async def run() -> None:
+        limits = Limits(slowest_restart=0.1, hang_seconds=30.0)
+        async with running_router(folder, limits=limits) as router:
+            replica = router.supervised[0]
+
+            async def kill(readers: list[Reader]) -> None:
+                for _ in range(kills):
+                    await until(lambda: bool(replica.ready and replica.streams))
+                    assert not readers[0].tokens
+                    send_signal(replica)
+                    await until(lambda: replica.ready is None)
+
+            assert await read_all(router, [request], kill) == [expected]
+            assert replica.restarts == kills
+
+    asyncio.run(run())
+
+
 _DIES_OF_POISON = f"""
 import os
 from firstlight.replica.worker import Worker

@@ -42,7 +42,7 @@ class Limits:
     wait_seconds: float = 300.0
     hang_seconds: float = 10.0
     slowest_restart: float = 30.0
-    convictions: int = 3
+    convictions: float = 3.0
 
 
 class Router:
@@ -252,7 +252,7 @@ class Router:
         for stream in streams:
             del self._placed[stream.number]
             stream.unplaced = now
-            stream.crashed(only_suspect)
+            stream.crashed(only_suspect, replica.killed_from_outside)
             if stream.convictions >= self.limits.convictions:
                 stream.fail(_deadly(stream))
                 self._forget(stream)
