@@ -107,13 +107,19 @@ inline void panel_block(const PackedTiles& tiles, int64_t panel, int64_t row) {
     }
 }
 
+#include "packed_tiles.inl"
+
 template <class Format>
 inline void packed_tile(const PackedTiles& tiles, int64_t index) {
     const LinearCall& call = *tiles.call;
     const int64_t first = index / tiles.blocks * tiles.panels;
     const int64_t end = least(first + tiles.panels, panels_of(call.weight.rows));
-    const int64_t begin_row = index % tiles.blocks * tiles.block;
+    int64_t begin_row = index % tiles.blocks * tiles.block;
     const int64_t end_row = least(begin_row + tiles.block, call.count);
+#if defined(FIRSTLIGHT_TILES)
+    begin_row = tile_panels<Format>(tiles, first, end, begin_row, end_row);
+    if (begin_row == end_row) return;
+#endif
     for (int64_t panel = first; panel < end; ++panel) {
         for (int64_t row = begin_row; row < end_row;) {
             const int rows = block_rows(end_row - row);
