@@ -187,8 +187,8 @@ public:
 
     void attention(In<float> queries, AnyIn keys, AnyIn values, In<int32_t> row_starts,
                    In<int32_t> positions, In<int32_t> page_table, int64_t page_tokens, float scale,
-                   int64_t window, float soft_cap, Out<float> out, int64_t tile_queries,
-                   int64_t head_parts) const {
+                   int64_t window, float soft_cap, Out<float> out, bool round_to_bfloat16,
+                   int64_t tile_queries, int64_t head_parts) const {
         const PagedRowsView rows(row_starts, positions, page_table, page_tokens);
         require(queries.ndim() == 3 && extent(queries, 0) == rows.rows,
                 "queries must be [rows, heads, key_size]");
@@ -214,6 +214,7 @@ public:
         call.soft_cap = soft_cap;
         call.window = window;
         call.out = out.data();
+        call.round_to_bfloat16 = round_to_bfloat16;
         call.tile_queries = tile_queries;
         call.head_parts = head_parts;
         require(tile_queries >= 0 && tile_queries <= 1 << 16 && head_parts >= 0,
@@ -361,7 +362,8 @@ NB_MODULE(_native, module) {
         .def("attention", &Kernels::attention, "queries"_a.noconvert(), "keys"_a.noconvert(),
              "values"_a.noconvert(), "row_starts"_a.noconvert(), "positions"_a.noconvert(),
              "page_table"_a.noconvert(), "page_tokens"_a, "scale"_a, "window"_a, "soft_cap"_a,
-             "out"_a.noconvert(), "tile_queries"_a = 0, "head_parts"_a = 0)
+             "out"_a.noconvert(), "round_to_bfloat16"_a = false, "tile_queries"_a = 0,
+             "head_parts"_a = 0)
         .def("attention_block",
              [](const Kernels& kernels, const AttentionBlock& block, In<float> x, AnyOut keys,
                 AnyOut values, PagedRows& rows, std::optional<In<float>> cosine_sine,
