@@ -140,7 +140,7 @@ def _run(
         # Whatever a kernel or its driver raises is a finding about the kernel.
         return report(math.inf, 0.0, f"raised {type(raised).__name__}: {raised}")
     worst, allowed = 0.0, 0.0
-    tips = any(_rounds_to_bfloat16(argument, kernel.rounding) for argument in case.arguments())
+    tips = any(_may_tip(argument, kernel.rounding) for argument in case.arguments())
     for place, (got, wanted) in enumerate(zip(found, expected, strict=True)):
         if not isinstance(wanted, np.ndarray):
             if place == 0 and got is not None:
@@ -172,15 +172,15 @@ def _tolerance_at(op: Op, place: int, tips: bool) -> Tolerance:
     return dataclasses.replace(tolerance, relative=tolerance.relative + tolerance.tipped)
 
 
-def _rounds_to_bfloat16(argument: Any, rounding: RoundingOf) -> bool:
-    """Whether an argument is a stream of bfloat16, or has weights whose inputs become that."""
+def _may_tip(argument: Any, rounding: RoundingOf) -> bool:
+    """Whether an argument is a stream of bfloat16, or has weights whose inputs are rounded."""
     if isinstance(argument, StreamArgument):
         return argument.dtype_name == "bfloat16"
     if isinstance(argument, Weight):
-        return rounding(argument.format) == "bfloat16"
+        return rounding(argument.format) != "none"
     if isinstance(argument, BLOCK_PARTS):
         parts = (getattr(argument, each.name) for each in dataclasses.fields(argument))
-        return any(_rounds_to_bfloat16(part, rounding) for part in parts)
+        return any(_may_tip(part, rounding) for part in parts)
     return False
 
 
