@@ -39,8 +39,8 @@ struct TileSums {
     alignas(64) int32_t plane[2][kTileSide * kTileSide];
 };
 
-// `lines` and `codes` are those of the run. Odd and even runs have tiles of their own, so that they need
-// not wait for one another.
+// `lines` and `codes` are those of the run. Odd and even runs have tiles of their own, so that they
+// need not wait for one another.
 template <bool Odd>
 FIRSTLIGHT_INLINE void tile_run([[maybe_unused]] TileUse& use, const uint8_t* lines,
                                 const uint8_t* codes, TileSums& sums) {
@@ -129,24 +129,8 @@ inline void tile_groups(TileUse& use, const OpenGroup<Format>* open, int groups,
     }
 }
 
-// Sixteen rows' totals into the result, of a panel's rows those that the weight has.
-inline void write_totals(const PackedTiles& tiles, int64_t panel, int64_t row,
-                         const Vector* totals) {
-    const LinearCall& call = *tiles.call;
-    const int64_t start = panel * kPanelRows, rows = least(kPanelRows, call.weight.rows - start);
-    const __mmask16 mask = static_cast<__mmask16>((1u << rows) - 1);
-    const Vector bias =
-        call.bias ? (Vector)_mm512_maskz_loadu_ps(mask, call.bias + start) : broadcast(0.0f);
-    for (int64_t m = 0; m < kTileSide; ++m) {
-        Vector result = totals[m] * broadcast(tiles.fixed.scales[row + m]);
-        if (call.bias) result = result + bias;
-        _mm512_mask_storeu_ps(call.out + (row + m) * call.weight.rows + start, mask,
-                              (__m512)result);
-    }
-}
-
-// Panels `first` to `end` times the rows from `row` on, in whole blocks of sixteen; returns the row after
-// the last of these.
+// Panels `first` to `end` times the rows from `row` on, in whole blocks of sixteen; returns the row
+// after the last of these.
 template <class Format>
 inline int64_t tile_panels(const PackedTiles& tiles, int64_t first, int64_t end, int64_t row,
                            int64_t end_row) {
@@ -173,8 +157,8 @@ inline int64_t tile_panels(const PackedTiles& tiles, int64_t first, int64_t end,
                 tile_groups<Format>(use, open, some, lines, totals + block * kTileSide);
             }
         }
-        for (int64_t block = 0; block < blocks; ++block) {
-            write_totals(tiles, panel, row + block * kTileSide, totals + block * kTileSide);
+        for (int64_t i = 0; i < blocks * kTileSide; ++i) {
+            put_results(tiles, row + i, panel * kPanelRows, totals[i]);
         }
     }
     return row + blocks * kTileSide;
