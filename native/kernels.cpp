@@ -69,6 +69,8 @@ namespace {
 
 #include "k_quants.inl"
 
+#include "table_formats.inl"
+
 #include "decoding.inl"
 
 #include "products.inl"
@@ -94,6 +96,8 @@ namespace {
 #include "packed_codes.inl"
 
 #include "packed_formats.inl"
+
+#include "packed_tables.inl"
 
 #include "packing.inl"
 

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from firstlight.backends.base import Kernel, Parameter
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.arrays import NO_WINDOW, are_floats, are_integers, are_pages, are_rows
-from firstlight.backends.cpu.matrices import knows, stored_matrix
+from firstlight.backends.cpu.matrices import knows, matrix_of, stored_matrix
 from firstlight.backends.cpu.packed import PackedMatrix, packed_bytes
 from firstlight.backends.cpu.tuned_matrices import (
     LINEAR_PARAMETERS,
     allows_linear,
-    matrix_of,
     tune_for,
 )
 from firstlight.formats.base import Floats, Format, Weight

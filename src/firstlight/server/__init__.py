@@ -1,0 +1,1 @@
+"""The OpenAI-compatible API over replicas, which it sees through messages only."""
