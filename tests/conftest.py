@@ -1,12 +1,24 @@
-"""How hypothesis searches: the same examples each time where CI is set, so that a change is judged
-by what it changes; new ones each time elsewhere, where somebody can look at what they find."""
+"""What holds for all tests.
+
+Hypothesis searches the same examples each time where CI is set, so that a change is judged by what
+it changes; new ones each time elsewhere, where somebody can look at what they find.
+
+firstlight's cache is a folder of the tests' own, which is kept between runs as the real model's
+file is (tests/support/gemma.py): packing that anew in every process would cost more than a test.
+"""
 
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 
 from hypothesis import settings
 
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "explore")
+
+os.environ["FIRSTLIGHT_CACHE"] = str(
+    Path(tempfile.gettempdir()) / f"firstlight-tests-{os.getuid()}" / "cache"
+)

@@ -12,9 +12,9 @@ from firstlight.engine.engine import Engine
 from firstlight.engine.parameters import SamplingParameters, StopConditions, check_whole
 from firstlight.engine.sampler import largest, log_probabilities
 from firstlight.engine.sequence import FinishReason, Progress
-from firstlight.engine.stop_strings import StopStrings
 from firstlight.errors import FirstlightError
 from firstlight.formats.base import Floats
+from firstlight.stop_strings import StopStrings
 
 if TYPE_CHECKING:
     from firstlight.checkpoint.text_stream import TextStream

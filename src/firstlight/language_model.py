@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from firstlight.backends.base import Backend
 from firstlight.checkpoint.checkpoint import Checkpoint
-from firstlight.checkpoint.generation import GenerationDefaults
 from firstlight.checkpoint.tokenizer import Tokenizer
 from firstlight.engine.engine import Engine
 from firstlight.engine.parameters import SamplingParameters, StopConditions, check_whole
@@ -239,7 +238,7 @@ class LanguageModel:
         if unknown:
             known = ", ".join(SamplingParameters.__dataclass_fields__)
             raise RequestError(sorted(unknown)[0], "is no sampling parameter", f"Known: {known}")
-        defaults = _sampling_defaults(self.checkpoint.generation)
+        defaults = self.checkpoint.generation.sampling()
         chosen = {key: value for key, value in given.items() if value is not None}
         parameters = SamplingParameters(**{**defaults, **chosen})
         return replace(parameters, seed=secrets.randbits(63) if seed is None else seed)
@@ -264,20 +263,3 @@ def no_chat_template(checkpoint: Checkpoint) -> TokenizerError:
         "the model has no chat template: it is a base model, which continues text",
         "Use `firstlight run` or `generate`, or an instruction-tuned model",
     )
-
-
-def _sampling_defaults(published: GenerationDefaults) -> dict[str, Any]:
-    """The publisher's defaults. Sampling is on where do_sample says so, or where a temperature
-    stands without a do_sample; else the likeliest token is taken, as transformers does."""
-    sampled = published.do_sample
-    if sampled is None:
-        sampled = published.temperature is not None
-    temperature = published.temperature if published.temperature is not None else 1.0
-    defaults = {
-        "temperature": temperature if sampled else 0.0,
-        "top_k": published.top_k,
-        "top_p": published.top_p or None,
-        "min_p": published.min_p,
-        "repetition_penalty": published.repetition_penalty,
-    }
-    return {key: value for key, value in defaults.items() if value is not None}

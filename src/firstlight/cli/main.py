@@ -19,8 +19,10 @@ from firstlight.errors import FirstlightError
 _COMMANDS = {
     "run": "continue a prompt, or answer it if the model is made for chat",
     "chat": "talk with a model",
+    "serve": "serve models behind OpenAI's API, to many at once",
     "inspect": "say what a model is, what memory it needs, and whether it runs here",
     "verify": "compare a model's predictions in one configuration with a reference",
+    "bench": "measure a model's speed beside this device's ceiling, or any server's under load",
     "tune": "choose the fastest kernels for a model on this machine, by timing them",
     "devices": "list the chips found, with their measured ceilings",
     "cache": "list, verify or delete the packed weights on disk",
