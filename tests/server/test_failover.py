@@ -131,6 +131,47 @@ def test_a_replica_hangs(folder: Path, short_tokens: list[list[int]]) -> None:
     asyncio.run(run())
 
 
+def test_a_process_that_cannot_even_be_killed_is_left_behind(
+    folder: Path, short_tokens: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        limits = Limits(hang_seconds=1.0)
+        async with running_router(folder, ("numpy", "numpy"), limits) as router:
+            replica = router.supervised[0]
+            process = replica.process
+            assert process is not None
+
+            async def hang(readers: list[Reader]) -> None:
+                await until(lambda: decoding(readers))
+                monkeypatch.setattr(process, "kill", lambda: None)
+                send_signal(replica, signal.SIGSTOP)
+
+            try:
+                assert await read_all(router, SHORT, hang) == short_tokens
+                assert replica.moved > 0
+                await until(lambda: replica.ready is not None)
+                assert replica.process is not process and process.returncode is None
+            finally:
+                process.send_signal(signal.SIGKILL)
+
+    asyncio.run(run())
+
+
+def test_stopping_at_once_ends_a_drain(folder: Path) -> None:
+    async def run() -> None:
+        async with running_router(folder) as router:
+            readers = [Reader(router.open(MODEL, each)) for each in SHORT]
+            tasks = [asyncio.create_task(reader.read()) for reader in readers]
+            draining = asyncio.create_task(router.drain())
+            await until(lambda: decoding(readers))
+            await router.stop()
+            await asyncio.wait_for(draining, 10)
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(isinstance(outcome, OverloadedError) for outcome in outcomes)
+
+    asyncio.run(run())
+
+
 def test_readers_that_leave_disturb_nobody(folder: Path, short_tokens: list[list[int]]) -> None:
     async def run() -> None:
         async with running_router(folder) as router:

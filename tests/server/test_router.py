@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from firstlight.errors import CheckpointError, FirstlightError, RequestError
-from firstlight.replica.messages import Sampling, SequenceRequest
+from firstlight.replica.messages import Ready, Sampling, SequenceRequest
 from firstlight.server.router import Limits, Router
 from firstlight.server.token_streams import OverloadedError, PromptEvent, TokenEvent
 from tests.support.routers import (
@@ -190,14 +190,39 @@ def test_the_quicker_and_less_loaded_replica_is_chosen(folder: Path) -> None:
     async def run() -> None:
         async with running_router(folder, ("numpy", "numpy")) as router:
             first, second = router.supervised
-            for replica, seconds in ((first, 1.0), (second, 3.0)):
-                assert replica.ready is not None
-                replica.ready = type(replica.ready)(512, 512, VOCABULARY_SIZE, seconds)
+            first.ready = Ready(512, 512, VOCABULARY_SIZE, 1.0)
+            second.ready = Ready(512, 512, VOCABULARY_SIZE, 3.0)
             streams = [router.open(MODEL, each) for each in requests(8)]
             assert [len(first.streams), len(second.streams)] == [6, 2]
             for stream in streams:
                 stream.cancel()
             assert not first.streams and not second.streams
             await all_pages_free(router)
+
+    asyncio.run(run())
+
+
+def test_the_next_turn_of_a_chat_goes_where_the_last_one_was(folder: Path) -> None:
+    turn = [index % VOCABULARY_SIZE for index in range(150)]
+
+    async def run() -> None:
+        async with running_router(folder, ("numpy", "numpy")) as router:
+            for seconds, replica in zip((1.0, 1.5), router.supervised, strict=True):
+                replica.ready = type(router.supervised[0].ready)(512, 512, VOCABULARY_SIZE, seconds)  # type: ignore[misc]
+            first, second = router.supervised
+            busy = [
+                router.open(MODEL, SequenceRequest([index], max_tokens=400)) for index in (1, 2)
+            ]
+            assert (len(first.streams), len(second.streams)) == (1, 1)
+            last = await events(router, SequenceRequest(turn, max_tokens=1))
+            assert last[0] == PromptEvent(0)
+            for stream in busy:
+                stream.cancel()
+            # Both are idle, and the first is the quicker one.
+            prompt, *_ = await events(router, SequenceRequest([*turn, 5, 6], max_tokens=1))
+            assert isinstance(prompt, PromptEvent) and prompt.cached_tokens == 128
+            # Nor is it told to another tenant, by the time that it takes.
+            other = SequenceRequest([*turn, 5, 6], max_tokens=1, tenant="other")
+            assert (await events(router, other))[0] == PromptEvent(0)
 
     asyncio.run(run())

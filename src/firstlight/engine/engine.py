@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Items
 from dataclasses import asdict
@@ -55,7 +57,7 @@ class Engine:
     is room. Prefixes that were computed before, and whose pages nobody has needed since, are used
     again. Whatever happens to a sequence, its tokens are those that it would get alone.
 
-    Safe to be used from several threads; a step holds up everyone else.
+    Safe to be used from several threads: steps are taken in turn, and hold up nothing else.
 
     Args:
         context_length: longest sequence, in tokens.
@@ -121,8 +123,10 @@ class Engine:
             limit=self._sequence_tokens,
             replay_length=self._replay_length,
         )
-        self._arrivals = 0
+        self._arrivals = itertools.count()
+        self._arrived: deque[Sequence] = deque()
         self._lock = threading.RLock()
+        self._others = 0  # threads that wait to step
 
     @property
     def sequence_tokens(self) -> int:
@@ -135,7 +139,7 @@ class Engine:
         pools = self.pages.pools
         return EngineStatistics(
             running=len(self.scheduler.running),
-            waiting=len(self.scheduler.waiting),
+            waiting=len(self.scheduler.waiting) + len(self._arrived),
             pages=sum(pool.capacity for pool in pools),
             free_pages=sum(pool.free for pool in pools),
             **asdict(self._totals),
@@ -192,20 +196,16 @@ class Engine:
         elif stop.max_tokens == 0 and receive_prompt_logits is None:
             sequence.finish = "length"
         if sequence.finish is None:
-            with self._lock:
-                sequence.arrival = self._arrivals
-                self._arrivals += 1
-                self.scheduler.add(sequence)
+            sequence.arrival = next(self._arrivals)
+            self._arrived.append(sequence)
+            self._unless_busy(self._take_in)
         return sequence
 
     def remove(self, sequence: Sequence) -> None:
-        """End a sequence and free its pages at once; harmless if it has ended already.
-
-        From another thread this waits for a step that runs; `Sequence.cancel` does not.
-        """
+        """End a sequence and free its pages at once; while another thread's step runs, before the
+        next one. Harmless if it has ended already."""
         sequence.cancel()
-        with self._lock:
-            self.scheduler.remove(sequence)
+        self._unless_busy(lambda: self.scheduler.remove(sequence))
 
     def step(self) -> list[Progress]:
         """Compute the next tokens of the sequences there are; empty when there are none.
@@ -215,8 +215,11 @@ class Engine:
         one, see `Sequence.error`. After an exception every sequence stands where it stood before
         the step, or where the step would have brought it, and can go on.
         """
+        self._others += 1
         with self._lock:
+            self._others -= 1
             started = time.perf_counter()
+            self._take_in()
             for sequence in [each for each in self.scheduler if each.finish is not None]:
                 self.scheduler.remove(sequence)
             slices = self.scheduler.plan()
@@ -226,6 +229,11 @@ class Engine:
             self._totals.steps += 1
             self._totals.step_seconds += time.perf_counter() - started
             return progress
+
+    def let_others_step(self) -> None:
+        """For a thread that steps all the time: give way to one that waits to step."""
+        if self._others > 0:
+            time.sleep(1e-4)
 
     def logits(self, token_ids: Items[int]) -> Floats:
         """Logits after every token: float32 [tokens, vocabulary].
@@ -312,6 +320,18 @@ class Engine:
                 "Encode the prompt with this model's tokenizer",
             )
         return checked
+
+    def _unless_busy(self, change: Callable[[], None]) -> None:
+        """Make a change now, unless another thread's step runs: the next step will see to it."""
+        if self._lock.acquire(blocking=False):
+            try:
+                change()
+            finally:
+                self._lock.release()
+
+    def _take_in(self) -> None:
+        while self._arrived:
+            self.scheduler.add(self._arrived.popleft())
 
     def _length_floor(self, prompt: int, length: int) -> int:
         """What `Sequence.length_floor` is of one that has grown from its prompt to a length."""

@@ -7,6 +7,8 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -46,7 +48,9 @@ def main() -> int:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     launch = msgspec.json.decode(sys.stdin.buffer.readline(), type=Launch)
-    threading.Thread(target=_end_with_server, name="server", daemon=True).start()
+    threading.Thread(
+        target=_end_with_server, args=(launch.address,), name="server", daemon=True
+    ).start()
     # Before NumPy is imported, which counts the cores that it may use.
     bind_to_cores(launch.cores)
     connection = Connection(launch.address, launch.key)
@@ -118,9 +122,15 @@ def bind_to_cores(cores: list[int] | None) -> None:
         bind(0, cores)
 
 
-def _end_with_server() -> None:
+def _end_with_server(address: str) -> None:
     """End this process when standard input ends, which it does however the server ends."""
     # Not through sys.stdin, whose lock this thread would hold when the interpreter ends.
     while os.read(0, 4096):
         pass
+    if address.startswith("ipc://"):
+        # A server that was killed has left its socket, and the directory that holds nothing else.
+        socket = Path(address.removeprefix("ipc://"))
+        with suppress(OSError):
+            socket.unlink()
+            socket.parent.rmdir()
     os._exit(0)

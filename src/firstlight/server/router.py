@@ -13,6 +13,7 @@ from firstlight.errors import DeviceError, RequestError
 from firstlight.replica.messages import ModelOptions, SequenceRequest, Steps
 from firstlight.server.core_shares import core_shares
 from firstlight.server.pace import Outputs, wait_for_room, wait_for_start
+from firstlight.server.prefix_affinity import PrefixAffinity
 from firstlight.server.replica_socket import ReplicaSocket
 from firstlight.server.routed_stream import RoutedStream
 from firstlight.server.supervised_replica import (
@@ -74,6 +75,7 @@ class Router:
         self._streams: dict[int, RoutedStream] = {}
         self._placed: dict[int, SupervisedReplica] = {}
         self._outputs = Outputs()
+        self._affinity = PrefixAffinity()
         self._numbers = itertools.count(1)
         self._socket: ReplicaSocket | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -134,6 +136,7 @@ class Router:
         for stream in list(self._streams.values()):
             stream.fail(OverloadedError("is stopped", _DRAINING_SECONDS, draining=True))
         self._streams.clear()
+        self._notify()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -201,11 +204,25 @@ class Router:
             length = final_length(stream.request)
             roomy = [each for each in able if room(each) >= length]
             largest = max(room(each) for each in able)
-            replica = min(
-                roomy or [each for each in able if room(each) == largest], key=_expected_seconds
-            )
+            able = roomy or [each for each in able if room(each) == largest]
+            replica = self._choose(able, stream)
             self._placed[stream.number] = replica
             replica.take(stream)
+
+    def _choose(self, able: list[SupervisedReplica], stream: RoutedStream) -> SupervisedReplica:
+        """The one that should be through first; or one that has computed how the prompt begins,
+        where it is not twice as busy."""
+        if len(able) == 1:
+            return able[0]
+        best = min(able, key=_expected_seconds)
+        holder = self._affinity.holder(stream.model, stream.request)
+        for replica in able:
+            if (replica.name, replica.restarts) == holder:
+                if _expected_seconds(replica) <= 2 * _expected_seconds(best):
+                    best = replica
+                break
+        self._affinity.note(stream.model, stream.request, (best.name, best.restarts))
+        return best
 
     def _place_waiting(self) -> None:
         for stream in list(self._streams.values()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -40,6 +41,7 @@ STEP_MARGIN = 4.0
 STEADY_SECONDS = 60.0
 SLOWEST_RESTART = 30.0
 STOP_SECONDS = 5.0
+_KILL_SECONDS = 3.0
 _WATCH_SECONDS = 0.25
 
 # Without the current directory among the places that modules come from.
@@ -190,17 +192,21 @@ class SupervisedReplica:
         finally:
             if process.returncode is None:
                 process.kill()
-                with suppress(asyncio.CancelledError):
-                    await asyncio.shield(process.wait())
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(process.wait()), _KILL_SECONDS)
             relay.cancel()
             if not self._stopping.is_set():
                 log.error("replica %s has ended: %s", self.name, _end_of(process.returncode))
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Wait for the end of the process, and see to it where the process hangs."""
+        """Wait for the end of the process, and see to it where the process hangs.
+
+        A process that a driver holds does not even end when it is killed. It is left alone then, so
+        that its streams can go on elsewhere.
+        """
         loop = asyncio.get_running_loop()
         end = asyncio.create_task(process.wait())
-        stop_by: float | None = None
+        stop_by = give_up_at = math.inf
         try:
             while not end.done():
                 looked = loop.time()
@@ -208,12 +214,21 @@ class SupervisedReplica:
                 now = loop.time()
                 if now - looked > 4 * _WATCH_SECONDS:
                     self._heard = now  # it is the server that was held up
+                if give_up_at < math.inf:
+                    if now > give_up_at:
+                        log.critical("replica %s cannot be killed and is left alone", self.name)
+                        return
+                    continue
                 if self._stopping.is_set():
-                    stop_by = stop_by or now + STOP_SECONDS
-                    if now > stop_by:
-                        self.kill("does not stop")
-                elif now - self._heard > self.patience():
-                    self.kill(f"has said nothing for {now - self._heard:.1f} s")
+                    stop_by = min(stop_by, now + STOP_SECONDS)
+                silence = now - self._heard
+                if now > stop_by:
+                    self.kill("does not stop")
+                elif silence > self.patience() and not self._stopping.is_set():
+                    self.kill(f"has said nothing for {silence:.1f} s")
+                else:
+                    continue
+                give_up_at = now + _KILL_SECONDS
         finally:
             end.cancel()
 
