@@ -143,6 +143,25 @@ def _architecture(spec: ModelSpec) -> dict[str, Any]:
         "context_length": spec.context_length,
         "tied_embeddings": spec.tied,
         "model_parameters": sum(prod(source.shape) for source in spec.sources()),
+        **_experts(spec),
+    }
+
+
+def _experts(spec: ModelSpec) -> dict[str, Any]:
+    """Of the layers with a mixture of experts, which are alike in every published model."""
+    from firstlight.model.spec import ExpertsSpec
+
+    found = [
+        layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, ExpertsSpec)
+    ]
+    if not found:
+        return {}
+    return {
+        "expert_layers": len(found),
+        "experts": len(found[0].experts),
+        "experts_per_token": found[0].routing.numbers.top_k,
+        "shared_expert": found[0].shared is not None,
+        "active_parameters": spec.active_parameters(),
     }
 
 
@@ -178,12 +197,9 @@ def _run_here(
     from firstlight.errors import InsufficientMemoryError
     from firstlight.host.memory import available_memory
     from firstlight.loading import memory_plan
+    from firstlight.model.matrices import kept_matrices
 
-    matrices = {
-        target.name if target is not None else checkpoint.tensors[source.name].format
-        for source in spec.sources()
-        if len(source.shape) > 1
-    }
+    matrices = {kept.format.name for kept in kept_matrices(spec, checkpoint, backend, target)}
     slow = sorted(matrices - backend.fast_formats())
     here: dict[str, Any] = {
         "device": backend.name,

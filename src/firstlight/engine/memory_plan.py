@@ -115,7 +115,7 @@ def activation_bytes(spec: ModelSpec, tokens: int = TOKEN_BUDGET, sequences: int
     """An upper estimate of the float32 intermediates of a step of so many tokens: four rows of the
     widest layer for each, and the logits of the sequences that are in memory at once."""
     widest = max(
-        max(layer.feed_forward.up.weight.shape[0], layer.attention.query.weight.shape[0])
+        max(layer.feed_forward.width, layer.attention.query.weight.shape[0])
         for layer in spec.layers
     )
     return 4 * (

@@ -41,6 +41,7 @@ class AttentionBlock:
         window, soft_cap: as in `attention`.
         interleaved: as in `rotary`.
         residual_scale: factor of what is added to the stream.
+        sinks: as in `attention_with_sinks`, which has no soft cap; None: there are none.
     """
 
     heads: int
@@ -59,6 +60,7 @@ class AttentionBlock:
     soft_cap: float | None = None
     interleaved: bool = False
     residual_scale: float = 1.0
+    sinks: Tensor | None = None
 
 
 def _attention_block_cost(
@@ -101,8 +103,7 @@ class _Shape:
     Tolerance(
         relative=1e-5,
         absolute=1e-6,
-        reason="two products in a row with a softmax between them, each with its own tolerance; a "
-        "step of fixed16, which the last bit of a norm may tip, is 3e-5 of one value in a row",
+        reason="two products in a row with a softmax between them, each with its own tolerance",
         tipped=2.0**-8,
     ),
     _attention_block_cost,
@@ -153,6 +154,11 @@ def attention_block(
         key = ops.rotary(key, cosine_sine, block.interleaved)
     ops.stream_write(keys, key, rows)
     ops.stream_write(values, value, rows)
-    mixed = ops.attention(query, keys, values, rows, block.scale, block.window, block.soft_cap)
+    if block.sinks is None:
+        mixed = ops.attention(query, keys, values, rows, block.scale, block.window, block.soft_cap)
+    else:
+        mixed = ops.attention_with_sinks(
+            query, keys, values, rows, block.scale, block.window, block.sinks
+        )
     out = apply_product(ops, mixed.reshape((count, block.heads * block.head_size)), block.output)
     return join_residual(ops, x, out, block.post_norm, block.residual_scale)

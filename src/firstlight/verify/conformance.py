@@ -18,6 +18,7 @@ from firstlight.formats.registry import get_format
 from firstlight.ops.attention import read_entries
 from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.contract import Op, Tolerance, get_op
+from firstlight.ops.experts_block import Expert, ExpertsBlock
 from firstlight.ops.feed_forward_block import FeedForwardBlock
 from firstlight.ops.head import Head
 from firstlight.ops.parts import Norm, Product
@@ -27,7 +28,7 @@ from firstlight.verify.cases import Case, StreamArgument, cases_of
 _BFLOAT16 = get_format("bf16")
 
 # Arguments that hold tensors and packed weights of their own.
-BLOCK_PARTS = (AttentionBlock, FeedForwardBlock, Head, Norm, Product)
+BLOCK_PARTS = (AttentionBlock, Expert, ExpertsBlock, FeedForwardBlock, Head, Norm, Product)
 
 
 @dataclass(frozen=True)
@@ -176,22 +177,24 @@ def _tolerance_at(op: Op, place: int, tips: bool) -> Tolerance:
 
 
 def _tips(op: Op, rounding: RoundingOf, arguments: tuple[Any, ...]) -> bool:
-    """Whether values that the op makes on its way are rounded to bfloat16."""
+    """Whether values that the op makes on its way are rounded."""
     streams = [
         argument.dtype_name == "bfloat16" and (place in op.writes or rounding(_BFLOAT16) != "none")
         for place, argument in enumerate(arguments)
         if isinstance(argument, StreamArgument)
     ]
-    return any(streams) or any(_rounds_to_bfloat16(argument, rounding) for argument in arguments)
+    return any(streams) or any(_rounds_inputs(argument, rounding) for argument in arguments)
 
 
-def _rounds_to_bfloat16(argument: Any, rounding: RoundingOf) -> bool:
-    """Whether an argument has weights whose inputs become bfloat16."""
+def _rounds_inputs(argument: Any, rounding: RoundingOf) -> bool:
+    """Whether an argument has weights whose inputs are rounded."""
     if isinstance(argument, Weight):
-        return rounding(argument.format) == "bfloat16"
+        return rounding(argument.format) != "none"
+    if isinstance(argument, tuple):
+        return any(_rounds_inputs(part, rounding) for part in argument)
     if isinstance(argument, BLOCK_PARTS):
         parts = (getattr(argument, each.name) for each in dataclasses.fields(argument))
-        return any(_rounds_to_bfloat16(part, rounding) for part in parts)
+        return any(_rounds_inputs(part, rounding) for part in parts)
     return False
 
 
@@ -236,6 +239,8 @@ def to_device(backend: Backend, argument: Any) -> Any:
         return backend.pack(argument)
     if isinstance(argument, np.ndarray) and argument.dtype == np.float32:
         return backend.upload(argument)
+    if isinstance(argument, tuple):
+        return tuple(to_device(backend, part) for part in argument)
     if isinstance(argument, BLOCK_PARTS):
         parts = {each.name: getattr(argument, each.name) for each in dataclasses.fields(argument)}
         return type(argument)(**{name: to_device(backend, part) for name, part in parts.items()})

@@ -57,7 +57,7 @@ class CpuBackend(Backend):
     """The host's processor. Tensors are NumPy arrays.
 
     Quantised weights are laid out anew for the products, which round their activations to 16 bits
-    (ops/rounding.py: fixed16); others are used where the file lies.
+    and 8 (ops/rounding.py: mixed16); others are used where the file lies.
 
     A row's result is the same bit for bit whatever else is in the batch and however many threads
     there are. Ops may be called from several threads; they take turns. After a fork the child

@@ -24,6 +24,19 @@ HUGGING_FACE: Mapping[str, str] = {
     "up": "model.layers.{layer}.mlp.up_proj",
     "gate_up": "model.layers.{layer}.mlp.gate_up_proj",
     "down": "model.layers.{layer}.mlp.down_proj",
+    # Of experts: one by one, or all of a layer in one tensor.
+    "router": "model.layers.{layer}.mlp.gate",
+    "correction": "model.layers.{layer}.mlp.gate.e_score_correction_bias",
+    "expert_gate": "model.layers.{layer}.mlp.experts.{expert}.gate_proj",
+    "expert_up": "model.layers.{layer}.mlp.experts.{expert}.up_proj",
+    "expert_down": "model.layers.{layer}.mlp.experts.{expert}.down_proj",
+    "experts_gate_up": "model.layers.{layer}.mlp.experts.gate_up_proj",
+    "experts_down": "model.layers.{layer}.mlp.experts.down_proj",
+    "shared_gate": "model.layers.{layer}.mlp.shared_experts.gate_proj",
+    "shared_up": "model.layers.{layer}.mlp.shared_experts.up_proj",
+    "shared_down": "model.layers.{layer}.mlp.shared_experts.down_proj",
+    "shared_weight": "model.layers.{layer}.mlp.shared_expert_gate",
+    "sinks": "model.layers.{layer}.self_attn.sinks",
 }
 
 # The names are those of the GGUF specification, section "Standardized tensor names", and of its
@@ -47,4 +60,17 @@ GGUF: Mapping[str, str] = {
     "up": "blk.{layer}.ffn_up",
     "gate_up": "blk.{layer}.ffn_up",
     "down": "blk.{layer}.ffn_down",
+    "router": "blk.{layer}.ffn_gate_inp",
+    "correction": "blk.{layer}.exp_probs_b.bias",
+    "expert_gate": "blk.{layer}.ffn_gate.{expert}",
+    "expert_up": "blk.{layer}.ffn_up.{expert}",
+    "expert_down": "blk.{layer}.ffn_down.{expert}",
+    "experts_gate": "blk.{layer}.ffn_gate_exps",
+    "experts_up": "blk.{layer}.ffn_up_exps",
+    "experts_down": "blk.{layer}.ffn_down_exps",
+    "shared_gate": "blk.{layer}.ffn_gate_shexp",
+    "shared_up": "blk.{layer}.ffn_up_shexp",
+    "shared_down": "blk.{layer}.ffn_down_shexp",
+    "shared_weight": "blk.{layer}.ffn_gate_inp_shexp",
+    "sinks": "blk.{layer}.attn_sinks.weight",
 }
