@@ -1,7 +1,7 @@
 """How a product may round the activations that go into it, and what that means exactly.
 
-The products of attention with keys and values are meant too, where these are stored as bfloat16; what
-goes into them are queries and the weights of the softmax (`ops/attention.py`, `attend`).
+The products of attention with keys and values are meant too, where these are stored as bfloat16;
+what goes into them are queries and the weights of the softmax (`ops/attention.py`, `attend`).
 
 Integer and bfloat16 units multiply several times as fast as float32 ones. A kernel that uses them
 rounds its activations first, by one of the rules below, and computes with the rounded values as

@@ -29,7 +29,8 @@ class NumpyBackend(Backend):
             x = round_activations(x, self._rounding(weight.format))
             return super().call(name, x, weight, *rest)
         if name == "attention":
-            rounding = self._rounding(state_format(*arguments[1:3]))
+            queries, keys, values, rows, scale, window, soft_cap = arguments
+            rounding = self._rounding(state_format(keys, values))
             if rounding == "bfloat16":
-                return attend(*arguments, rounding=rounding)
+                return attend(queries, keys, values, rows, scale, window, soft_cap, rounding)
         return super().call(name, *arguments)
