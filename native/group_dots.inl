@@ -25,7 +25,11 @@ FIRSTLIGHT_INLINE void each_place(Use use) {
 #if defined(__AVX512VNNI__)
 
 // A value is 256 * upper + lower, both signed bytes: 32 of the one, then 32 of the other.
+#if defined(FIRSTLIGHT_TILES)
+constexpr int kMostRows = 16;  // packed_tiles.inl takes so many together
+#else
 constexpr int kMostRows = 8;
+#endif
 
 inline void put_line(const int32_t* values, uint8_t* line) {
     for (int i = 0; i < 32; i += 16) {
@@ -78,6 +82,10 @@ FIRSTLIGHT_INLINE void run_products(Source codes, SumOf sum_of, const uint8_t* l
         for (int m = 0; m < Rows; ++m) out[m] = add(m, 1, out[m]);
     }
 }
+
+#elif defined(__AVXVNNI__) || defined(FIRSTLIGHT_EMULATED_VNNI)
+
+#include "group_dots_avx2_vnni.inl"
 
 #elif defined(__ARM_FEATURE_DOTPROD) && !defined(FIRSTLIGHT_PLAIN_VECTORS)
 

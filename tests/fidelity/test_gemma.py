@@ -19,9 +19,9 @@ from tests.support.reference import (
 )
 from tests.support.texts import CHINESE, CODE, PROSE
 
-# Nats. Products round their activations to 16-bit fixed point, which costs about 1e-6; with `exact`
-# the two compute the same sums in float32, in another order.
-MOST_DIVERGENCE = 1e-4
+# Nats. Products round their activations (mixed16), which costs about 2e-4; with `exact` the two
+# compute the same sums in float32, in another order.
+MOST_DIVERGENCE = 4e-4
 NEW_TOKENS = 64
 PROMPTS = (
     "The oldest bridge in the town was built by",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from firstlight.backends.base import Backend, Kernel
 from firstlight.backends.numpy.backend import NumpyBackend
 from firstlight.formats.base import Weight
+from firstlight.formats.registry import get_format
 from firstlight.ops.attention import read_entries
 from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.contract import Op, Tolerance, get_op
@@ -23,6 +24,8 @@ from firstlight.ops.head import Head
 from firstlight.ops.parts import Norm, Product
 from firstlight.ops.rounding import RoundingOf
 from firstlight.verify.cases import Case, StreamArgument, cases_of
+
+_BFLOAT16 = get_format("bf16")
 
 # Arguments that hold tensors and packed weights of their own.
 BLOCK_PARTS = (AttentionBlock, Expert, ExpertsBlock, FeedForwardBlock, Head, Norm, Product)
@@ -141,7 +144,7 @@ def _run(
         # Whatever a kernel or its driver raises is a finding about the kernel.
         return report(math.inf, 0.0, f"raised {type(raised).__name__}: {raised}")
     worst, allowed = 0.0, 0.0
-    tips = any(_rounds_to_bfloat16(argument, kernel.rounding) for argument in case.arguments())
+    tips = _tips(op, kernel.rounding, case.arguments())
     for place, (got, wanted) in enumerate(zip(found, expected, strict=True)):
         if not isinstance(wanted, np.ndarray):
             if place == 0 and got is not None:
@@ -173,17 +176,25 @@ def _tolerance_at(op: Op, place: int, tips: bool) -> Tolerance:
     return dataclasses.replace(tolerance, relative=tolerance.relative + tolerance.tipped)
 
 
-def _rounds_to_bfloat16(argument: Any, rounding: RoundingOf) -> bool:
-    """Whether an argument is a stream of bfloat16, or has weights whose inputs become that."""
-    if isinstance(argument, StreamArgument):
-        return argument.dtype_name == "bfloat16"
+def _tips(op: Op, rounding: RoundingOf, arguments: tuple[Any, ...]) -> bool:
+    """Whether values that the op makes on its way are rounded."""
+    streams = [
+        argument.dtype_name == "bfloat16" and (place in op.writes or rounding(_BFLOAT16) != "none")
+        for place, argument in enumerate(arguments)
+        if isinstance(argument, StreamArgument)
+    ]
+    return any(streams) or any(_rounds_inputs(argument, rounding) for argument in arguments)
+
+
+def _rounds_inputs(argument: Any, rounding: RoundingOf) -> bool:
+    """Whether an argument has weights whose inputs are rounded."""
     if isinstance(argument, Weight):
-        return rounding(argument.format) == "bfloat16"
+        return rounding(argument.format) != "none"
     if isinstance(argument, tuple):
-        return any(_rounds_to_bfloat16(part, rounding) for part in argument)
+        return any(_rounds_inputs(part, rounding) for part in argument)
     if isinstance(argument, BLOCK_PARTS):
         parts = (getattr(argument, each.name) for each in dataclasses.fields(argument))
-        return any(_rounds_to_bfloat16(part, rounding) for part in parts)
+        return any(_rounds_inputs(part, rounding) for part in parts)
     return False
 
 

@@ -153,6 +153,7 @@ class Kernels:
         window: int,
         soft_cap: float,
         out: _Array,
+        round_to_bfloat16: bool = False,
         tile_queries: int = 0,
         head_parts: int = 0,
     ) -> None: ...

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from firstlight.backends.base import Kernel
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.arrays import NO_WINDOW, are_floats, are_integers, are_pages, are_rows
-from firstlight.backends.cpu.tuned_matrices import matrix_of
+from firstlight.backends.cpu.matrices import matrix_of
 from firstlight.formats.base import Floats
 from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.experts_block import Expert, ExpertsBlock
@@ -121,9 +121,7 @@ class BlockKernels:
     ) -> bool:
         return _kept(block, _experts_block) is not None and are_floats(x)
 
-    def experts_block(
-        self, x: Floats, block: ExpertsBlock, token_ids: NDArray[np.int32]
-    ) -> Floats:
+    def experts_block(self, x: Floats, block: ExpertsBlock, token_ids: NDArray[np.int32]) -> Floats:
         out = np.empty(x.shape, np.float32)
         made = _kept(block, _experts_block)
         assert made is not None
