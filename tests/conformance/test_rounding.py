@@ -60,6 +60,11 @@ def test_mixed16_of_a_last_group_of_fewer_columns() -> None:
     assert np.array_equal(mixed16(steps), mixed16(padded)[:, :75])
 
 
+@pytest.mark.parametrize("shape", [(0, 64), (0, 5), (3, 0)])
+def test_mixed16_of_nothing(shape: tuple[int, int]) -> None:
+    assert round_activations(np.zeros(shape, np.float32), "mixed16").shape == shape
+
+
 def test_mixed16_of_zeros_and_of_what_is_not_finite() -> None:
     x = np.zeros((4, 5), np.float32)
     x[1, 2], x[2, 3], x[3, :] = np.nan, np.inf, 1e-38
