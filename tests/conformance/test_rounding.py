@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -98,8 +100,10 @@ def test_the_oracle_rounds_the_products_of_the_formats_it_is_told() -> None:
 @pytest.mark.parametrize("state", ["float32", "bfloat16"])
 def test_the_oracle_rounds_attention_over_bfloat16_state_alone(state: str) -> None:
     (case,) = (case for case in cases_of("attention") if case.name == f"size 128, {state}")
-    given = [argument.pages if isinstance(argument, StreamArgument) else argument
-             for argument in case.arguments()]  # fmt: skip
+    given: Any = [
+        argument.pages if isinstance(argument, StreamArgument) else argument
+        for argument in case.arguments()
+    ]
     kept = NumpyBackend().attention(*given)
     rounded = NumpyBackend(lambda format: "bfloat16").attention(*given)
     difference = np.abs(rounded - kept).max()
