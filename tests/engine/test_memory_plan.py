@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from firstlight import loading
 from firstlight.backends.numpy.backend import NumpyBackend
-from firstlight.engine.engine import PAGE_TOKENS, Engine
+from firstlight.engine.engine import Engine
 from firstlight.engine.memory_plan import (
     MemoryPlan,
     activation_bytes,
@@ -23,6 +23,7 @@ from firstlight.engine.memory_plan import (
     state_bytes_per_token,
     weight_bytes,
 )
+from firstlight.engine.options import PAGE_TOKENS
 from firstlight.errors import InsufficientMemoryError, RequestError
 from firstlight.formats.base import Weight
 from firstlight.formats.registry import get_format

@@ -176,6 +176,37 @@ def test_stopping_at_once_ends_a_drain(folder: Path) -> None:
     asyncio.run(run())
 
 
+def test_an_engine_that_computes_nothing_though_sequences_wait_is_started_again(
+    folder: Path, short_tokens: list[list[int]], tmp_path: Path
+) -> None:
+    stuck_once = f"""
+import os
+from firstlight.engine.engine import Engine
+step = Engine.step
+def stuck(self):
+    if any(len(each.output_ids) > 3 for each in self.scheduler) and stuck.once():
+        stuck.ever = True
+    return [] if stuck.ever else step(self)
+def once():
+    try:
+        os.close(os.open({str(tmp_path / "stuck")!r}, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+stuck.ever, stuck.once = False, once
+Engine.step = stuck
+"""
+
+    async def run() -> None:
+        limits = Limits(hang_seconds=1.0)
+        command = command_with(stuck_once)
+        async with running_router(folder, ("numpy", "numpy"), limits, command) as router:
+            assert await read_all(router, SHORT) == short_tokens
+            assert sum(replica.moved for replica in router.supervised) > 0
+
+    asyncio.run(run())
+
+
 def test_readers_that_leave_disturb_nobody(folder: Path, short_tokens: list[list[int]]) -> None:
     async def run() -> None:
         async with running_router(folder) as router:
