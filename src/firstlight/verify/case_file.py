@@ -16,13 +16,14 @@ native/tests/ reads the file. All numbers in it are little-endian::
     text        uint32 bytes, and these in UTF-8
 
 Arguments bear the names of the definition's parameters. A weight `w` becomes `w`, its bytes, with
-`w.format` and `w.columns`; a PagedRows `rows` becomes `rows.row_starts` and so on. What is None is
-left out.
+`w.format` and `w.columns`; a PagedRows `rows` becomes `rows.row_starts` and so on, and so does any
+other group of numbers. What is None is left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import struct
 from collections.abc import Iterator, Sequence
@@ -130,6 +131,9 @@ def _fields(name: str, argument: Any) -> Iterator[tuple[str, Any]]:
             yield f"{name}.{part}", getattr(argument, part)
     elif isinstance(argument, StreamArgument):
         yield name, argument.pages
+    elif dataclasses.is_dataclass(argument):
+        for field in dataclasses.fields(argument):
+            yield f"{name}.{field.name}", getattr(argument, field.name)
     else:
         yield name, argument
 
