@@ -25,8 +25,9 @@ TOLERANCE = 1e-4
 # What GGUF has no keys for: a window outside Gemma and Phi, dynamic scaling, layers chosen one by
 # one, and a scale of the scores that does not follow from the sizes.
 _NOT_EXPRESSIBLE = ("mistral", "qwen2-sliding", "qwen3-mixed", "llama-dynamic", "smollm3-sliding")
+_LATENT = tuple(model.name for model in TINY_MODELS if model.family.startswith("deepseek"))
 _SCALED_BY_HEAD_SIZE = {"query_pre_attn_scalar": 12}
-NAMES = [model.name for model in TINY_MODELS if model.name not in _NOT_EXPRESSIBLE]
+NAMES = [model.name for model in TINY_MODELS if model.name not in _NOT_EXPRESSIBLE + _LATENT]
 
 
 def _expressible(name: str) -> TinyModel:

@@ -91,7 +91,44 @@ _LLAMA3 = {
 _YARN = {"factor": 4.0, "original_max_position_embeddings": 48}
 _LONGROPE = {"short_factor": _SHORT, "long_factor": _LONG}
 
+_LATENT = {
+    "num_key_value_heads": 6,
+    "kv_lora_rank": 24,
+    "q_lora_rank": 20,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 14,
+    "first_k_dense_replace": 2,
+    "n_routed_experts": 4,
+}
+_DEEPSEEK_YARN = {**_YARN, "beta_fast": 32, "beta_slow": 1}
+
 TINY_MODELS = (
+    TinyModel(
+        "deepseek_v2",
+        "DeepseekV2ForCausalLM",
+        {
+            **_LATENT,
+            "q_lora_rank": None,
+            **_rope("yarn", **_DEEPSEEK_YARN, mscale=0.707, mscale_all_dim=0.707),
+        },
+        _older(
+            scaling={"type": "yarn", **_DEEPSEEK_YARN, "mscale": 0.707, "mscale_all_dim": 0.707}
+        ),
+    ),
+    TinyModel("deepseek_v2-low-rank", "DeepseekV2ForCausalLM", {**_LATENT, "attention_bias": True}),
+    TinyModel(
+        "deepseek_v3",
+        "DeepseekV3ForCausalLM",
+        {**_LATENT, **_rope("yarn", **_DEEPSEEK_YARN, mscale=1.0, mscale_all_dim=0.8)},
+        _older(scaling={"type": "yarn", **_DEEPSEEK_YARN, "mscale": 1.0, "mscale_all_dim": 0.8}),
+    ),
+    TinyModel(
+        "deepseek_v3-halves",
+        "DeepseekV3ForCausalLM",
+        {**_LATENT, "q_lora_rank": None, "rope_interleave": False, "attention_bias": True},
+        _older(),
+    ),
     TinyModel("llama", "LlamaForCausalLM", _rope("default"), _older()),
     TinyModel("llama-biases", "LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
     TinyModel(

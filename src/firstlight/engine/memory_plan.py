@@ -14,7 +14,7 @@ from firstlight.engine.engine import (
 from firstlight.errors import InsufficientMemoryError
 from firstlight.formats.base import Format
 from firstlight.model import attention
-from firstlight.model.spec import ModelSpec
+from firstlight.model.spec import AttentionSpec, LatentAttentionSpec, ModelSpec
 from firstlight.model.stream import StreamSpec
 from firstlight.model.tensor_files import TensorFiles
 from firstlight.model.weights import weight_bytes
@@ -98,10 +98,17 @@ def activation_bytes(spec: ModelSpec, tokens: int = TOKEN_BUDGET) -> int:
     """An upper estimate of the float32 intermediates of a step of so many tokens: four rows of the
     widest layer for each, and the logits of one."""
     widest = max(
-        max(layer.feed_forward.up.weight.shape[0], layer.attention.query.weight.shape[0])
+        max(layer.feed_forward.up.weight.shape[0], _widest_queries(layer.attention))
         for layer in spec.layers
     )
     return 4 * (tokens * 4 * (widest + spec.hidden_size) + 2 * spec.vocabulary_size)
+
+
+def _widest_queries(attention: AttentionSpec) -> int:
+    if isinstance(attention, LatentAttentionSpec):
+        # Each head's query and result as they meet the latents.
+        return attention.heads * (attention.entry_size + attention.latent_size)
+    return attention.query.weight.shape[0]
 
 
 def fit_context(

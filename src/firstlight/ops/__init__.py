@@ -1,11 +1,13 @@
 """The contract between models and chips: a closed set of ops, each defined in NumPy."""
 
-from firstlight.ops import attention, elementwise, linear, rotary
+from firstlight.ops import attention, columns, elementwise, linear, rotary
 from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.contract import Cost, Op, Tolerance, all_ops, get_op
 from firstlight.ops.feed_forward_block import FeedForwardBlock
 from firstlight.ops.head import Head
+from firstlight.ops.head_linear import HeadProduct
 from firstlight.ops.interface import Ops, PackedWeight, Tensor
+from firstlight.ops.latent_attention_block import LatentAttentionBlock
 from firstlight.ops.paging import PagedRows
 from firstlight.ops.parts import Norm, Product
 
@@ -14,6 +16,8 @@ __all__ = [
     "Cost",
     "FeedForwardBlock",
     "Head",
+    "HeadProduct",
+    "LatentAttentionBlock",
     "Norm",
     "Op",
     "Ops",
@@ -24,6 +28,7 @@ __all__ = [
     "Tolerance",
     "all_ops",
     "attention",
+    "columns",
     "elementwise",
     "get_op",
     "linear",

@@ -9,6 +9,7 @@ from typing import Any
 from firstlight.model.families.config import Config, shown
 from firstlight.model.families.names import GGUF, HUGGING_FACE
 from firstlight.model.spec import (
+    AttentionSpec,
     DynamicScaling,
     GatedFeedForwardSpec,
     GroupedQuerySpec,
@@ -237,7 +238,7 @@ class Parts:
     def layer(
         self,
         index: int,
-        attention: GroupedQuerySpec,
+        attention: AttentionSpec,
         feed_forward: GatedFeedForwardSpec | None = None,
         **residual: Any,
     ) -> LayerSpec:

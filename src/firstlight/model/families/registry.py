@@ -50,6 +50,8 @@ class Family:
 
 
 FAMILIES = (
+    Family("deepseek_v2", ("deepseek_v2",), ("deepseek2",)),
+    Family("deepseek_v3", ("deepseek_v3", "kimi_k2"), ()),
     Family("gemma2", ("gemma2",), ("gemma2",)),
     Family("gemma3", ("gemma3_text", "gemma3"), ("gemma3",)),
     Family("granite", ("granite",), ("granite",)),

@@ -1,0 +1,167 @@
+"""DeepSeek-V2, V2-Lite and Coder-V2 (DeepSeek-AI 2024, arXiv:2405.04434): latent attention, and
+mixtures of experts behind the first layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from firstlight.model.families.config import Config
+from firstlight.model.families.parts import Parts
+from firstlight.model.families.rope import rope_spec
+from firstlight.model.spec import (
+    GatedFeedForwardSpec,
+    HeadLinearSpec,
+    LatentAttentionSpec,
+    ModelSpec,
+    RopeSpec,
+    TensorSource,
+)
+
+
+def spec(parts: Parts) -> ModelSpec:
+    """DeepSeek-V2 in its published layout."""
+    parts = parts.with_defaults(max_position_embeddings=2048)
+    return deepseek("deepseek_v2", parts, interleaved=True)
+
+
+def deepseek(family: str, parts: Parts, *, interleaved: bool) -> ModelSpec:
+    """What V2 and V3 have in common; `interleaved` says which values of a rotary key are pairs."""
+    # Their number says nothing here, and must make sense all the same.
+    _ = parts.key_value_heads
+    rope, scale = _rope(parts, interleaved), _score_scale(parts)
+    layers = (
+        parts.layer(index, _attention(parts, index, rope, scale), _feed_forward(parts, index))
+        for index in range(parts.layers)
+    )
+    return parts.model(family, tuple(layers), notes=_left_out(parts))
+
+
+def _attention(parts: Parts, index: int, rope: RopeSpec, scale: float) -> LatentAttentionSpec:
+    config, hidden, heads = parts.config, parts.hidden_size, parts.heads
+    latent = config.integer("kv_lora_rank")
+    plain, value = config.integer("qk_nope_head_dim"), config.integer("v_head_dim")
+    bias = config.boolean("attention_bias", False)
+    query_width = heads * (plain + rope.size)
+    down = down_norm = None
+    query = "query"
+    columns = hidden
+    if config.has("q_lora_rank"):
+        columns = config.integer("q_lora_rank")
+        query = "query_up"
+        down = parts.linear("query_down", columns, hidden, index, bias=bias)
+        down_norm = parts.norm("query_down_norm", columns, index)
+    key_up, value_up = _up_projections(parts, index, plain, value, latent)
+    return LatentAttentionSpec(
+        heads=heads,
+        latent_size=latent,
+        plain_size=plain,
+        value_size=value,
+        query_down=down,
+        query_down_norm=down_norm,
+        query=parts.linear(query, query_width, columns, index),
+        latent=parts.linear("latent", latent + rope.size, hidden, index, bias=bias),
+        latent_norm=parts.norm("latent_norm", latent, index),
+        key_up=key_up,
+        value_up=value_up,
+        output=parts.linear("attention_output", hidden, heads * value, index, bias=bias),
+        scale=scale,
+        rope=rope,
+    )
+
+
+def _up_projections(
+    parts: Parts, index: int, plain: int, value: int, latent: int
+) -> tuple[HeadLinearSpec, HeadLinearSpec]:
+    """Of keys and of values: two parts of one tensor, or, in newer GGUF files, two tensors, of
+    which the keys' is stored transposed."""
+    heads = parts.heads
+    if parts.gguf and parts.has("key_up", index):
+        names = [f"{parts.tensor_name(role, index)}.weight" for role in ("key_up", "value_up")]
+        return (
+            HeadLinearSpec(TensorSource(names[0], (heads, latent, plain)), 0, latent),
+            HeadLinearSpec(TensorSource(names[1], (heads, value, latent)), 0, value),
+        )
+    both = parts.matrix("key_value_up", heads * (plain + value), latent, index)
+    return HeadLinearSpec(both, 0, plain, transposed=True), HeadLinearSpec(both, plain, value)
+
+
+def _feed_forward(parts: Parts, index: int) -> GatedFeedForwardSpec:
+    config = parts.config
+    dense = config.integer("first_k_dense_replace", 0, least=0)
+    if config.has("n_routed_experts") and index >= dense:
+        raise config.unsupported("n_routed_experts")
+    return parts.feed_forward(index)
+
+
+# Positions ------------------------------------------------------------------------------
+
+
+def _rope(parts: Parts, interleaved: bool) -> RopeSpec:
+    size = parts.config.integer("qk_rope_head_dim")
+    if size % 2:
+        raise parts.config.error("qk_rope_head_dim", f"is {size}, which are not whole pairs")
+    config = parts.config
+    for key in ("rope_scaling", "rope_parameters"):
+        section = config.section(key)
+        if section is not None:
+            changed = {**config.values, key: _with_magnitude(section)}
+            config = Config(config.subject, changed, config.name)
+    return rope_spec(Parts(config, parts.files, parts.gguf), interleaved=interleaved, size=size)
+
+
+def _with_magnitude(scaling: Config) -> Mapping[str, Any]:
+    """YaRN's parameters with the factor of cosines and sines as published.
+
+    DeepSeek's modeling file takes m(mscale) / m(mscale_all_dim), where m(w) = 0.1 w ln(factor) + 1,
+    also where mscale_all_dim is 0 or absent and so its m is 1; transformers then takes m(1).
+    """
+    if (
+        not scaling.has("mscale")
+        or scaling.has("attention_factor")
+        or scaling.number("mscale_all_dim", 0.0)
+        or scaling.number("factor", 1.0) <= 1
+    ):
+        return scaling.values
+    return {**scaling.values, "attention_factor": _magnitude(scaling, "mscale")}
+
+
+def _magnitude(scaling: Config, key: str) -> float:
+    """m(w) = 0.1 w ln(factor) + 1 of the weight under that key; 1 where nothing is stretched."""
+    factor = scaling.positive("factor", 1.0)
+    return 1.0 if factor <= 1 else 0.1 * scaling.number(key, 0.0) * math.log(factor) + 1.0
+
+
+def _score_scale(parts: Parts) -> float:
+    """(plain + rope) ** -0.5, times m(mscale_all_dim) ** 2 where positions are scaled.
+
+    YaRN (arXiv:2309.00071), section 3.4, has the factor 1 / sqrt(t) in queries and keys; the
+    published modeling files move it from cosines and sines into the scores, so that the part of
+    the keys that does not turn has it too.
+    """
+    config = parts.config
+    scale = (config.integer("qk_nope_head_dim") + config.integer("qk_rope_head_dim")) ** -0.5
+    scaling = config.section("rope_scaling") or config.section("rope_parameters")
+    if scaling is None or scaling.text("rope_type", scaling.text("type", "default")) == "default":
+        return float(scale)
+    return float(scale * _magnitude(scaling, "mscale_all_dim") ** 2)
+
+
+# Multi-token prediction -----------------------------------------------------------------
+
+
+def _left_out(parts: Parts) -> tuple[str, ...]:
+    """A note on the layers behind the last, which predict further tokens for drafts."""
+    key = "num_nextn_predict_layers"
+    newer = parts.config.integer("num_mtp_layers", 0, least=0, most=64)
+    count = parts.config.integer(key, newer, least=0, most=64)
+    stem = parts.tensor_name("attention_norm", parts.layers).rpartition(".")[0]
+    first = parts.layers
+    prefixes = [stem.replace(str(first), str(first + more)) for more in range(count)]
+    found = [
+        prefix
+        for prefix in prefixes
+        if any(name.startswith(f"{prefix}.") for name in parts.files.tensors)
+    ]
+    return tuple(f"{prefix}, a layer of multi-token prediction, is left out" for prefix in found)
