@@ -135,7 +135,7 @@ def expanded_latent_attention(
     Returns:
         float32 [rows, heads, value_size]; scores and sums in float64.
     """
-    count, heads, size = queries.shape
+    count, heads, _ = queries.shape
     latent = value_weight.shape[1]
     shared = entries.shape[-1] - latent
     out = np.empty((count, heads, expansion.value_size), np.float32)

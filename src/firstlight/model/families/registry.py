@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from firstlight.checkpoint.config import asks_for_code
+from firstlight.checkpoint.quantization import quantization_of
 from firstlight.errors import CheckpointError, UnsupportedModelError
 from firstlight.model.families.config import Config, shown
 from firstlight.model.families.gguf import config_from_metadata
@@ -126,12 +127,12 @@ def spec_of_config(files: ModelFiles) -> ModelSpec:
 
 
 def _parts(family: Family, config: Config, files: TensorFiles) -> Parts:
-    _refuse_quantised(config)
+    quantization_of(config.values, config.subject)
     text = config.section("text_config")
     if text is None:
         return Parts(config, files)
     # A text model inside a larger one: its tensors stand under a prefix, in one of two orders.
-    _refuse_quantised(text)
+    quantization_of(text.values, text.subject)
     if text.text("model_type", family.name) not in (family.name, *family.model_types):
         raise text.unsupported("model_type")
     if "model.language_model.embed_tokens.weight" in files.tensors:
@@ -142,17 +143,4 @@ def _parts(family: Family, config: Config, files: TensorFiles) -> Parts:
     tied = config.values.get("tie_word_embeddings", True)
     return Parts(
         text.with_defaults({"tie_word_embeddings": tied}), files, renamed={**names, "head": head}
-    )
-
-
-def _refuse_quantised(config: Config) -> None:
-    quantization = config.section("quantization_config")
-    if quantization is None:
-        return
-    method = quantization.text("quant_method", "unknown")
-    raise UnsupportedModelError(
-        config.subject,
-        f"its weights are quantised ('quantization_config' with method {shown(method)}), and "
-        "firstlight does not read that yet",
-        "Use the model as it was published before, or a GGUF file of it",
     )
