@@ -23,6 +23,7 @@ left out.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import struct
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ from firstlight.backends.numpy.backend import NumpyBackend
 from firstlight.formats.base import Weight
 from firstlight.host.cache import write_atomically
 from firstlight.ops.contract import Op, all_ops
+from firstlight.ops.latent_attention import Expansion
 from firstlight.ops.paging import PagedRows
 from firstlight.ops.rounding import Rounding
 from firstlight.verify.cases import Case, StreamArgument, cases_of
@@ -116,11 +118,18 @@ def _fields(name: str, argument: Any) -> Iterator[tuple[str, Any]]:
         yield name, argument.data
         yield f"{name}.format", argument.format.name
         yield f"{name}.columns", argument.columns
+        if argument.scales is not None:
+            yield f"{name}.scales", argument.scales.values
+            yield f"{name}.scales.rows", argument.scales.rows
+            yield f"{name}.scales.columns", argument.scales.columns
     elif isinstance(argument, PagedRows):
         for part in ("row_starts", "positions", "page_table", "page_tokens"):
             yield f"{name}.{part}", getattr(argument, part)
     elif isinstance(argument, StreamArgument):
         yield name, argument.pages
+    elif isinstance(argument, Expansion):
+        for field in dataclasses.fields(argument):
+            yield f"{name}.{field.name}", getattr(argument, field.name)
     else:
         yield name, argument
 

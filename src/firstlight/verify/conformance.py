@@ -19,12 +19,22 @@ from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.contract import Op, Tolerance, get_op
 from firstlight.ops.feed_forward_block import FeedForwardBlock
 from firstlight.ops.head import Head
+from firstlight.ops.head_linear import HeadProduct
+from firstlight.ops.latent_attention_block import LatentAttentionBlock
 from firstlight.ops.parts import Norm, Product
 from firstlight.ops.rounding import RoundingOf
 from firstlight.verify.cases import Case, StreamArgument, cases_of
 
 # Arguments that hold tensors and packed weights of their own.
-BLOCK_PARTS = (AttentionBlock, FeedForwardBlock, Head, Norm, Product)
+BLOCK_PARTS = (
+    AttentionBlock,
+    FeedForwardBlock,
+    Head,
+    HeadProduct,
+    LatentAttentionBlock,
+    Norm,
+    Product,
+)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ from firstlight.model.spec import (
     TensorSource,
 )
 
+# Far beyond any published model.
+_LARGEST_MAGNITUDE = 1e3
+
 
 def spec(parts: Parts) -> ModelSpec:
     """DeepSeek-V2 in its published layout."""
@@ -145,7 +148,10 @@ def _score_scale(parts: Parts) -> float:
     scaling = config.section("rope_scaling") or config.section("rope_parameters")
     if scaling is None or scaling.text("rope_type", scaling.text("type", "default")) == "default":
         return float(scale)
-    return float(scale * _magnitude(scaling, "mscale_all_dim") ** 2)
+    magnitude = _magnitude(scaling, "mscale_all_dim")
+    if not 0 < magnitude <= _LARGEST_MAGNITUDE:
+        raise scaling.error("mscale_all_dim", f"gives scores a factor of {magnitude:g} squared")
+    return float(scale * magnitude**2)
 
 
 # Multi-token prediction -----------------------------------------------------------------
