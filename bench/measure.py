@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 
 import firstlight
-from firstlight.engine.engine import Engine
+from firstlight.benchmark.step_cost import step_cost
+from firstlight.engine.engine import PAGE_TOKENS, Engine
 from firstlight.engine.parameters import SamplingParameters, StopConditions
 from firstlight.engine.sequence import Sequence
 from firstlight.language_model import LanguageModel
+from firstlight.tuning.workload import Workload, make_batch, make_state, pages_of
 
 CONTEXT = 16
 STEPS = 24
@@ -39,10 +41,11 @@ def main() -> None:
     for kind, number in tasks:
         speed = {"prefill": _prefill, "decode": _decode, "long": _long}[kind](model, number)
         result["speeds"][f"{kind} {number}"] = speed
+    cost = step_cost(model)
     result |= {
-        "weight_bytes": _weight_bytes(model),
-        "operations_a_token": _operations(model),
-        "state_bytes_a_token": _state_bytes(model),
+        "weight_bytes": cost.weight_bytes,
+        "operations_a_token": {"inner": cost.inner_operations, "head": cost.head_operations},
+        "state_bytes_a_token": cost.state_bytes,
         "level": getattr(model.backend, "level", ""),
     }
     print(json.dumps(result))
@@ -90,20 +93,17 @@ def _decode(model: LanguageModel, sequences: int) -> float:
 def _long(model: LanguageModel, context: int) -> float:
     """Tokens per second after a long context. Its state is random: computing it takes minutes,
     and the time of a step does not depend on its values."""
-    engine = _engine(model, context + LONG_STEPS + 8, 1)
-    generator = np.random.default_rng(0)
-    for streams in engine._state:
-        for pages in streams:
-            for page in pages:
-                values = 0.5 * generator.standard_normal(page.shape, dtype=np.float32)
-                page[...] = values if page.dtype == np.float32 else values.view(np.uint32) >> 16
-    sequence = _add(engine, _random_ids(model, context + 1, 0), LONG_STEPS + 4)
-    for start in range(0, context, 512):
-        engine.pages.extend(sequence.pages, min(context, start + 512))
-        engine.pages.slide(sequence.pages, min(context, start + 512))
-    sequence.computed = context
-    engine.step()
-    return 1 / _median_step(engine, LONG_STEPS)
+    decoder, dtype = model.engine.decoder, model.engine.state_dtype
+    workload = Workload("long", 1, 1, context, 1.0)
+    pages = pages_of(workload, PAGE_TOKENS)
+    state = make_state(decoder, model.backend, pages, PAGE_TOKENS, dtype)
+    batch = make_batch(decoder, workload, PAGE_TOKENS)
+    seconds = []
+    for _ in range(LONG_STEPS):
+        started = time.perf_counter()
+        model.backend.download(decoder.step(batch, state))
+        seconds.append(time.perf_counter() - started)
+    return 1 / statistics.median(seconds[1:])
 
 
 def _median_step(engine: Engine, steps: int) -> float:
@@ -113,30 +113,6 @@ def _median_step(engine: Engine, steps: int) -> float:
         engine.step()
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
-
-
-def _matrices(model: LanguageModel) -> list[Any]:
-    """The matrices that a token is multiplied with."""
-    sources = {source for source in model.spec.sources() if len(source.shape) == 2}
-    if not model.spec.tied:
-        sources.discard(model.spec.embedding)
-    return [model.engine.decoder.weights[source] for source in sources]
-
-
-def _weight_bytes(model: LanguageModel) -> int:
-    return sum(int(matrix.nbytes) for matrix in _matrices(model))
-
-
-def _operations(model: LanguageModel) -> dict[str, int]:
-    """Of the products with weights: of a token within a prompt, and of the logits on top."""
-    head = 2 * int(np.prod(model.engine.decoder.weights[model.spec.head.weight].shape))
-    every = sum(2 * int(np.prod(matrix.shape)) for matrix in _matrices(model))
-    return {"inner": every - head, "head": head}
-
-
-def _state_bytes(model: LanguageModel) -> int:
-    """Bytes of keys and values that one token of context adds, over all layers."""
-    return sum(int(pages[0, 0].nbytes) for streams in model.engine._state for pages in streams)
 
 
 if __name__ == "__main__":

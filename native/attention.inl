@@ -86,7 +86,8 @@ struct Partial {
 };
 
 // A tile's queries as `score_queries` takes them, kSharing at a time, with zeros behind them.
-inline void pack_queries(const AttentionTile& tile, const AttentionSizes& sizes, float* packed) {
+inline void pack_queries(const AttentionTile& tile, float* packed) {
+    const AttentionSizes sizes(tile);
     const int64_t parts = values_per_word(tile.call->key_type);
     for (int64_t q = 0; q < sizes.queries; q += kSharing) {
         const int64_t count = least(kSharing, sizes.queries - q);
@@ -218,9 +219,9 @@ inline BlockRows usable_values(const AttentionStep& step, const AttentionSizes& 
 
 // Takes one block into the tile's partial result, and fetches what the next step will read.
 inline void attend_block(const AttentionStep& step, const AttentionStep* next, int64_t block,
-                         const AttentionSizes& sizes, const float* packed_queries, float* scratch,
-                         Partial partial) {
+                         const float* packed_queries, float* scratch, Partial partial) {
     const AttentionTile& tile = step.tile;
+    const AttentionSizes sizes(tile);
     const AttentionCall& call = *tile.call;
     const BlockPlaces& places = *step.places;
     float* panel = scratch;
@@ -298,3 +299,22 @@ inline void finish(const AttentionTile& tile, Partial total) {
         }
     }
 }
+
+// One way of computing attention, block by block. How much memory it needs is counted in floats.
+struct AttentionWay {
+    int64_t (*stride)(const AttentionCall&);          // of a query's weighted sum of values
+    int64_t (*packed_queries)(const AttentionTile&);  // of one head
+    int64_t (*block)(const AttentionTile&);           // scratch memory of a block
+    void (*pack)(const AttentionTile&, float* packed);
+    void (*attend)(const AttentionStep&, const AttentionStep* next, int64_t block,
+                   const float* packed_queries, float* scratch, Partial);
+    void (*join)(Partial total, Partial later, int64_t queries);
+    void (*finish)(const AttentionTile&, Partial total);
+};
+
+constexpr AttentionWay kValuesAsStored = {
+    [](const AttentionCall& call) { return AttentionSizes::value_stride(call); },
+    [](const AttentionTile& tile) { return AttentionSizes(tile).packed_queries(); },
+    [](const AttentionTile& tile) { return AttentionSizes(tile).block(); },
+    pack_queries, attend_block, join, finish,
+};

@@ -2,6 +2,7 @@
 
 struct AttentionWork {
     const AttentionCall* call;
+    AttentionWay way;
     int64_t segments = 1;        // that any one group sees, at most
     int64_t run = 1;             // consecutive segments of one task
     int64_t head_parts = 1;      // parts that the key-value heads are cut into
@@ -28,21 +29,22 @@ struct TaskMemory {
     float* queries;
     float* block;
     float* partials;  // as many as asked for
+    int64_t packed_queries;  // floats of one head's
 
-    TaskMemory(const AttentionWork& work, const AttentionSizes& sizes, int64_t heads,
-               int64_t partials_wanted) {
-        const int64_t packed = heads * sizes.packed_queries(), needed = sizes.block();
+    TaskMemory(const AttentionWork& work, const AttentionTile& any, int64_t heads,
+               int64_t partials_wanted)
+        : packed_queries(work.way.packed_queries(any)) {
+        const int64_t packed = heads * packed_queries, needed = work.way.block(any);
         const int64_t floats = packed + needed + partials_wanted * work.partial_floats;
         queries =
             static_cast<float*>(thread_scratch(static_cast<size_t>(floats) * sizeof(float)));
         block = queries + packed;
         partials = block + needed;
     }
-    void pack(const AttentionWork& work, const AttentionSizes& sizes, int64_t group,
-              int64_t head_begin, int64_t head_end) const {
+    void pack(const AttentionWork& work, int64_t group, int64_t head_begin,
+              int64_t head_end) const {
         for (int64_t head = head_begin; head < head_end; ++head) {
-            pack_queries(work.tile(group, head), sizes,
-                         queries + (head - head_begin) * sizes.packed_queries());
+            work.way.pack(work.tile(group, head), queries + (head - head_begin) * packed_queries);
         }
     }
 };
@@ -50,15 +52,16 @@ struct TaskMemory {
 // The partial results of one segment for some heads: [heads, partial_floats] at `partials`. The
 // heads take turns at each block, whose entries lie side by side in a page. The last block fetches
 // the next segment's first, if that lies before `run_end`.
-inline void attend_segment(const AttentionWork& work, const AttentionSizes& sizes, int64_t group,
-                           int64_t segment, int64_t run_end, int64_t head_begin,
-                           int64_t head_end, const TaskMemory& memory, float* partials) {
+inline void attend_segment(const AttentionWork& work, int64_t group, int64_t segment,
+                           int64_t run_end, int64_t head_begin, int64_t head_end,
+                           const TaskMemory& memory, float* partials) {
     const AttentionTile any = work.tile(group, head_begin);
+    const int64_t queries = any.queries();
     const auto partial = [&](int64_t head) {
-        return Partial::at(partials + (head - head_begin) * work.partial_floats, sizes.queries,
+        return Partial::at(partials + (head - head_begin) * work.partial_floats, queries,
                            work.stride);
     };
-    for (int64_t head = head_begin; head < head_end; ++head) partial(head).clear(sizes.queries);
+    for (int64_t head = head_begin; head < head_end; ++head) partial(head).clear(queries);
     const int64_t stop = least((segment + 1) * kSegment, run_end);
     const int64_t start = segment * kSegment < any.first() ? any.first() : segment * kSegment;
     BlockPlaces places[2];
@@ -77,9 +80,9 @@ inline void attend_segment(const AttentionWork& work, const AttentionSizes& size
             const AttentionStep step{work.tile(group, head), here};
             const AttentionStep next{work.tile(group, same_block ? head + 1 : head_begin),
                                      same_block ? here : later};
-            attend_block(step, next.places ? &next : nullptr, block, sizes,
-                         memory.queries + (head - head_begin) * sizes.packed_queries(),
-                         memory.block, partial(head));
+            work.way.attend(step, next.places ? &next : nullptr, block,
+                            memory.queries + (head - head_begin) * memory.packed_queries,
+                            memory.block, partial(head));
         }
         here = later;
     }
@@ -93,24 +96,27 @@ void attention_task(void* context, int64_t index) {
     const int64_t part = index % work.head_parts;
     const int64_t head_begin = work.head_begin(part), heads = work.head_end(part) - head_begin;
     const AttentionTile any = work.tile(group, head_begin);
-    const AttentionSizes sizes(any);
-    const TaskMemory memory(work, sizes, heads, 2 * heads);
-    memory.pack(work, sizes, group, head_begin, head_begin + heads);
+    const int64_t queries = any.queries();
+    const TaskMemory memory(work, any, heads, 2 * heads);
+    memory.pack(work, group, head_begin, head_begin + heads);
     float* parts = memory.partials;
     const auto total = [&](int64_t head) {
-        return Partial::at(parts + (heads + head) * work.partial_floats, sizes.queries,
+        return Partial::at(parts + (heads + head) * work.partial_floats, queries,
                            work.stride);
     };
-    for (int64_t h = 0; h < heads; ++h) total(h).clear(sizes.queries);
+    for (int64_t h = 0; h < heads; ++h) total(h).clear(queries);
     for (int64_t s = any.first() / kSegment; s <= any.last() / kSegment; ++s) {
-        attend_segment(work, sizes, group, s, any.last() + 1, head_begin, head_begin + heads,
-                       memory, parts);
+        attend_segment(work, group, s, any.last() + 1, head_begin, head_begin + heads, memory,
+                       parts);
         for (int64_t h = 0; h < heads; ++h) {
-            join(total(h), Partial::at(parts + h * work.partial_floats, sizes.queries, work.stride),
-                 sizes.queries);
+            work.way.join(total(h),
+                          Partial::at(parts + h * work.partial_floats, queries, work.stride),
+                          queries);
         }
     }
-    for (int64_t h = 0; h < heads; ++h) finish(work.tile(group, head_begin + h), total(h));
+    for (int64_t h = 0; h < heads; ++h) {
+        work.way.finish(work.tile(group, head_begin + h), total(h));
+    }
 }
 
 // Some heads of a run of segments of a group.
@@ -124,11 +130,10 @@ void attention_run_task(void* context, int64_t index) {
         any.first() / kSegment + index / work.head_parts % runs * work.run;
     const int64_t run_end = least((first + work.run) * kSegment, any.last() + 1);
     if (first * kSegment >= run_end) return;
-    const AttentionSizes sizes(any);
-    const TaskMemory memory(work, sizes, head_end - head_begin, 0);
-    memory.pack(work, sizes, group, head_begin, head_end);
+    const TaskMemory memory(work, any, head_end - head_begin, 0);
+    memory.pack(work, group, head_begin, head_end);
     for (int64_t segment = first; segment * kSegment < run_end; ++segment) {
-        attend_segment(work, sizes, group, segment, run_end, head_begin, head_end, memory,
+        attend_segment(work, group, segment, run_end, head_begin, head_end, memory,
                        work.partial(group, segment, head_begin));
     }
 }
@@ -141,15 +146,17 @@ void attention_join_task(void* context, int64_t index) {
     const int64_t queries = tile.queries(), first = tile.first() / kSegment;
     const Partial total = Partial::at(work.partial(group, first, head), queries, work.stride);
     for (int64_t s = first + 1; s <= tile.last() / kSegment; ++s) {
-        join(total, Partial::at(work.partial(group, s, head), queries, work.stride), queries);
+        work.way.join(total, Partial::at(work.partial(group, s, head), queries, work.stride),
+                      queries);
     }
-    finish(tile, total);
+    work.way.finish(tile, total);
 }
 
 void attention(ThreadPool& pool, const AttentionCall& call) {
     AttentionWork work;
     work.call = &call;
-    work.stride = AttentionSizes::value_stride(call);
+    work.way = attention_way(call);
+    work.stride = work.way.stride(call);
     int64_t seen = 0;
     for (int64_t g = 0; g < call.group_count; ++g) {
         const AttentionTile tile{&call, call.groups[g], 0};

@@ -23,6 +23,10 @@ inline void with_format(BlockFormat format, Use use) {
         case BlockFormat::q4_k: return use(Type<Q4_K>{});
         case BlockFormat::q5_k: return use(Type<Q5_K>{});
         case BlockFormat::q6_k: return use(Type<Q6_K>{});
+        case BlockFormat::iq4_nl: return use(Type<IQ4_NL>{});
+        case BlockFormat::iq4_xs: return use(Type<IQ4_XS>{});
+        case BlockFormat::mxfp4: return use(Type<MXFP4>{});
+        case BlockFormat::nvfp4: return use(Type<NVFP4>{});
     }
 }
 

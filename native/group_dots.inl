@@ -79,6 +79,10 @@ FIRSTLIGHT_INLINE void run_products(Source codes, SumOf sum_of, const uint8_t* l
     }
 }
 
+#elif defined(__AVXVNNI__) || defined(FIRSTLIGHT_EMULATED_VNNI)
+
+#include "group_dots_avx2_vnni.inl"
+
 #elif defined(__ARM_FEATURE_DOTPROD) && !defined(FIRSTLIGHT_PLAIN_VECTORS)
 
 // 32 upper and then 32 lower bytes of each value. With products of unsigned by signed bytes, 256 *

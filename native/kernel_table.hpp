@@ -22,6 +22,7 @@ enum class BlockFormat : int {
     f32, f16, bf16,
     q4_0, q4_1, q5_0, q5_1, q8_0,
     q2_k, q3_k, q4_k, q5_k, q6_k,
+    iq4_nl, iq4_xs, mxfp4, nvfp4,
 };
 
 // Where a matrix's values lie: row by row as its format defines them, or in panels of sixteen rows,
@@ -138,6 +139,9 @@ struct AttentionCall {
     float scale, soft_cap;
     int64_t window;
     float* out;
+    // Whether queries, and weights of the softmax, may be rounded to bfloat16 where keys and values
+    // are, and the level multiplies bfloat16.
+    bool round_to_bfloat16;
     // What a tuner may choose; 0 is the default. No result depends on it.
     int64_t tile_queries;  // queries of one key-value head in a group
     int64_t head_parts;    // tasks that the key-value heads of a group are cut into
@@ -185,7 +189,7 @@ struct ResidualCall {
 };
 
 struct KernelTable {
-    // Whether the level multiplies bfloat16 by bfloat16.
+    // Whether the level multiplies bfloat16 by bfloat16, in products with weights and in attention.
     bool multiplies_bfloat16;
     // Several products at once, `count` of them, that have x and its rows in common.
     void (*linear)(ThreadPool&, const LinearCall* calls, int count);

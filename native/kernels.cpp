@@ -27,6 +27,8 @@
 #if defined(__GNUC__) || defined(__clang__)
 #define FIRSTLIGHT_INLINE inline __attribute__((always_inline))
 #define FIRSTLIGHT_INLINED __attribute__((always_inline))
+// For loops that fill the registers, which those of a caller would push out.
+#define FIRSTLIGHT_APART __attribute__((noinline))
 #define FIRSTLIGHT_FETCH(address) __builtin_prefetch(address)
 // Into the second-level cache only: the first has few places for lines on their way.
 #define FIRSTLIGHT_FETCH_FAR(address) __builtin_prefetch(address, 0, 2)
@@ -42,6 +44,7 @@
 #define FIRSTLIGHT_IN_ORDER
 #define FIRSTLIGHT_INLINE inline
 #define FIRSTLIGHT_INLINED
+#define FIRSTLIGHT_APART inline
 #define FIRSTLIGHT_FETCH(address) (void)(address)
 #define FIRSTLIGHT_FETCH_FAR(address) (void)(address)
 #endif
@@ -66,6 +69,8 @@ namespace {
 
 #include "k_quants.inl"
 
+#include "table_formats.inl"
+
 #include "decoding.inl"
 
 #include "products.inl"
@@ -73,6 +78,8 @@ namespace {
 #include "linear_tasks.inl"
 
 #include "bfloat16.inl"
+
+#include "transpose.inl"
 
 #include "tiles.inl"
 
@@ -89,6 +96,8 @@ namespace {
 #include "packed_codes.inl"
 
 #include "packed_formats.inl"
+
+#include "packed_tables.inl"
 
 #include "packing.inl"
 
@@ -109,6 +118,8 @@ namespace {
 #include "attention_products.inl"
 
 #include "attention.inl"
+
+#include "bfloat16_attention.inl"
 
 #include "attention_tasks.inl"
 

@@ -16,6 +16,9 @@ extern const KernelTable kernels_baseline;
 #if defined(FIRSTLIGHT_X86_LEVELS)
 extern const KernelTable kernels_avx2;
 extern const KernelTable kernels_avx2_vnni;
+#if defined(FIRSTLIGHT_EMULATED_VNNI)
+extern const KernelTable kernels_avx2_vnni_emulated;
+#endif
 extern const KernelTable kernels_avx512;
 extern const KernelTable kernels_avx512_vnni;
 extern const KernelTable kernels_avx512_bf16;
@@ -102,6 +105,9 @@ const LevelEntry kLevels[] = {
 #if defined(FIRSTLIGHT_X86_LEVELS)
 #if defined(FIRSTLIGHT_EMULATED_TILES)
     {{"amx_emulated", &kernels_amx_emulated}, has_avx512_vnni},
+#endif
+#if defined(FIRSTLIGHT_EMULATED_VNNI)
+    {{"avx2_vnni_emulated", &kernels_avx2_vnni_emulated}, has_avx512_vnni},
 #endif
     {{"avx2", &kernels_avx2}, has_avx2},
     {{"avx2_vnni", &kernels_avx2_vnni}, has_avx2_vnni},

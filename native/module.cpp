@@ -9,18 +9,16 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <algorithm>
-#include <chrono>
 #include <memory>
 #include <optional>
 #include <vector>
 
 #include "arguments.hpp"
-#include "buffer.hpp"
 #include "kernel_table.hpp"
 #include "levels.hpp"
 #include "matrix.hpp"
 #include "module_blocks.hpp"
+#include "module_ceilings.hpp"
 #include "paged_rows.hpp"
 #include "thread_pool.hpp"
 
@@ -189,8 +187,8 @@ public:
 
     void attention(In<float> queries, AnyIn keys, AnyIn values, In<int32_t> row_starts,
                    In<int32_t> positions, In<int32_t> page_table, int64_t page_tokens, float scale,
-                   int64_t window, float soft_cap, Out<float> out, int64_t tile_queries,
-                   int64_t head_parts) const {
+                   int64_t window, float soft_cap, Out<float> out, bool round_to_bfloat16,
+                   int64_t tile_queries, int64_t head_parts) const {
         const PagedRowsView rows(row_starts, positions, page_table, page_tokens);
         require(queries.ndim() == 3 && extent(queries, 0) == rows.rows,
                 "queries must be [rows, heads, key_size]");
@@ -216,6 +214,7 @@ public:
         call.soft_cap = soft_cap;
         call.window = window;
         call.out = out.data();
+        call.round_to_bfloat16 = round_to_bfloat16;
         call.tile_queries = tile_queries;
         call.head_parts = head_parts;
         require(tile_queries >= 0 && tile_queries <= 1 << 16 && head_parts >= 0,
@@ -234,65 +233,6 @@ public:
         call.groups = groups.data();
         call.group_count = static_cast<int64_t>(groups.size());
         run(table_.attention, call);
-    }
-
-    // (bytes per second, how): what all threads together read from a buffer of `bytes`, the best of
-    // several passes in each of several ways.
-    nb::tuple measure_bandwidth(int64_t bytes) const {
-        require(bytes >= 1 << 20, "the buffer must have at least 1 MiB");
-        double best = 0.0;
-        std::string how;
-        uint64_t mixed = 0;
-        bool large_pages = false;
-        {
-            nb::gil_scoped_release release;
-            const Buffer buffer(static_cast<size_t>(bytes));
-            large_pages = buffer.large_pages();
-            for (int pass = 0; pass < 4; ++pass) {
-                int way = 0;
-                for (const char* name : kReadWays) {
-                    const double seconds = time(
-                        [&] { mixed += table_.read_memory(*pool_, buffer.data(), bytes, way); });
-                    const double found = static_cast<double>(bytes) / seconds;
-                    if (found > best) how = name;
-                    best = std::max(best, found);
-                    ++way;
-                }
-            }
-        }
-        if (large_pages) how += " in large pages";
-        require(mixed != 0, "memory did not hold what was written to it");
-        return nb::make_tuple(best, how);
-    }
-
-    // Data types whose multiply-adds measure_multiply_add can measure at this level.
-    std::vector<std::string> multiply_add_types() const {
-        std::vector<std::string> names{"f32"};
-        if (table_.multiply_add_bf16) names.push_back("bf16");
-        if (table_.multiply_add_int8) names.push_back("int8");
-        return names;
-    }
-
-    // Operations per second of all threads together in multiply-adds between registers.
-    double measure_multiply_add(const std::string& type, double seconds) const {
-        require(seconds > 0, "the time must be positive");
-        const auto kernel = type == "f32"    ? table_.multiply_add_f32
-                            : type == "bf16" ? table_.multiply_add_bf16
-                            : type == "int8" ? table_.multiply_add_int8
-                                             : nullptr;
-        require(kernel, "the level has no multiply-add of that type");
-        nb::gil_scoped_release release;
-        int64_t rounds = 1 << 14;
-        double best = 0.0;
-        for (double spent = 0.0; spent < seconds;) {
-            double operations = 0.0;
-            const double took = time([&] { operations = kernel(*pool_, rounds); });
-            best = std::max(best, operations / took);
-            spent += took;
-            // Short enough that one of them is not interrupted.
-            if (took < seconds / 64) rounds *= 2;
-        }
-        return best;
     }
 
     bool multiplies_bfloat16() const { return table_.multiplies_bfloat16; }
@@ -319,14 +259,6 @@ private:
     void run(void (*kernel)(ThreadPool&, const Call&), const Call& call) const {
         nb::gil_scoped_release release;
         kernel(*pool_, call);
-    }
-
-    template <class Work>
-    static double time(Work work) {
-        const auto start = std::chrono::steady_clock::now();
-        work();
-        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-        return std::max(took.count(), 1e-9);
     }
 
     void elementwise(Elementwise function, Activation activation, const In<float>& x,
@@ -430,7 +362,8 @@ NB_MODULE(_native, module) {
         .def("attention", &Kernels::attention, "queries"_a.noconvert(), "keys"_a.noconvert(),
              "values"_a.noconvert(), "row_starts"_a.noconvert(), "positions"_a.noconvert(),
              "page_table"_a.noconvert(), "page_tokens"_a, "scale"_a, "window"_a, "soft_cap"_a,
-             "out"_a.noconvert(), "tile_queries"_a = 0, "head_parts"_a = 0)
+             "out"_a.noconvert(), "round_to_bfloat16"_a = false, "tile_queries"_a = 0,
+             "head_parts"_a = 0)
         .def("attention_block",
              [](const Kernels& kernels, const AttentionBlock& block, In<float> x, AnyOut keys,
                 AnyOut values, PagedRows& rows, std::optional<In<float>> cosine_sine,
@@ -448,9 +381,18 @@ NB_MODULE(_native, module) {
              [](const Kernels& kernels, const Head& head, In<float> x, In<int32_t> wanted,
                 Out<float> out) { head.run(kernels.table(), kernels.pool(), kernels.rounds(), x, wanted, out); },
              "head"_a, "x"_a.noconvert(), "wanted"_a.noconvert(), "out"_a.noconvert())
-        .def("measure_bandwidth", &Kernels::measure_bandwidth, "bytes"_a)
-        .def("multiply_add_types", &Kernels::multiply_add_types)
-        .def("measure_multiply_add", &Kernels::measure_multiply_add, "type"_a, "seconds"_a)
+        .def("measure_bandwidth",
+             [](const Kernels& kernels, int64_t bytes) {
+                 return measure_bandwidth(kernels.table(), kernels.pool(), bytes);
+             },
+             "bytes"_a)
+        .def("multiply_add_types",
+             [](const Kernels& kernels) { return multiply_add_types(kernels.table()); })
+        .def("measure_multiply_add",
+             [](const Kernels& kernels, const std::string& type, double seconds) {
+                 return measure_multiply_add(kernels.table(), kernels.pool(), type, seconds);
+             },
+             "type"_a, "seconds"_a)
         .def_prop_ro("multiplies_bfloat16", &Kernels::multiplies_bfloat16);
 }
 

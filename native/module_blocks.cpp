@@ -137,6 +137,7 @@ void AttentionBlock::run(const KernelTable& table, ThreadPool& pool, bool rounds
     attention.scale = scale_;
     attention.soft_cap = soft_cap_;
     attention.window = window_;
+    attention.round_to_bfloat16 = rounds;
     call.slots = rows.slots(pages);
     const std::vector<AttentionRows>& groups = rows.groups(attention, pages);
     attention.groups = groups.data();

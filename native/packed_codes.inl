@@ -35,6 +35,25 @@ FIRSTLIGHT_INLINE Codes load_codes(const uint8_t* from) {
     return out;
 }
 
+// The bytes of a table at places below 16.
+FIRSTLIGHT_INLINE Codes look_up_codes(const uint8_t (&table)[16], Codes places) {
+#if defined(__AVX512BW__)
+    const __m128i one = _mm_loadu_si128((const __m128i*)table);
+    const __m512i all = _mm512_maskz_broadcast_i32x4(kAllLanes, one);
+    return (Codes)_mm512_shuffle_epi8(all, (__m512i)places);
+#elif defined(__AVX2__)
+    const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
+    return (Codes)_mm256_shuffle_epi8(all, (__m256i)places);
+#elif defined(__aarch64__) && defined(__ARM_NEON) && !defined(FIRSTLIGHT_PLAIN_VECTORS)
+    return (Codes)vqtbl1q_u8(vld1q_u8(table), (uint8x16_t)places);
+#else
+    uint8_t bytes[4 * kWidth];
+    memcpy(bytes, &places, sizeof bytes);
+    for (uint8_t& byte : bytes) byte = table[byte];
+    return load_codes(bytes);
+#endif
+}
+
 // Quad `Quad` of a group whose codes begin at `group`, for the kWidth rows from byte `offset` of
 // each vector.
 template <int Bits, int Quad>

@@ -199,21 +199,3 @@ struct PackedQ2_K {
         }
     }
 };
-
-// Calls use(Type<Format>{}) if the format comes in panels.
-template <class Use>
-inline void with_packed_format(BlockFormat format, Use use) {
-    switch (format) {
-        case BlockFormat::q4_0: return use(Type<PackedQ4_0>{});
-        case BlockFormat::q4_1: return use(Type<PackedQ4_1>{});
-        case BlockFormat::q5_0: return use(Type<PackedQ5_0>{});
-        case BlockFormat::q5_1: return use(Type<PackedQ5_1>{});
-        case BlockFormat::q8_0: return use(Type<PackedQ8_0>{});
-        case BlockFormat::q2_k: return use(Type<PackedQ2_K>{});
-        case BlockFormat::q3_k: return use(Type<PackedQ3_K>{});
-        case BlockFormat::q4_k: return use(Type<PackedQ4_K>{});
-        case BlockFormat::q5_k: return use(Type<PackedQ5_K>{});
-        case BlockFormat::q6_k: return use(Type<PackedQ6_K>{});
-        default: return;
-    }
-}

@@ -15,6 +15,11 @@
 // minima where there are any; after the codes come a byte of scale and a byte of minimum for each
 // row (q4_k, q5_k), or a byte of scale for each row of the first 16 columns, then of the last 16,
 // which in q2_k has the minimum in its upper nibble.
+//
+// Formats whose codes name entries of a table hold the codes. iq4_nl has scales as the first formats
+// do, iq4_xs the header of a k-quant and a signed byte of scale for each row. mxfp4 and nvfp4 have
+// bytes alone, the latter for each row of the first 16 columns and then of the last 16, as
+// table_formats.inl's half_e8m0 and half_e4m3 take them.
 
 constexpr int64_t kPanelRows = 16;
 constexpr int64_t kGroupColumns = 32;
@@ -45,6 +50,10 @@ constexpr PanelShape panel_shape(BlockFormat format) {
         case BlockFormat::q4_k: return {4, 64, 8, 32};
         case BlockFormat::q5_k: return {5, 64, 8, 32};
         case BlockFormat::q6_k: return {6, 32, 8, 32};
+        case BlockFormat::iq4_nl: return {4, 0, 1, 32};
+        case BlockFormat::iq4_xs: return {4, 32, 8, 16};
+        case BlockFormat::mxfp4: return {4, 0, 1, 16};
+        case BlockFormat::nvfp4: return {4, 0, 2, 32};
         default: return {0, 0, 1, 0};
     }
 }

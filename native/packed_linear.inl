@@ -36,7 +36,7 @@ FIRSTLIGHT_INLINE void add_run(const uint8_t* group, int64_t offset, const uint8
     Integers products[Rows];
     run_products<Run * kQuads, kQuads, Format::kZeroBits>(
         [&](auto quad) FIRSTLIGHT_INLINED {
-            return quad_codes<Format::kBits, decltype(quad)::value>(group, offset);
+            return quad_of<Format, decltype(quad)::value>(group, offset);
         },
         [&](int m) FIRSTLIGHT_INLINED { return sum_of_run<Format, Run>(lines, Rows, m); }, lines,
         products);

@@ -71,12 +71,12 @@ void pack(ThreadPool& pool, const PackCall& call) {
 }
 
 // The codes of kWidth rows, column by column: out[column][row].
-template <int Bits, int Quad = 0>
+template <class Format, int Quad = 0>
 inline void all_codes(const uint8_t* group, int first, uint8_t (*out)[4 * kWidth]) {
     if constexpr (Quad < 8) {
-        const Codes codes = quad_codes<Bits, Quad>(group, 4 * first);
+        const Codes codes = quad_of<Format, Quad>(group, 4 * first);
         memcpy(out[Quad], &codes, sizeof codes);
-        all_codes<Bits, Quad + 1>(group, first, out);
+        all_codes<Format, Quad + 1>(group, first, out);
     }
 }
 
@@ -93,7 +93,7 @@ inline void unpack_row(const StoredMatrix& matrix, int64_t row, float* out) {
             const uint8_t* group = unit + kShape.header + g * kShape.group_bytes();
             const auto scales = scales_of.scales(group + kPlaneBytes * Format::kBits, first);
             uint8_t codes[8][4 * kWidth];
-            all_codes<Format::kBits>(group, first, codes);
+            all_codes<Format>(group, first, codes);
             for (int run = 0; run < Format::kRuns; ++run) {
                 float scale[kWidth], minimum[kWidth];
                 store(scale, scales.scale[run]);

@@ -71,7 +71,7 @@ def test_each_piece_comes_when_its_token_is_known() -> None:
     it = iter(generation(engine))
     for count in range(1, 8):
         next(it)
-        (running,) = engine._sequences
+        (running,) = engine.scheduler
         assert len(running.output_ids) == count
 
 
@@ -258,7 +258,7 @@ def test_a_generation_that_nobody_holds_frees_its_state() -> None:
     generation(engine, prompt_of(5))  # never even begun
     it = iter(generation(engine))
     next(it)
-    assert len(engine._sequences) == 1
+    assert len(list(engine.scheduler)) == 1
     del it
     assert engine.step() == []
     assert free_pages(engine) == list(engine.pages.capacities)
@@ -339,4 +339,4 @@ def test_a_refused_prompt_leaves_nothing_behind() -> None:
     for prompt in ([], [VOCABULARY], [0] * 65):
         with pytest.raises(RequestError):
             generation(engine, prompt)
-    assert engine._sequences == []
+    assert not list(engine.scheduler)

@@ -19,39 +19,29 @@ import firstlight
 
 SOURCE = Path(firstlight.__file__).parent
 
+# What joins the others, and so nothing below imports.
+JOINING = {
+    "server", "replica", "cli", "generation", "language_model", "loading", "packing", "tuning",
+}  # fmt: skip
+
 # Part -> parts of firstlight that nothing in it imports, not even for its type hints.
 FORBIDDEN = {
     "formats": {
-        "model", "engine", "ops", "backends", "checkpoint", "server", "verify", "cli", "generation",
-        "language_model", "loading", "packed", "packing", "tuning",
+        *JOINING, "model", "engine", "ops", "backends", "checkpoint", "verify", "packed",
     },
-    "checkpoint": {
-        "model", "engine", "ops", "backends", "server", "verify", "cli", "generation",
-        "language_model", "loading", "packed", "packing", "tuning",
-    },
-    "ops": {
-        "model", "engine", "backends", "checkpoint", "server", "verify", "cli", "generation",
-        "language_model", "loading", "packed", "packing", "tuning",
-    },
-    "model": {
-        "engine", "backends", "server", "verify", "cli", "generation", "language_model", "loading",
-        "packed", "packing", "tuning",
-    },
-    "engine": {
-        "backends", "checkpoint", "server", "verify", "cli", "generation", "language_model",
-        "loading", "packed", "packing", "tuning",
-    },
-    "backends": {
-        "model", "engine", "checkpoint", "server", "cli", "generation", "language_model", "loading",
-        "packed", "packing", "tuning",
-    },
-    "packed": {
-        "model", "engine", "ops", "backends", "checkpoint", "server", "verify", "cli", "generation",
-        "language_model", "loading", "packing", "tuning",
-    },
+    "checkpoint": {*JOINING, "model", "engine", "ops", "backends", "verify", "packed"},
+    "ops": {*JOINING, "model", "engine", "backends", "checkpoint", "verify", "packed"},
+    "model": {*JOINING, "engine", "backends", "verify", "packed"},
+    "engine": {*JOINING, "backends", "checkpoint", "verify", "packed"},
+    "backends": {*JOINING, "model", "engine", "checkpoint", "packed"},
+    "packed": {*JOINING, "model", "engine", "ops", "backends", "checkpoint", "verify"},
     "host": {
-        "model", "engine", "ops", "backends", "checkpoint", "formats", "server", "verify", "cli",
-        "generation", "language_model", "loading", "packed", "packing", "tuning",
+        *JOINING, "model", "engine", "ops", "backends", "checkpoint", "formats", "verify", "packed",
+    },
+    "replica": {"server", "verify", "cli"},
+    "server": {
+        *(JOINING - {"server", "replica"}),
+        "model", "engine", "ops", "backends", "formats", "verify", "packed",
     },
 }  # fmt: skip
 
@@ -66,7 +56,8 @@ VENDORS = {
 }
 BASE_INSTALL = {
     "numpy", "tokenizers", "sentencepiece", "jinja2", "psutil", "rich", "prompt_toolkit",
-    "huggingface_hub", "platformdirs", "httpx2", "msgspec",
+    "huggingface_hub", "platformdirs", "httpx2", "msgspec", "starlette", "uvicorn", "h11",
+    "prometheus_client", "zmq",
 }  # fmt: skip
 
 
@@ -159,6 +150,25 @@ def test_parts_see_only_what_they_may(part: str) -> None:
         and module.split(".")[1] in FORBIDDEN[part]
     ]
     assert wrong == []
+
+
+def test_the_server_sees_replicas_through_their_messages_only() -> None:
+    seen = {
+        module
+        for file, module in IMPORTS
+        if file.startswith("server/") and module.startswith("firstlight.replica")
+    }
+    messages = "firstlight.replica.messages"
+    assert messages in seen
+    assert all(module == messages or module.startswith(f"{messages}.") for module in seen)
+
+
+def test_messages_need_nothing_of_firstlight() -> None:
+    assert not [
+        module
+        for file, module in IMPORTS
+        if file == "replica/messages.py" and module.startswith("firstlight")
+    ]
 
 
 def test_vendors_packages_stay_in_their_backends() -> None:
@@ -259,3 +269,4 @@ def test_a_run_loads_no_vendors_package(tmp_path: Path, device: str) -> None:
     assert loaded.isdisjoint(VENDORS)
     # Nor what this run has no use for: each costs part of the time until the first word.
     assert loaded.isdisjoint({"prompt_toolkit", "huggingface_hub", "rich", "sentencepiece"})
+    assert loaded.isdisjoint({"starlette", "uvicorn", "h11", "msgspec", "prometheus_client"})

@@ -9,7 +9,7 @@
 namespace firstlight::tests {
 namespace {
 
-constexpr char kMagic[] = "firstlight cases 1\n";
+constexpr char kMagic[] = "firstlight cases 2\n";
 constexpr uint64_t kMostAxes = 8;
 constexpr std::align_val_t kAlignment{64};
 
@@ -78,7 +78,6 @@ Case read_case(Reader& reader) {
     Case one;
     one.op = reader.text();
     one.name = reader.text();
-    one.relative = reader.number<double>();
     one.absolute = reader.number<double>();
     for (auto left = reader.number<uint32_t>(); left > 0; --left) {
         const std::string name = reader.text();
@@ -93,8 +92,9 @@ Case read_case(Reader& reader) {
     }
     for (auto left = reader.number<uint32_t>(); left > 0; --left) {
         std::string rounding = reader.text();
+        const double relative = reader.number<double>();
         const char kind = reader.number<char>();
-        one.expected.push_back({std::move(rounding), reader.array(kind)});
+        one.expected.push_back({std::move(rounding), relative, reader.array(kind)});
     }
     return one;
 }

@@ -64,13 +64,14 @@ private:
 // What the definition gives where activations are rounded so (ops/rounding.py).
 struct Expectation {
     std::string rounding;
+    double relative;  // tolerance
     Array result;
 };
 
 // One set of arguments for one op. Arguments that are None in Python are not there.
 struct Case {
     std::string op, name;
-    double relative = 0, absolute = 0;
+    double absolute = 0;  // tolerance
     std::map<std::string, Array> arrays;
     std::map<std::string, double> numbers;
     std::map<std::string, std::string> texts;

@@ -66,7 +66,7 @@ std::string check(const Runner& runner, const Machine& machine, const Case& give
     if (expected == one.expected.end()) return "no result is known for the rounding " + rounding;
     const Array found = run_whole(runner, machine, one);
     summary.bits = mix(summary.bits, found);
-    const Comparison result = compare(found, expected->result, one.relative, one.absolute);
+    const Comparison result = compare(found, expected->result, expected->relative, one.absolute);
     if (!result.note.empty()) return "the result " + result.note;
     if (result.allowed > 0) summary.worst = std::max(summary.worst, result.error / result.allowed);
     if (!result.passed) {

@@ -218,7 +218,7 @@ Array run_stream_write(const Machine& machine, const Case& one, RowRange) {
 
 int64_t rows_of_queries(const Case& one) { return one.array("queries").extent(0); }
 
-Array run_attention(const Machine& machine, const Case& one, RowRange rows) {
+Array attention(const Machine& machine, const Case& one, RowRange rows, bool round_to_bfloat16) {
     const Array& queries = one.array("queries");
     const Array& keys = one.array("keys");
     const Array& values = one.array("values");
@@ -241,6 +241,7 @@ Array run_attention(const Machine& machine, const Case& one, RowRange rows) {
     call.scale = static_cast<float>(one.number("scale"));
     call.soft_cap = static_cast<float>(one.number_or("soft_cap", 0.0));
     call.window = static_cast<int64_t>(one.number_or("window", kNoWindow));
+    call.round_to_bfloat16 = round_to_bfloat16;
     std::vector<AttentionRows> groups;
     const int64_t step =
         std::max<int64_t>(1, machine.tile_queries / (call.heads / call.key_value_heads));
@@ -256,6 +257,19 @@ Array run_attention(const Machine& machine, const Case& one, RowRange rows) {
     call.out = out.elements<float>();
     machine.kernels.attention(machine.pool, call);
     return out;
+}
+
+Array run_attention(const Machine& machine, const Case& one, RowRange rows) {
+    return attention(machine, one, rows, false);
+}
+
+Array run_attention_bfloat16(const Machine& machine, const Case& one, RowRange rows) {
+    return attention(machine, one, rows, true);
+}
+
+bool keeps_bfloat16(const Case& one) {
+    return one.array("keys").type == ElementType::bfloat16 &&
+           one.array("values").type == ElementType::bfloat16;
 }
 
 }  // namespace
@@ -282,6 +296,8 @@ const std::vector<Runner>& all_runners() {
         {"rotary", "rows", "none", nullptr, nullptr, run_rotary, nullptr, nullptr},
         {"stream_write", "paged", "none", nullptr, nullptr, run_stream_write, nullptr, nullptr},
         {"attention", "paged", "none", nullptr, nullptr, run_attention, rows_of_queries, nullptr},
+        {"attention", "bfloat16", "bfloat16", multiplies_bfloat16, keeps_bfloat16,
+         run_attention_bfloat16, rows_of_queries, nullptr},
         {"gate", "vector", "none", nullptr, nullptr, run_gate, nullptr, nullptr},
         {"add", "vector", "none", nullptr, nullptr, run_add, nullptr, nullptr},
         {"scale", "vector", "none", nullptr, nullptr, run_scale, nullptr, nullptr},

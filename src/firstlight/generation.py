@@ -12,8 +12,9 @@ from firstlight.engine.engine import Engine
 from firstlight.engine.parameters import SamplingParameters, StopConditions, check_whole
 from firstlight.engine.sampler import largest, log_probabilities
 from firstlight.engine.sequence import FinishReason, Progress
-from firstlight.engine.stop_strings import StopStrings
+from firstlight.errors import FirstlightError
 from firstlight.formats.base import Floats
+from firstlight.stop_strings import StopStrings
 
 if TYPE_CHECKING:
     from firstlight.checkpoint.text_stream import TextStream
@@ -91,7 +92,11 @@ class Generation:
         self._engine = engine
         self._output = _Output(stream, StopStrings(stop.stop), log_probabilities)
         self._sequence = engine.add(
-            prompt_ids, sampling, stop, log_probabilities is not None, self._output.receive
+            prompt_ids,
+            sampling,
+            stop,
+            wants_logits=log_probabilities is not None,
+            receive=self._output.receive,
         )
         self.prompt_ids = self._sequence.prompt_ids
         self.timing = self._output.timing
@@ -143,10 +148,29 @@ class Generation:
         assert self._sequence.finish is not None
         return self._sequence.finish
 
-    def close(self) -> None:
-        """End it now and free its state. What has come stays."""
+    @property
+    def ended(self) -> bool:
+        """Whether no more pieces will come. Does not step the engine."""
+        return self._sequence.finish is not None
+
+    @property
+    def error(self) -> FirstlightError | None:
+        """Why no next token could be chosen, if so. Does not step the engine."""
+        return self._sequence.error
+
+    def pieces(self, start: int = 0) -> list[Piece]:
+        """Those that have come, from one on. Does not step the engine."""
+        return self._output.pieces[start:]
+
+    def cancel(self) -> None:
+        """End it; its state is freed before the engine's next step. Any thread may do so."""
         if self._sequence.finish is None:
             self._output.end()
+        self._sequence.cancel()
+
+    def close(self) -> None:
+        """End it now and free its state. What has come stays."""
+        self.cancel()
         self._engine.remove(self._sequence)
 
 

@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from firstlight.backends.base import Backend
 from firstlight.checkpoint.checkpoint import Checkpoint
-from firstlight.checkpoint.generation import GenerationDefaults
 from firstlight.checkpoint.tokenizer import Tokenizer
 from firstlight.engine.engine import Engine
-from firstlight.engine.parameters import SamplingParameters, StopConditions
+from firstlight.engine.parameters import SamplingParameters, StopConditions, check_whole
+from firstlight.engine.scoring import PromptScores, TokenScore
 from firstlight.errors import RequestError, TokenizerError
 from firstlight.formats.base import Floats
-from firstlight.generation import Generation
+from firstlight.generation import Generation, Piece
 from firstlight.model.spec import ModelSpec
 
+if TYPE_CHECKING:
+    from firstlight.streaming import StreamDriver
+
 DEFAULT_MAX_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """How likely a text is under the model.
+
+    Attributes:
+        token_ids: of the text, with the special tokens that the model expects.
+        scores: of each token from the second on, given those before it.
+    """
+
+    token_ids: list[int]
+    scores: list[TokenScore]
+
+    @property
+    def log_probabilities(self) -> list[float]:
+        """Of each token from the second on."""
+        return [score.log_probability for score in self.scores]
+
+    @property
+    def log_probability(self) -> float:
+        """Of the whole after its first token."""
+        return sum(self.log_probabilities)
 
 
 class LanguageModel:
@@ -47,6 +73,7 @@ class LanguageModel:
         self._tokenizer_error = tokenizer if isinstance(tokenizer, TokenizerError) else None
         self.engine = engine
         self.backend = backend
+        self._driver: StreamDriver | None = None
 
     def generate(
         self,
@@ -94,6 +121,86 @@ class LanguageModel:
             log_probabilities,
         )
 
+    def generate_many(
+        self, prompts: Iterable[str | Sequence[int]], **parameters: Any
+    ) -> list[Generation]:
+        """Continue many prompts at once: whichever is iterated, all go on together.
+
+        A seed is every prompt's own, so each gives what it would give alone. Parameters as
+        `generate`.
+
+        Returns:
+            One `Generation` for each prompt, in order.
+
+        Raises:
+            RequestError: as `generate`; then none of them is begun.
+        """
+        generations: list[Generation] = []
+        try:
+            for prompt in prompts:
+                generations.append(self.generate(prompt, **parameters))
+        except BaseException:
+            for generation in generations:
+                generation.close()
+            raise
+        return generations
+
+    async def stream(self, prompt: str | Sequence[int], **parameters: Any) -> AsyncIterator[Piece]:
+        """Continue a prompt in asynchronous code; any number of streams at once.
+
+        A thread does the computing, while the event loop is free. Leaving the loop over the pieces
+        and closing the iterator (`contextlib.aclosing`) ends the generation and frees its state.
+        Parameters as `generate`; for a conversation, the prompt is `encode_chat(messages)`.
+
+        Raises:
+            FirstlightError: as `generate`, when the first piece is asked for; or no next token
+                could be chosen, after the pieces before it.
+        """
+        from firstlight.streaming import StreamDriver  # asyncio takes its time to import
+
+        if self._driver is None:
+            self._driver = StreamDriver(self.engine)
+        stream = self._driver.open(lambda: self.generate(prompt, **parameters))
+        try:
+            async for piece in stream:
+                yield piece
+        finally:
+            stream.close()
+
+    def logprobs(
+        self, texts: Iterable[str | Sequence[int]], likeliest: int = 0
+    ) -> list[ScoredText]:
+        """How likely texts are, many computed at once; memory does not grow with their length.
+
+        Args:
+            texts: text, to which the tokenizer adds the special tokens that the model expects; or
+                token ids, taken as they are.
+            likeliest: for each token give so many of the likeliest in its place as well.
+
+        Raises:
+            RequestError: a text does not fit, or `likeliest` is out of range.
+        """
+        check_whole("likeliest", likeliest, 0, self.spec.vocabulary_size)
+        encoded = [self.encode(each) if isinstance(each, str) else list(each) for each in texts]
+        scored = [PromptScores(token_ids, likeliest) for token_ids in encoded]
+        sequences = []
+        try:
+            for each in scored:
+                sequences.append(
+                    self.engine.add(
+                        each.token_ids,
+                        SamplingParameters(),
+                        StopConditions(max_tokens=0),
+                        receive_prompt_logits=each,
+                    )
+                )
+            while any(sequence.finish is None for sequence in sequences):
+                self.engine.step()
+        finally:
+            for sequence in sequences:
+                self.engine.remove(sequence)
+        return [ScoredText(list(each.token_ids), each.scores) for each in scored]
+
     def chat(self, messages: Sequence[Mapping[str, Any]], **parameters: Any) -> Generation:
         """Answer a conversation; messages have "role" and "content". Parameters as `generate`.
 
@@ -131,7 +238,7 @@ class LanguageModel:
         if unknown:
             known = ", ".join(SamplingParameters.__dataclass_fields__)
             raise RequestError(sorted(unknown)[0], "is no sampling parameter", f"Known: {known}")
-        defaults = _sampling_defaults(self.checkpoint.generation)
+        defaults = self.checkpoint.generation.sampling()
         chosen = {key: value for key, value in given.items() if value is not None}
         parameters = SamplingParameters(**{**defaults, **chosen})
         return replace(parameters, seed=secrets.randbits(63) if seed is None else seed)
@@ -156,20 +263,3 @@ def no_chat_template(checkpoint: Checkpoint) -> TokenizerError:
         "the model has no chat template: it is a base model, which continues text",
         "Use `firstlight run` or `generate`, or an instruction-tuned model",
     )
-
-
-def _sampling_defaults(published: GenerationDefaults) -> dict[str, Any]:
-    """The publisher's defaults. Sampling is on where do_sample says so, or where a temperature
-    stands without a do_sample; else the likeliest token is taken, as transformers does."""
-    sampled = published.do_sample
-    if sampled is None:
-        sampled = published.temperature is not None
-    temperature = published.temperature if published.temperature is not None else 1.0
-    defaults = {
-        "temperature": temperature if sampled else 0.0,
-        "top_k": published.top_k,
-        "top_p": published.top_p or None,
-        "min_p": published.min_p,
-        "repetition_penalty": published.repetition_penalty,
-    }
-    return {key: value for key, value in defaults.items() if value is not None}

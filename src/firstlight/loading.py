@@ -11,9 +11,15 @@ from firstlight.backends.base import Backend
 from firstlight.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from firstlight.checkpoint.resolve import resolve_model
 from firstlight.checkpoint.tokenizer import Tokenizer, load_tokenizer
-from firstlight.engine.engine import TOKEN_BUDGET, Engine, check_options
-from firstlight.engine.memory_plan import MemoryPlan, fit_context, plan_memory
-from firstlight.errors import FormatError, RequestError, TokenizerError
+from firstlight.engine.engine import PROMPT_BUDGET, TOKEN_BUDGET, Engine, check_options
+from firstlight.engine.memory_plan import MemoryPlan, fit_context, gibibytes, plan_memory
+from firstlight.engine.speculation import Speculation
+from firstlight.errors import (
+    FormatError,
+    InsufficientMemoryError,
+    RequestError,
+    TokenizerError,
+)
 from firstlight.formats.base import Format
 from firstlight.formats.registry import ALIASES, get_format, known_formats
 from firstlight.host.memory import available_memory
@@ -37,6 +43,10 @@ from firstlight.tuning.store import Store
 
 Use = Literal["ids", "text", "chat"]
 
+SEQUENCES = 32
+# Of the memory that is left beside one sequence of full length, what state for more takes.
+_SPARE_SHARE = 0.125
+
 
 def load(
     model: str | Path,
@@ -44,9 +54,13 @@ def load(
     weights: str | None = None,
     *,
     context_length: int | None = None,
-    sequences: int = 1,
+    sequences: int = SEQUENCES,
     token_budget: int = TOKEN_BUDGET,
+    prompt_budget: int = PROMPT_BUDGET,
     state: str = "auto",
+    state_memory: int | None = None,
+    prefix_caching: bool = True,
+    speculation: Speculation = "auto",
     exact: bool = False,
     endpoint: str | None = None,
     update: bool = False,
@@ -64,9 +78,16 @@ def load(
             keeps each as it is stored.
         context_length: longest sequence in tokens; None: the model's own, or what fits in memory
             where that is less.
-        sequences: sequences of that length to hold state for at once.
+        sequences: how many may run at once; further ones wait. They share the state's memory.
         token_budget: most tokens of one step; longer prompts are computed in chunks.
+        prompt_budget: most tokens of prompts in a step in which other sequences decode.
         state: dtype of keys and values: "float32", "bfloat16", or "auto" (see `state_dtype`).
+        state_memory: bytes of state, used as sequences grow and for prefixes that may come again.
+            None: what one sequence of full length takes, and for more of them an eighth of the
+            memory left.
+        prefix_caching: have sequences that begin alike share that part's state.
+        speculation: guess so many tokens ahead from what stands in the text already; "auto" where
+            that pays, "off" never. Output is the same.
         exact: keep to the definitions up to the order of float32 sums: no kernel rounds
             activations, and state is float32. Slower; docs/fidelity.md says what it changes.
         endpoint: hub to fetch from, instead of the default.
@@ -84,7 +105,15 @@ def load(
             says what to do.
     """
     state = state_dtype(state, exact=exact)
-    check_options(1 if context_length is None else context_length, sequences, token_budget, state)
+    check_options(
+        1 if context_length is None else context_length,
+        sequences,
+        token_budget,
+        state,
+        state_memory=state_memory,
+        prompt_budget=prompt_budget,
+        speculation=speculation,
+    )
     # What needs no model comes first: nobody downloads one to learn of a misspelt option.
     target = conversion_target(weights)
     if tune is not None:
@@ -102,11 +131,27 @@ def load(
             stacklevel=2,
         )
     plan = memory_plan(
-        checkpoint, spec, target, context_length, state, sequences, token_budget, backend
+        checkpoint,
+        spec,
+        target,
+        context_length,
+        state,
+        sequences,
+        token_budget,
+        backend,
+        state_memory,
     )
     loaded = _load_weights(str(model), checkpoint, spec, backend, target, cache)
     engine = Engine(
-        Decoder(spec, loaded, backend), plan.context_length, sequences, token_budget, state
+        Decoder(spec, loaded, backend),
+        plan.context_length,
+        sequences,
+        token_budget,
+        state,
+        state_memory=plan.state,
+        prompt_budget=prompt_budget,
+        prefix_caching=prefix_caching,
+        speculation=speculation,
     )
     loaded_model = LanguageModel(checkpoint, spec, tokenizer, engine, backend)
     if tune and store is not None:
@@ -174,28 +219,40 @@ def memory_plan(
     sequences: int = 1,
     token_budget: int = TOKEN_BUDGET,
     ops: Ops | None = None,
+    state_memory: int | None = None,
 ) -> MemoryPlan:
-    """What loading would need, at the context length that it would choose.
+    """What loading would need, at the context length and with the state that it would choose.
 
     Raises:
         InsufficientMemoryError: it does not fit on this machine.
     """
-    return fit_context(
+    available, dtype = available_memory(), state_dtype(state)
+
+    def plan(length: int, memory: int | None, sequences: int = 1) -> MemoryPlan:
+        return plan_memory(
+            spec, checkpoint, length, target, dtype, sequences, token_budget, ops, memory
+        )
+
+    if state_memory is not None:
+        chosen = plan(context_length or spec.context_length, state_memory, sequences)
+        if chosen.total > available:
+            raise InsufficientMemoryError(
+                checkpoint.location,
+                f"with {gibibytes(chosen.state)} of state it needs {gibibytes(chosen.total)} of "
+                f"memory, and {gibibytes(available)} is available",
+                "Use a smaller state_memory, or leave it out",
+            )
+        return chosen
+    alone = fit_context(
         spec,
-        lambda length: plan_memory(
-            spec,
-            checkpoint,
-            length,
-            target,
-            state_dtype(state),
-            sequences,
-            token_budget,
-            ops,
-        ),
-        available_memory(),
+        lambda length: plan(length, None),
+        available,
         context_length,
         checkpoint.location,
     )
+    more = int(_SPARE_SHARE * max(0, available - alone.total))
+    memory = alone.state + min((sequences - 1) * alone.state, more)
+    return plan(alone.context_length, memory, sequences)
 
 
 def _load_weights(

@@ -157,8 +157,9 @@ def test_attention_rows_in_many_random_batches(dtype: Any) -> None:
             assert _same_bits(result, whole[sequence][begin:end])
 
 
+@pytest.mark.parametrize("rounds", [False, True], ids=["kept", "rounded"])
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16], ids=["float32", "bfloat16"])
-def test_what_a_tuner_may_choose_changes_no_bit(dtype: Any) -> None:
+def test_what_a_tuner_may_choose_changes_no_bit(dtype: Any, rounds: bool) -> None:
     context = _Context([1500], dtype, seed=4)
     backend = CpuBackend(threads=2)
     for begin in (0, 1490, 1499):
@@ -179,6 +180,7 @@ def test_what_a_tuner_may_choose_changes_no_bit(dtype: Any) -> None:
                 1 << 31,
                 0.0,
                 out,
+                round_to_bfloat16=rounds,
                 tile_queries=tile_queries,
                 head_parts=head_parts,
             )

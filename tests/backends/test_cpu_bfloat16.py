@@ -175,8 +175,11 @@ def test_other_levels_keep_activations_as_they_are() -> None:
 def test_rounding_is_announced_for_bfloat16_alone() -> None:
     if not LEVELS:
         pytest.skip("no level of this processor multiplies bfloat16")
-    kernels: list[Any] = [
-        kernel for kernel in CpuBackend(LEVELS[-1]).kernels() if kernel.name == "bfloat16"
-    ]
-    assert [kernel.rounding(BF16) for kernel in kernels] == ["bfloat16"]
-    assert [kernel.rounding(get_format("f16")) for kernel in kernels] == ["none"]
+    kernels: dict[str, Any] = {
+        kernel.op: kernel
+        for kernel in CpuBackend(LEVELS[-1]).kernels()
+        if kernel.name == "bfloat16"
+    }
+    assert set(kernels) == {"linear", "attention"}
+    assert {kernel.rounding(BF16) for kernel in kernels.values()} == {"bfloat16"}
+    assert {kernel.rounding(get_format("f16")) for kernel in kernels.values()} == {"none"}

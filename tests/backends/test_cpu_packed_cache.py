@@ -50,4 +50,4 @@ def test_exactness_needs_no_packed_weights() -> None:
     exact = CpuBackend(exact=True)
     assert exact.packed_layout() is None
     assert exact.packed_bytes(get_format("q8_0"), 16, 512) is None
-    assert CpuBackend().packed_layout() == "cpu, panels-1"
+    assert CpuBackend().packed_layout() == "cpu, panels-2"

@@ -46,7 +46,8 @@ def _same_bits(left: np.ndarray, right: np.ndarray) -> bool:
 
 def test_the_formats_in_panels() -> None:
     legacy, k_quants = "q4_0 q4_1 q5_0 q5_1 q8_0", "q2_k q3_k q4_k q5_k q6_k"
-    assert set(FORMATS) == {*legacy.split(), *k_quants.split()}
+    tables = "iq4_nl iq4_xs mxfp4 nvfp4"
+    assert set(FORMATS) == {*legacy.split(), *k_quants.split(), *tables.split()}
     for name in FORMATS:
         stored = 16 * get_format(name).row_bytes(512)
         assert stored <= packed.packed_bytes(get_format(name), 16, 512) <= 1.04 * stored
@@ -67,6 +68,27 @@ def test_packing_keeps_every_value(name: str, rows: int) -> None:
     number = ~np.isnan(expected)
     np.testing.assert_array_equal(np.isnan(values), ~number)
     np.testing.assert_array_equal(values.view(np.uint32)[number], expected.view(np.uint32)[number])
+
+
+def _all_scales(name: str, level: str) -> tuple[np.ndarray, np.ndarray]:
+    """Each of 256 scales with each of 16 codes: (values in panels, values by definition)."""
+    scale, format = np.arange(256, dtype=np.uint8)[:, None], get_format(name)
+    codes = np.broadcast_to(np.arange(16, dtype=np.uint8) * 17, (256, 16))
+    blocks = [scale, codes] if name == "mxfp4" else [np.repeat(scale, 4, 1), codes, codes]
+    weight = Weight(format, (256, format.block_values), np.concatenate(blocks, axis=1))
+    backend = CpuBackend(level=level, threads=1)
+    return backend.embed(backend.pack(weight), np.arange(256, dtype=np.int32)), weight.values()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", ["mxfp4", "nvfp4"])
+def test_scales_of_eight_bits_are_exact(name: str, level: str) -> None:
+    """Every one there is: E8M0's lowest two are halved to subnormal numbers, E4M3's lowest eight
+    were subnormal, and one means NaN."""
+    values, expected = _all_scales(name, level)
+    assert not np.isnan(expected).any() and _same_bits(values, expected)
+    least = np.abs(expected[expected != 0]).min()
+    assert least == np.float32(2.0**-128 if name == "mxfp4" else 2.0**-10)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -171,7 +193,7 @@ def test_an_exact_backend_packs_nothing() -> None:
     assert not [kernel for kernel in backend.kernels() if kernel.name == "packed"]
 
 
-@pytest.mark.parametrize("name", ["f32", "bf16", "iq4_nl"])
+@pytest.mark.parametrize("name", ["f32", "bf16", "iq3_s"])
 def test_formats_that_are_used_in_place(name: str) -> None:
     weight = _weight(name, 5, 256)
     assert packed.packed_bytes(weight.format, 5, 256) is None

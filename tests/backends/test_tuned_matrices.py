@@ -10,6 +10,7 @@ import pytest
 
 from firstlight.backends.cpu import tuned_matrices
 from firstlight.backends.cpu.backend import CpuBackend, available_levels
+from firstlight.backends.cpu.matrices import matrix_of
 from firstlight.backends.kernel import Choice, choices
 from firstlight.formats.registry import get_format
 from firstlight.ops.contract import get_op
@@ -73,9 +74,9 @@ def test_every_weight_of_a_shape_is_told(told: Told) -> None:
     backend.apply_tuning("linear", shape, choice)
     late = backend.pack(product("q8_0", 3)[1])
     values = {"block_rows": 0, "panels": 4, "fetch_ahead": 0}
-    handles = [tuned_matrices.matrix_of(each) for each in (early, late)]
+    handles = [matrix_of(each) for each in (early, late)]
     assert told == [(handle, "2-4", values) for handle in handles]
-    assert tuned_matrices.matrix_of(other) not in handles
+    assert matrix_of(other) not in handles
     assert backend.tuning() == {("linear", shape): choice}
     told.clear()
     backend.apply_tuning("linear", shape, None)

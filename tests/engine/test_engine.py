@@ -104,7 +104,7 @@ def test_sequences_are_the_same_in_any_company(
                 added[index] = engine.add(prompt_of(length), SAMPLINGS[sampling], STOP)
             if steps == leaves and index in added:
                 engine.remove(added[index])
-                assert added[index].pages.pages == [[] for _ in engine.pages.groups]
+                assert not any(added[index].pages.pages)
         if steps <= 20:
             engine.step()
         steps += 1
@@ -315,7 +315,7 @@ def test_logits_beside_a_running_sequence_disturb_nothing() -> None:
     running = engine.add(prompt_of(6), GREEDY, STOP)
     engine.step()
     engine.logits(prompt_of(40))
-    assert len(running.output_ids) == 1
+    assert len(running.output_ids) == 2  # it goes on beside them
     run_to_end(engine)
     assert running.output_ids == alone(6, 0, "greedy")
 

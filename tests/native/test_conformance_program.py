@@ -43,7 +43,7 @@ def test_another_expectation_is_not_met(program: Path, quick_cases: Path, tmp_pa
 
 def test_a_kernel_without_cases_has_not_passed(program: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.bin"
-    empty.write_bytes(b"firstlight cases 1\n")
+    empty.write_bytes(b"firstlight cases 2\n")
     assert "linear/stored: no cases" in _ends_with(1, program, empty)
 
 
@@ -54,7 +54,7 @@ def test_a_file_that_is_not_whole(
     cut = tmp_path / "cut.bin"
     data = quick_cases.read_bytes()[:length]
     cut.write_bytes(data)
-    expected = 1 if data == b"firstlight cases 1\n" else 2
+    expected = 1 if data == b"firstlight cases 2\n" else 2
     _ends_with(expected, program, cut)
 
 
@@ -62,8 +62,8 @@ def test_sizes_in_a_file_are_not_believed(program: Path, tmp_path: Path) -> None
     text = struct.pack("<I", 1) + b"x"
     huge = tmp_path / "huge.bin"
     array = text + b"f" + struct.pack("<Iqq", 2, 1 << 31, 1 << 31)
-    case = text + text + struct.pack("<ddI", 0, 0, 1) + array
-    huge.write_bytes(b"firstlight cases 1\n" + case)
+    case = text + text + struct.pack("<dI", 0, 1) + array
+    huge.write_bytes(b"firstlight cases 2\n" + case)
     assert "too large" in _ends_with(2, program, huge)
 
 

@@ -29,9 +29,10 @@ def _build(directory: Path, sanitizers: str, *options: str) -> Path:
 
 
 def test_memory_and_undefined_behaviour(tmp_path: Path, quick_cases: Path) -> None:
-    """Every level of this machine, and AMX's with tiles in software; random bytes as weights of
-    every format, too."""
-    program = _build(tmp_path, "address,undefined", "-DFIRSTLIGHT_EMULATE_TILES=ON")
+    """Every level of this machine, and those of AMX and AVX-VNNI, with tiles in software and with
+    AVX-512's instruction; random bytes as weights of every format, too."""
+    emulated = ("-DFIRSTLIGHT_EMULATE_TILES=ON", "-DFIRSTLIGHT_EMULATE_VNNI=ON")
+    program = _build(tmp_path, "address,undefined", *emulated)
     out = run_conformance(program, quick_cases, "--random-bytes", "12", **_OPTIONS)
     assert "agreed" in out
     assert "runtime error" not in out

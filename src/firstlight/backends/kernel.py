@@ -47,8 +47,8 @@ class Kernel:
         name: unique among the op's kernels on this backend.
         run: takes the op's arguments as the backend's tensors, and its parameters by name.
         accepts: whether this kernel can serve these arguments; None: always.
-        rounding: how its products round their activations; it must agree with the definition on
-            activations so rounded.
+        rounding: how its products, those of attention with keys and values too, round their
+            activations; it must agree with the definition on activations so rounded.
         parameters: what the tuner may choose.
         allows: whether a combination of parameters (by name, after the op's arguments) can be used
             and is worth a try for these arguments; None: every one.

@@ -53,6 +53,30 @@ class GenerationDefaults:
     repetition_penalty: float | None = None
     max_new_tokens: int | None = None
 
+    def sampling(self, unsaid: float = 0.0) -> dict[str, float | int]:
+        """What of the sampling parameters the publisher gives, by the names that a request uses.
+
+        Sampling is on where do_sample says so, or where a temperature stands without a do_sample;
+        where it is off the likeliest token is taken, as transformers does.
+
+        Args:
+            unsaid: the temperature where the publisher gives none and says nothing of do_sample.
+        """
+        if self.do_sample is None:
+            temperature = unsaid if self.temperature is None else self.temperature
+        elif self.do_sample:
+            temperature = 1.0 if self.temperature is None else self.temperature
+        else:
+            temperature = 0.0
+        defaults = {
+            "temperature": temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p or None,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+        }
+        return {key: value for key, value in defaults.items() if value is not None}
+
 
 def generation_of_folder(folder: Path, config: Mapping[str, Any]) -> GenerationDefaults:
     """From generation_config.json, its stop tokens in want of that from config.json.

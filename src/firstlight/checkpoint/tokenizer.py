@@ -69,11 +69,16 @@ class Tokenizer(ABC):
         stream = self.stream(skip_special, continues)
         return "".join(map(stream.push, ids)) + stream.finish()
 
-    def stream(self, skip_special: bool = True, continues: bool = False) -> TextStream:
-        """As `decode`, for ids that come one at a time."""
+    def stream(
+        self,
+        skip_special: bool = True,
+        continues: bool = False,
+        kept_ids: frozenset[int] = frozenset(),
+    ) -> TextStream:
+        """As `decode`, for ids that come one at a time; `kept_ids` are written even if special."""
         return TextStream(
             self.token_bytes,
-            self.special_ids if skip_special else (),
+            self.special_ids - kept_ids if skip_special else (),
             self._byte_errors,
             "keep" if continues else self._leading_space,
         )

@@ -19,6 +19,7 @@ from firstlight.errors import FirstlightError
 _COMMANDS = {
     "run": "continue a prompt, or answer it if the model is made for chat",
     "chat": "talk with a model",
+    "serve": "serve models behind OpenAI's API, to many at once",
     "inspect": "say what a model is, what memory it needs, and whether it runs here",
     "verify": "compare a model's predictions in one configuration with a reference",
     "bench": "measure a model's speed beside this device's ceiling, or any server's under load",

@@ -19,7 +19,7 @@ _SAMPLING = (
     "frequency_penalty",
     "seed",
 )
-_MODEL_HELP = (
+MODEL_HELP = (
     "a Hugging Face model directory, a .gguf file, a hub id (ORG/NAME, ORG/NAME/FILE.gguf, "
     "optionally with @REVISION), or 'demo'"
 )
@@ -28,9 +28,9 @@ _MODEL_HELP = (
 def add_model(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     """The MODEL argument; where optional, the demo model is the default."""
     if optional:
-        parser.add_argument("model", nargs="?", default="demo", metavar="MODEL", help=_MODEL_HELP)
+        parser.add_argument("model", nargs="?", default="demo", metavar="MODEL", help=MODEL_HELP)
     else:
-        parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+        parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
 
 
 def add_hub(parser: argparse.ArgumentParser) -> None:

@@ -2,46 +2,77 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Items
+from dataclasses import asdict
 
 import numpy as np
 
+from firstlight.engine.batching import make_batch, row_numbers, wanted_rows
 from firstlight.engine.pages import PageAllocator
-from firstlight.engine.parameters import (
-    SamplingParameters,
-    StopConditions,
-    check_whole,
-)
+from firstlight.engine.parameters import SamplingParameters, StopConditions, check_whole
+from firstlight.engine.prefix_cache import PrefixCache
 from firstlight.engine.sampler import check_logit_bias, sample
-from firstlight.engine.scheduler import Slice, plan
-from firstlight.engine.sequence import Progress, Sequence
+from firstlight.engine.scheduler import Scheduler, Slice
+from firstlight.engine.sequence import (
+    AllowedTokens,
+    Progress,
+    ReceivePromptLogits,
+    Sequence,
+)
+from firstlight.engine.speculation import Proposer, Speculation, Speculator, check_speculation
+from firstlight.engine.state_size import (
+    longest_sequence,
+    page_bytes,
+    page_counts,
+    pages_per_sequence,
+)
+from firstlight.engine.statistics import EngineStatistics, Totals
 from firstlight.errors import FirstlightError, RequestError
 from firstlight.formats.base import Floats
-from firstlight.model.batch import Batch
 from firstlight.model.decoder import Decoder
 from firstlight.model.rope import replay_length
 from firstlight.model.stream import VALUE_BYTES
 
 PAGE_TOKENS = 64
 TOKEN_BUDGET = 512
+PROMPT_BUDGET = 64
 
 
 class Engine:
-    """Runs sequences on one decoder.
+    """Runs sequences on one decoder, as many at once as there is state for.
 
-    There is state for so many sequences of the full context length; further ones wait, in order
-    of arrival, until one of those ends or is removed. So state never runs out half-way.
+    A step computes one token of every sequence that decodes, and of prompts what the budgets leave.
+    So beside a prompt of any length a stream gets a token every step, and a step computes at most
+    `prompt_budget` tokens more than there are streams (and guesses, which only fill what few
+    streams leave unused). Streams beyond `token_budget` would have to take turns.
+
+    State is a pool of pages. Sequences take pages as they grow; where there is none left, the
+    sequence of lowest priority that came last gives back its own, and is computed anew once there
+    is room. Prefixes that were computed before, and whose pages nobody has needed since, are used
+    again. Whatever happens to a sequence, its tokens are those that it would get alone.
+
+    Safe to be used from several threads: steps are taken in turn, and hold up nothing else.
 
     Args:
         context_length: longest sequence, in tokens.
-        sequences: how many of that length there is state for at once.
+        sequences: how many may run at once; further ones wait.
         token_budget: most tokens of one step; longer prompts are computed in chunks.
         state_dtype: "float32" or "bfloat16".
+        state_memory: bytes of state there are; None: enough for all `sequences` at full length.
+        prompt_budget: most tokens of prompts in a step in which other sequences decode.
+        prefix_caching: whether state is shared by sequences that begin alike.
+        speculation: see `Speculator`.
+        proposer: where guesses come from; None: `PromptLookup`.
 
     Raises:
         RequestError: one of these is out of range.
+        InsufficientMemoryError: state_memory is less than one page of tokens takes.
     """
 
     def __init__(
@@ -52,74 +83,162 @@ class Engine:
         token_budget: int = TOKEN_BUDGET,
         state_dtype: str = "float32",
         page_tokens: int = PAGE_TOKENS,
+        *,
+        state_memory: int | None = None,
+        prompt_budget: int = PROMPT_BUDGET,
+        prefix_caching: bool = True,
+        speculation: Speculation = "off",
+        proposer: Proposer | None = None,
     ) -> None:
-        check_options(context_length, sequences, token_budget, state_dtype)
+        check_options(
+            context_length,
+            sequences,
+            token_budget,
+            state_dtype,
+            state_memory=state_memory,
+            prompt_budget=prompt_budget,
+            speculation=speculation,
+        )
         self.decoder = decoder
         self.context_length = context_length
         self.token_budget = token_budget
         self.state_dtype = state_dtype
-        capacities = tuple(
-            sequences * pages_per_sequence(group.window, context_length, token_budget, page_tokens)
-            for group in decoder.groups
+        capacities = self._capacities(sequences, state_memory, page_tokens)
+        self._sequence_tokens = longest_sequence(
+            decoder.groups, capacities, context_length, token_budget, page_tokens
         )
         self.pages = PageAllocator(decoder.groups, capacities, page_tokens)
         self._state = decoder.new_state(capacities, page_tokens, state_dtype)
-        self._slots = sequences
-        self._sequences: list[Sequence] = []  # the first `_slots` run, the others wait
         self._replay_length = replay_length(decoder.spec)
+        self._totals = Totals()
+        self._speculator = Speculator(speculation, proposer)
+        self.scheduler = Scheduler(
+            self.pages,
+            PrefixCache(decoder.spec, self.pages, prefix_caching),
+            self._speculator,
+            self._totals,
+            sequences=sequences,
+            token_budget=token_budget,
+            prompt_budget=prompt_budget,
+            limit=self._sequence_tokens,
+            replay_length=self._replay_length,
+        )
+        self._arrivals = itertools.count()
+        self._arrived: deque[Sequence] = deque()
+        self._lock = threading.RLock()
+        self._others = 0  # threads that wait to step
+
+    @property
+    def sequence_tokens(self) -> int:
+        """Most tokens that one sequence can hold state for: the context length, or less where
+        there is less memory. A sequence that has grown so long ends."""
+        return self._sequence_tokens
+
+    def statistics(self) -> EngineStatistics:
+        """What was done so far, and how full the engine is. Does not wait for a step to end."""
+        pools = self.pages.pools
+        return EngineStatistics(
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting) + len(self._arrived),
+            pages=sum(pool.capacity for pool in pools),
+            free_pages=sum(pool.free for pool in pools),
+            **asdict(self._totals),
+        )
 
     def add(
         self,
         prompt_ids: Items[int],
         sampling: SamplingParameters,
         stop: StopConditions,
+        *,
+        output_ids: Items[int] = (),
+        priority: int = 0,
+        tenant: str = "",
         wants_logits: bool = False,
+        receive_prompt_logits: ReceivePromptLogits | None = None,
         receive: Callable[[Progress], bool] | None = None,
+        allowed: AllowedTokens | None = None,
     ) -> Sequence:
-        """Take in a sequence; see `Sequence` for `wants_logits` and `receive`.
+        """Take in a sequence.
+
+        Args:
+            output_ids: tokens that followed the prompt elsewhere; the sequence goes on after them
+                as if it had been here all the time.
+            priority: higher ones are computed first.
+            tenant: state is shared between sequences of one tenant only.
+            wants_logits, receive_prompt_logits, receive, allowed: see `Sequence`. With
+                `receive_prompt_logits` the whole prompt is computed, whatever is there of it; with
+                a `max_tokens` of 0 nothing else is.
 
         Raises:
             RequestError: the prompt is empty, too long, or has ids outside the vocabulary; or
                 logit_bias has.
         """
         check_logit_bias(sampling, self.decoder.spec.vocabulary_size)
-        sequence = self._new_sequence(prompt_ids, sampling, stop)
-        sequence.wants_logits, sequence.receive = wants_logits, receive
-        if stop.max_tokens == 0:
+        check_whole("priority", priority, -(1 << 31), 1 << 31)
+        prompt = self._checked(prompt_ids)
+        sequence = Sequence(
+            prompt,
+            sampling,
+            stop,
+            self.pages.new_table(),
+            self._checked_ids(output_ids, "output token"),
+            receive=receive,
+            receive_prompt_logits=receive_prompt_logits,
+            allowed=allowed,
+            priority=priority,
+            tenant=tenant,
+            wants_logits=wants_logits,
+        )
+        sequence.length_floor = self._length_floor(len(prompt), sequence.length)
+        if sequence.output_ids:
+            self._check_end(sequence)
+        elif stop.max_tokens == 0 and receive_prompt_logits is None:
             sequence.finish = "length"
-        else:
-            self._sequences.append(sequence)
+        if sequence.finish is None:
+            sequence.arrival = next(self._arrivals)
+            self._arrived.append(sequence)
+            self._unless_busy(self._take_in)
         return sequence
 
     def remove(self, sequence: Sequence) -> None:
-        """End a sequence and free its pages at once; harmless if it has ended already.
-
-        Not while a step runs: `Sequence.cancel` is for that.
-        """
+        """End a sequence and free its pages at once; while another thread's step runs, before the
+        next one. Harmless if it has ended already."""
         sequence.cancel()
-        self.pages.release(sequence.pages)
-        if sequence in self._sequences:
-            self._sequences.remove(sequence)
+        self._unless_busy(lambda: self.scheduler.remove(sequence))
 
     def step(self) -> list[Progress]:
         """Compute the next tokens of the sequences there are; empty when there are none.
 
-        What goes wrong with one sequence alone ends that one, see `Sequence.error`. After an
-        exception every sequence stands where it stood before the step, or where the step would
-        have brought it, and can go on.
+        There is one `Progress` for each new token, in order, and one without a token for each
+        sequence whose prompt is not whole yet. What goes wrong with one sequence alone ends that
+        one, see `Sequence.error`. After an exception every sequence stands where it stood before
+        the step, or where the step would have brought it, and can go on.
         """
-        self._remove_ended()
-        slices = plan(self._sequences[: self._slots], self.token_budget)
-        if not slices:
-            return []
-        rows = iter(self._compute(slices, [1 if part.completes else 0 for part in slices]))
-        return [self._advance(part, next(rows) if part.completes else None) for part in slices]
+        self._others += 1
+        with self._lock:
+            self._others -= 1
+            started = time.perf_counter()
+            self._take_in()
+            for sequence in [each for each in self.scheduler if each.finish is not None]:
+                self.scheduler.remove(sequence)
+            slices = self.scheduler.plan()
+            if not slices:
+                return []
+            progress = self._compute(slices)
+            self._totals.steps += 1
+            self._totals.step_seconds += time.perf_counter() - started
+            return progress
+
+    def let_others_step(self) -> None:
+        """For a thread that steps all the time: give way to one that waits to step."""
+        if self._others > 0:
+            time.sleep(1e-4)
 
     def logits(self, token_ids: Items[int]) -> Floats:
         """Logits after every token: float32 [tokens, vocabulary].
 
-        Where there is no state for one more sequence, those that came before are run to their
-        end first.
+        Other sequences go on meanwhile; where there is no state for one more, it waits for them.
 
         Raises:
             RequestError: as `add`.
@@ -133,35 +252,37 @@ class Engine:
         return out
 
     def logits_in_chunks(self, token_ids: Items[int]) -> Generator[Floats, None, None]:
-        """The same a step at a time, for who cannot hold them all: at most token_budget rows each.
-
-        Nothing else may run on this engine before the last chunk has come or the iterator was
-        closed.
-        """
-        sequence = self._new_sequence(token_ids, SamplingParameters(), StopConditions())
-        self._remove_ended()
-        while len(self._sequences) >= self._slots:
-            self.step()
-        try:
-            while sequence.pending:
-                (part,) = plan([sequence], self.token_budget)
-                logits = self._compute([part], [part.stop - part.start])
-                self._mark_computed(part)
-                yield logits
-        finally:
-            self.pages.release(sequence.pages)
-
-    def _new_sequence(
-        self, prompt_ids: Items[int], sampling: SamplingParameters, stop: StopConditions
-    ) -> Sequence:
-        token_ids = self._checked(prompt_ids)
-        return Sequence(
+        """The same a few rows at a time, for who cannot hold them all."""
+        chunks: list[Floats] = []
+        sequence = self.add(
             token_ids,
-            sampling,
-            stop,
-            self.pages.new_table(),
-            length_floor=len(token_ids),
+            SamplingParameters(),
+            StopConditions(max_tokens=0),
+            receive_prompt_logits=lambda _, rows: chunks.append(rows),
         )
+        try:
+            while chunks or sequence.finish is None:
+                if chunks:
+                    yield chunks.pop(0)
+                else:
+                    self.step()
+        finally:
+            self.remove(sequence)
+
+    # What is asked of an engine --------------------------------------------------------------
+
+    def _capacities(self, sequences: int, memory: int | None, page_tokens: int) -> tuple[int, ...]:
+        groups, context, budget = self.decoder.groups, self.context_length, self.token_budget
+        if memory is None:
+            return tuple(
+                sequences * pages_per_sequence(group.window, context, budget, page_tokens)
+                for group in groups
+            )
+        bytes_of = [
+            page_bytes(self.decoder.streams, group, self.state_dtype, page_tokens)
+            for group in groups
+        ]
+        return page_counts(groups, bytes_of, memory, context, budget, page_tokens)
 
     def _checked(self, prompt_ids: Items[int]) -> list[int]:
         """The prompt; RequestError if it cannot be computed here."""
@@ -173,136 +294,180 @@ class Engine:
                 f"has {len(prompt_ids)} tokens, and the context holds {self.context_length}",
                 "Shorten it, or load the model with a larger context_length",
             )
+        if len(prompt_ids) > self.sequence_tokens:
+            raise RequestError(
+                "prompt",
+                f"has {len(prompt_ids)} tokens, and there is state for {self.sequence_tokens}",
+                "Shorten it, or load the model with a larger state_memory",
+            )
+        return self._checked_ids(prompt_ids, "prompt token")
+
+    def _checked_ids(self, token_ids: Items[int], what: str) -> list[int]:
         vocabulary = self.decoder.spec.vocabulary_size
         checked = []
-        for token in prompt_ids:
+        for token in token_ids:
             try:
                 checked.append(operator.index(token))
             except TypeError:
                 raise RequestError(
-                    "prompt", f"holds {token!r}, which is no token id", "Use whole numbers"
+                    what.split()[0], f"holds {token!r}, which is no token id", "Use whole numbers"
                 ) from None
-            if not 0 <= checked[-1] < vocabulary:
-                raise RequestError(
-                    f"prompt token {token}",
-                    f"the vocabulary has ids 0 to {vocabulary - 1}",
-                    "Encode the prompt with this model's tokenizer",
-                )
+        if checked and not (min(checked) >= 0 and max(checked) < vocabulary):
+            token = next(token for token in checked if not 0 <= token < vocabulary)
+            raise RequestError(
+                f"{what} {token}",
+                f"the vocabulary has ids 0 to {vocabulary - 1}",
+                "Encode the prompt with this model's tokenizer",
+            )
         return checked
 
-    def _remove_ended(self) -> None:
-        for sequence in [each for each in self._sequences if each.finish is not None]:
-            self.remove(sequence)
+    def _unless_busy(self, change: Callable[[], None]) -> None:
+        """Make a change now, unless another thread's step runs: the next step will see to it."""
+        if self._lock.acquire(blocking=False):
+            try:
+                change()
+            finally:
+                self._lock.release()
 
-    def _compute(self, slices: list[Slice], wanted: list[int]) -> Floats:
-        """Run the decoder over the slices; logits of the last `wanted[i]` tokens of slice i."""
-        for part in slices:
-            self.pages.extend(part.sequence.pages, part.stop)
-        batch = self._batch(slices, wanted)
-        return self.decoder.ops.download(self.decoder.step(batch, self._state))
+    def _take_in(self) -> None:
+        while self._arrived:
+            self.scheduler.add(self._arrived.popleft())
 
-    def _batch(self, slices: list[Slice], wanted: list[int]) -> Batch:
-        # Lists first: for the few rows of a step that decodes, arithmetic on arrays takes longer.
-        token_ids: list[int] = []
-        positions: list[int] = []
-        lengths: list[int] = []
-        rows: list[int] = []
-        starts = [0]
-        for part, count in zip(slices, wanted, strict=True):
-            floor = part.sequence.length_floor
-            token_ids += part.sequence.token_ids[part.start : part.stop]
-            positions += range(part.start, part.stop)
-            lengths += (max(floor, length) for length in range(part.start + 1, part.stop + 1))
-            starts.append(len(positions))
-            rows += range(len(positions) - count, len(positions))
-        tables = [part.sequence.pages for part in slices]
-        return Batch(
-            token_ids=np.array(token_ids, np.int32),
-            positions=np.array(positions, np.int32),
-            lengths=np.array(lengths, np.int32),
-            row_starts=np.array(starts, np.int32),
-            page_tables=tuple(
-                self.pages.table_array(tables, group) for group in range(len(self.pages.groups))
-            ),
-            page_tokens=self.pages.page_tokens,
-            wanted=np.array(rows, np.int32),
-        )
+    def _length_floor(self, prompt: int, length: int) -> int:
+        """What `Sequence.length_floor` is of one that has grown from its prompt to a length."""
+        replay = self._replay_length
+        return prompt if replay is None or not prompt <= replay < length else replay + 1
 
-    def _advance(self, part: Slice, logits: Floats | None) -> Progress:
-        """Choose a sequence's next token. What was computed counts only from here on, so that
+    # What a step does ------------------------------------------------------------------------
+
+    def _compute(self, slices: list[Slice]) -> list[Progress]:
+        decoder, ops = self.decoder, self.decoder.ops
+        hidden = decoder.hidden(make_batch(slices, self.pages), self._state)
+        progress: list[Progress] = []
+        for run in wanted_rows(slices):
+            numbers = row_numbers(run)
+            logits = ops.download(decoder.logits(hidden, numbers)) if len(numbers) else _NO_LOGITS
+            likeliest = logits.argmax(axis=1).tolist() if len(numbers) else []
+            row = 0
+            for rows in run:
+                mine = logits[row : row + rows.count]
+                if rows.prompt:
+                    self._give_prompt_logits(rows.part.sequence, rows.position, mine)
+                else:
+                    progress += self._advance(rows.part, mine, likeliest[row : row + rows.count])
+                row += rows.count
+        return progress
+
+    def _give_prompt_logits(self, sequence: Sequence, position: int, logits: Floats) -> None:
+        receive = sequence.receive_prompt_logits
+        if sequence.finish is None and receive is not None:
+            receive(position, logits)
+            sequence.prompt_logits_given = position + len(logits)
+
+    def _advance(self, part: Slice, logits: Floats, likeliest: list[int]) -> list[Progress]:
+        """Choose a sequence's next tokens. What was computed counts only from here on, so that
         nothing is lost where a step is interrupted: the same would be computed again."""
         sequence = part.sequence
         if sequence.finish is not None:  # cancelled meanwhile
-            return Progress(sequence, None)
-        if logits is None:
-            self._mark_computed(part)
-            return Progress(sequence, None)
-        progress = Progress(sequence, None)
-        try:
+            return [Progress(sequence, None)]
+        progress: list[Progress] = []
+        if len(logits):
+            try:
+                self._choose(part, logits, likeliest, progress)
+            except FirstlightError as error:
+                sequence.finish, sequence.error = "error", error
+        else:
+            self._mark_computed(sequence, part.stop)
+            if part.completes:  # whose prompt only was asked for
+                sequence.finish = "length"
+        if sequence.finish is not None:
+            self.remove(sequence)
+        elif self._must_replay(sequence):
+            self.scheduler.restart(sequence)
+            sequence.length_floor = sequence.length
+        elif part.proposal:
+            self.pages.cut(sequence.pages, sequence.length)
+        return progress or [Progress(sequence, None)]
+
+    def _choose(
+        self, part: Slice, logits: Floats, likeliest: list[int], progress: list[Progress]
+    ) -> None:
+        """Tokens from each row's logits, as long as the row was computed from the right ones."""
+        sequence, proposal = part.sequence, part.proposal
+        accepted = 0
+        for index, row in enumerate(logits):
             token = sample(
-                logits,
+                row,
                 sequence.sampling,
                 sequence.prompt_ids,
                 sequence.output_ids,
                 sequence.length,
+                None if sequence.allowed is None else sequence.allowed(sequence.output_ids),
+                likeliest[index],
             )
             self._append(sequence, token)
-            self._mark_computed(part)
-            progress = Progress(sequence, token, logits if sequence.wants_logits else None)
-            if sequence.receive is not None and sequence.receive(progress):
+            self._mark_computed(sequence, sequence.length - 1)
+            progress.append(Progress(sequence, token, row if sequence.wants_logits else None))
+            if sequence.receive is not None and sequence.receive(progress[-1]):
                 sequence.finish = "stop"
-        except FirstlightError as error:
-            sequence.finish, sequence.error = "error", error
-        if sequence.finish is not None:
-            self.remove(sequence)
-        elif self._must_replay(sequence):
-            self.pages.release(sequence.pages)
-            sequence.computed, sequence.length_floor = 0, sequence.length
-        return progress
+            if index == len(proposal) or proposal[index] != token:
+                break
+            accepted += 1
+            if sequence.finish is not None:
+                break
+        if proposal:
+            self._totals.proposed_tokens += len(proposal)
+            self._totals.accepted_tokens += accepted
+            self._speculator.learn(sequence, len(proposal), accepted)
 
     def _append(self, sequence: Sequence, token: int) -> None:
         sequence.token_ids.append(token)
         sequence.output_ids.append(token)
-        if token in sequence.stop.end_ids:
+        self._totals.output_tokens += 1
+        self._check_end(sequence)
+
+    def _check_end(self, sequence: Sequence) -> None:
+        if sequence.output_ids[-1] in sequence.stop.end_ids:
             sequence.finish = "stop"
         elif (
-            len(sequence.output_ids) == sequence.stop.max_tokens
-            or sequence.length > self.context_length
-        ):
+            sequence.stop.max_tokens is not None
+            and len(sequence.output_ids) >= sequence.stop.max_tokens
+        ) or sequence.length > self.sequence_tokens:
             sequence.finish = "length"
 
-    def _mark_computed(self, part: Slice) -> None:
-        part.sequence.computed = part.stop
-        self.pages.slide(part.sequence.pages, part.stop)
+    def _mark_computed(self, sequence: Sequence, length: int) -> None:
+        sequence.computed = length
+        self.scheduler.computed(sequence)
 
     def _must_replay(self, sequence: Sequence) -> bool:
         limit = self._replay_length
         return limit is not None and sequence.length_floor <= limit < sequence.length
 
 
-def check_options(context_length: int, sequences: int, token_budget: int, state_dtype: str) -> None:
+_NO_LOGITS = np.empty((0, 0), np.float32)
+
+
+def check_options(
+    context_length: int,
+    sequences: int,
+    token_budget: int,
+    state_dtype: str,
+    *,
+    state_memory: int | None = None,
+    prompt_budget: int = PROMPT_BUDGET,
+    speculation: Speculation = "off",
+) -> None:
     """RequestError where no engine could be made with these."""
     check_whole("context_length", context_length, 1, 1 << 62)
     check_whole("sequences", sequences, 1, 1 << 62)
     check_whole("token_budget", token_budget, 1, 1 << 62)
+    check_whole("prompt_budget", prompt_budget, 1, 1 << 62)
+    if state_memory is not None:
+        check_whole("state_memory", state_memory, 1, 1 << 62)
+    check_speculation(speculation)
     if state_dtype not in VALUE_BYTES:
         raise RequestError(
             f"state {state_dtype!r}",
             "keys and values cannot be kept in it",
             f"Use one of: {', '.join(VALUE_BYTES)}",
         )
-
-
-def pages_per_sequence(
-    window: int | None, context_length: int, token_budget: int, page_tokens: int
-) -> int:
-    """Pages of a stream group that one sequence can hold at once.
-
-    While a chunk is computed those are the pages of the chunk's positions and of the window before
-    its first; wherever these begin within a page.
-    """
-    whole = -(-context_length // page_tokens)
-    if window is None:
-        return whole
-    positions = window - 1 + token_budget
-    return min(whole, -(-(positions - 1) // page_tokens) + 1)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from firstlight.engine.batching import HEAD_ROWS
 from firstlight.engine.engine import (
     PAGE_TOKENS,
     TOKEN_BUDGET,
     check_options,
-    pages_per_sequence,
 )
+from firstlight.engine.state_size import page_bytes, page_counts, pages_per_sequence
 from firstlight.errors import InsufficientMemoryError
 from firstlight.formats.base import Format
 from firstlight.model import attention
 from firstlight.model.spec import AttentionSpec, LatentAttentionSpec, ModelSpec
-from firstlight.model.stream import StreamSpec
+from firstlight.model.stream import StreamSpec, group_streams
 from firstlight.model.tensor_files import TensorFiles
 from firstlight.model.weights import weight_bytes
 from firstlight.ops import Ops
@@ -28,7 +29,7 @@ class MemoryPlan:
     Attributes:
         weights: in the form they are kept in, whether in this process's memory or mapped from a
             file, whose pages the system can drop but every token needs.
-        state: pages of all streams, for every sequence at the full context length.
+        state: pages of all streams, which the sequences share.
         activations: the largest step's intermediate values, estimated from above.
         state_dtype: what the state is kept in.
     """
@@ -53,19 +54,24 @@ def plan_memory(
     sequences: int = 1,
     token_budget: int = TOKEN_BUDGET,
     ops: Ops | None = None,
+    state_memory: int | None = None,
 ) -> MemoryPlan:
     """The plan for an engine with these options, and `target` as the weights' format (None: as
     stored), on the backend `ops` (None: one that uses weights as they are stored).
 
     Raises:
         RequestError: an option is out of range.
+        InsufficientMemoryError: state_memory is less than one page of tokens takes.
     """
-    check_options(context_length, sequences, token_budget, state_dtype)
+    check_options(context_length, sequences, token_budget, state_dtype, state_memory=state_memory)
+    state = sequences * state_bytes(spec, context_length, state_dtype, token_budget)
+    if state_memory is not None:
+        state = _pool_bytes(spec, context_length, state_dtype, token_budget, state_memory)
     return MemoryPlan(
         context_length,
         weight_bytes(spec, files, target, ops),
-        sequences * state_bytes(spec, context_length, state_dtype, token_budget),
-        activation_bytes(spec, token_budget),
+        state,
+        activation_bytes(spec, token_budget, sequences),
         state_dtype,
     )
 
@@ -85,6 +91,17 @@ def state_bytes(
     )
 
 
+def _pool_bytes(
+    spec: ModelSpec, context_length: int, dtype: str, token_budget: int, memory: int
+) -> int:
+    """Bytes of the whole pages that an engine makes of so much memory."""
+    streams = tuple(attention.streams(layer.attention) for layer in spec.layers)
+    groups = group_streams(streams)
+    sizes = [page_bytes(streams, group, dtype, PAGE_TOKENS) for group in groups]
+    counts = page_counts(groups, sizes, memory, context_length, token_budget, PAGE_TOKENS)
+    return sum(count * size for count, size in zip(counts, sizes, strict=True))
+
+
 def state_bytes_per_token(spec: ModelSpec, dtype: str = "float32") -> int:
     """Bytes that one more token adds while no window is full."""
     return sum(stream.entry_bytes(dtype) // stream.stride for stream in _streams(spec))
@@ -94,14 +111,17 @@ def _streams(spec: ModelSpec) -> list[StreamSpec]:
     return [stream for layer in spec.layers for stream in attention.streams(layer.attention)]
 
 
-def activation_bytes(spec: ModelSpec, tokens: int = TOKEN_BUDGET) -> int:
+def activation_bytes(spec: ModelSpec, tokens: int = TOKEN_BUDGET, sequences: int = 1) -> int:
     """An upper estimate of the float32 intermediates of a step of so many tokens: four rows of the
-    widest layer for each, and the logits of one."""
+    widest layer for each, and the logits of the sequences that are in memory at once."""
     widest = max(
         max(layer.feed_forward.up.weight.shape[0], _widest_queries(layer.attention))
         for layer in spec.layers
     )
-    return 4 * (tokens * 4 * (widest + spec.hidden_size) + 2 * spec.vocabulary_size)
+    return 4 * (
+        tokens * 4 * (widest + spec.hidden_size)
+        + (1 + min(sequences, HEAD_ROWS)) * spec.vocabulary_size
+    )
 
 
 def _widest_queries(attention: AttentionSpec) -> int:

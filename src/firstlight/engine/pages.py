@@ -6,30 +6,41 @@ window, so a sliding layer's pages go free while a full layer's are kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from array import array
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from firstlight.engine.page_pool import PagePool
 from firstlight.errors import InsufficientMemoryError
 from firstlight.model.stream import StreamGroup
 
 NO_PAGE = -1
 
 
-@dataclass
+@dataclass(eq=False)
 class PageTable:
-    """One sequence's pages: for each group, the page of each run of `page_tokens` positions."""
+    """One sequence's pages.
 
-    pages: list[list[int]]
+    Attributes:
+        pages: for each group, the page of each run of `page_tokens` positions, as 32-bit integers,
+            which a step copies faster than a list.
+        keys: of the contents of the first runs, as far as anyone has asked (`prefix_cache`).
+        published: so many of the first pages can be found by their keys, or could not be kept.
+    """
+
+    pages: list[array[int]]
+    keys: list[bytes] = field(default_factory=list)
+    published: int = 0
 
     def held(self, group: int) -> int:
         """How many pages of a group the sequence holds now."""
-        return sum(page != NO_PAGE for page in self.pages[group])
+        return len(self.pages[group]) - self.pages[group].count(NO_PAGE)
 
 
 class PageAllocator:
-    """Free pages of each stream group, handed to sequences and taken back.
+    """Pages of each stream group, handed to sequences, shared between them, and taken back.
 
     Args:
         groups: of the decoder.
@@ -43,16 +54,27 @@ class PageAllocator:
         self.groups = groups
         self.capacities = capacities
         self.page_tokens = page_tokens
-        # Taken from the end, so that low pages are used first and memory is touched in order.
-        self._free = [list(range(capacity - 1, -1, -1)) for capacity in capacities]
+        self.pools = tuple(PagePool(capacity) for capacity in capacities)
 
     def new_table(self) -> PageTable:
         """The table of a sequence that holds nothing yet."""
-        return PageTable([[] for _ in self.groups])
+        return PageTable([array("i") for _ in self.groups])
 
     def free_pages(self, group: int) -> int:
-        """How many pages of a group are free."""
-        return len(self._free[group])
+        """How many pages of a group nobody holds."""
+        return self.pools[group].free
+
+    def pages_of(self, length: int) -> int:
+        """Runs of positions that so many tokens lie in."""
+        return -(-length // self.page_tokens)
+
+    def can_extend(self, table: PageTable, length: int) -> bool:
+        """Whether `extend` would succeed."""
+        needed = self.pages_of(length)
+        return all(
+            needed - len(pages) <= pool.free
+            for pages, pool in zip(table.pages, self.pools, strict=True)
+        )
 
     def extend(self, table: PageTable, length: int) -> None:
         """Give the sequence pages up to `length` positions; all or none.
@@ -60,18 +82,46 @@ class PageAllocator:
         Raises:
             InsufficientMemoryError: too few pages are free. Nothing has changed then.
         """
-        pages_needed = -(-length // self.page_tokens)
-        missing = [max(0, pages_needed - len(pages)) for pages in table.pages]
-        for group, count in enumerate(missing):
-            if count > len(self._free[group]):
+        needed = self.pages_of(length)
+        if all(len(pages) >= needed for pages in table.pages):
+            return
+        for pages, pool in zip(table.pages, self.pools, strict=True):
+            if needed - len(pages) > pool.free:
                 raise InsufficientMemoryError(
                     f"state of {length} tokens",
-                    f"{count} more pages are needed and {len(self._free[group])} of "
-                    f"{self.capacities[group]} are free",
-                    "Load the model with a larger context_length, or shorten the prompt",
+                    f"{needed - len(pages)} more pages are needed and {pool.free} of "
+                    f"{pool.capacity} are free",
+                    "Load the model with a larger state_memory, or shorten the prompt",
                 )
-        for group, count in enumerate(missing):
-            table.pages[group].extend(self._free[group].pop() for _ in range(count))
+        for pages, pool in zip(table.pages, self.pools, strict=True):
+            while len(pages) < needed:
+                pages.append(pool.take())
+
+    def first_seen(self, group: int, length: int) -> int:
+        """The first run of positions that the token at position `length` sees, in a group."""
+        window = self.groups[group].window
+        return 0 if window is None else max(0, length - window + 1) // self.page_tokens
+
+    def adopt(self, table: PageTable, count: int) -> None:
+        """Give an empty table the first `count` runs' pages, found by its keys, in each group as
+        far back as the next token sees; `PrefixCache.cached_pages` says that they are there."""
+        for group, (pages, pool) in enumerate(zip(table.pages, self.pools, strict=True)):
+            first = min(self.first_seen(group, count * self.page_tokens), count)
+            pages.extend([NO_PAGE] * first)
+            for key in table.keys[first:count]:
+                page = pool.find(key)
+                assert page is not None
+                pool.share(page)
+                pages.append(page)
+        table.published = count
+
+    def publish(self, table: PageTable, count: int) -> None:
+        """Let the first `count` runs' pages be found by the table's keys."""
+        for pages, pool in zip(table.pages, self.pools, strict=True):
+            for index in range(table.published, count):
+                if pages[index] != NO_PAGE:
+                    pool.publish(pages[index], table.keys[index])
+        table.published = max(table.published, count)
 
     def slide(self, table: PageTable, position: int) -> None:
         """Free the pages that no position from `position` on can see."""
@@ -79,35 +129,43 @@ class PageAllocator:
             if spec.window is None:
                 continue
             pages = table.pages[group]
-            index = min(max(0, position - spec.window + 1) // self.page_tokens, len(pages))
+            index = min(self.first_seen(group, position), len(pages))
             # Pages go from the front only, so those before one that is gone are gone as well. A
             # step thus looks at what it frees, and not at the whole sequence again.
             while index > 0 and pages[index - 1] != NO_PAGE:
                 index -= 1
-                self._give_back(table, group, index)
+                self.pools[group].give_back(pages[index])
+                pages[index] = NO_PAGE
 
     def can_cut(self, table: PageTable, length: int) -> bool:
         """Whether the sequence can be cut back to `length` tokens and go on from there.
 
         It cannot where a sliding group has freed positions that the next token would see, or the
-        page that it would be written to; the tokens must then be replayed.
+        page that it would be written to, nor where others hold that page; the tokens must then be
+        replayed.
         """
-        for group, spec in enumerate(self.groups):
-            if spec.window is None:
-                continue
-            first = max(0, length - spec.window + 1) // self.page_tokens
-            last = -(-length // self.page_tokens)
-            if NO_PAGE in table.pages[group][first:last]:
+        last, inside = self.pages_of(length), length % self.page_tokens
+        for group, (pages, pool) in enumerate(zip(table.pages, self.pools, strict=True)):
+            if NO_PAGE in pages[self.first_seen(group, length) : last]:
+                return False
+            if inside and (pages[last - 1] == NO_PAGE or pool.shared(pages[last - 1])):
                 return False
         return True
 
     def cut(self, table: PageTable, length: int) -> None:
         """Forget every position from `length` on."""
-        kept = -(-length // self.page_tokens)
-        for group, pages in enumerate(table.pages):
-            for index in range(kept, len(pages)):
-                self._give_back(table, group, index)
-            del pages[kept:]
+        kept, whole = self.pages_of(length), length // self.page_tokens
+        for pages, pool in zip(table.pages, self.pools, strict=True):
+            # The last first, so that of pages that can be found again the first are kept longest:
+            # a prefix is of use from its beginning only.
+            while len(pages) > kept:
+                page = pages.pop()
+                if page != NO_PAGE:
+                    pool.give_back(page)
+            if whole < kept <= len(pages) and pages[whole] != NO_PAGE:
+                pool.withdraw(pages[whole])
+        del table.keys[whole:]
+        table.published = min(table.published, whole)
 
     def release(self, table: PageTable) -> None:
         """Take back every page of the sequence."""
@@ -116,14 +174,8 @@ class PageAllocator:
     def table_array(self, tables: list[PageTable], group: int) -> NDArray[np.int32]:
         """The tables as the ops take them: int32 [sequences, pages], short ones filled up."""
         width = max((len(table.pages[group]) for table in tables), default=0)
-        array = np.full((len(tables), width), NO_PAGE, np.int32)
-        for row, table in enumerate(tables):
+        rows = np.full((len(tables), width), NO_PAGE, np.int32)
+        for row, table in zip(rows, tables, strict=True):
             pages = table.pages[group]
-            array[row, : len(pages)] = pages
-        return array
-
-    def _give_back(self, table: PageTable, group: int, index: int) -> None:
-        page = table.pages[group][index]
-        if page != NO_PAGE:
-            self._free[group].append(page)
-            table.pages[group][index] = NO_PAGE
+            row[: len(pages)] = pages
+        return rows

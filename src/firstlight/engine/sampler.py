@@ -22,6 +22,8 @@ def sample(
     prompt_ids: Sequence[int],
     output_ids: Sequence[int],
     position: int,
+    allowed: NDArray[np.bool_] | None = None,
+    likeliest: int | None = None,
 ) -> int:
     """Choose a token.
 
@@ -33,17 +35,25 @@ def sample(
         logits: float32 [vocabulary]; -inf rules a token out.
         prompt_ids, output_ids: the tokens so far.
         position: of the token to be chosen in its sequence.
+        allowed: bool [vocabulary], which tokens may be chosen; None: all.
+        likeliest: the index of the largest logit, the first of several, where the caller knows it.
 
     Returns:
         A token id. Among equally likely tokens the lowest id wins where temperature is 0.
 
     Raises:
         DeviceError: the logits are no distribution: one is NaN or +inf, or all are -inf.
-        RequestError: logit_bias names a token outside the vocabulary.
+        RequestError: logit_bias names a token outside the vocabulary, or no token is allowed.
     """
     check_logit_bias(parameters, len(logits))
-    adjusts, likeliest = _adjusts(parameters), int(np.argmax(logits))
+    if likeliest is None:
+        likeliest = int(np.argmax(logits))
+    adjusts = _adjusts(parameters)
     _check_largest(float(logits[likeliest]))
+    if allowed is not None:
+        logits = np.where(allowed, logits, np.float32(-np.inf))
+        likeliest = int(np.argmax(logits))
+        _check_some_allowed(float(logits[likeliest]))
     if parameters.temperature == 0.0 and not adjusts:
         return likeliest
     adjusted: Floats | Doubles = logits
@@ -200,6 +210,15 @@ def log_probabilities(logits: Floats) -> Floats:
     wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
     with np.errstate(over="ignore"):  # what float32 cannot hold is as good as impossible
         return wide.astype(np.float32)
+
+
+def _check_some_allowed(top: float) -> None:
+    if top == -math.inf:
+        raise RequestError(
+            "the tokens allowed",
+            "leave none that the model could choose",
+            "Allow an end token where nothing else may follow",
+        )
 
 
 def _check_largest(top: float) -> None:

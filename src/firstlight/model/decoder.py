@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from firstlight.model import attention
 from firstlight.model.batch import Batch
 from firstlight.model.feed_forward import feed_forward_block
@@ -84,6 +87,19 @@ class Decoder:
         Returns:
             Logits float32 [len(batch.wanted), vocabulary_size].
         """
+        return self.logits(self.hidden(batch, state), batch.wanted)
+
+    def logits(self, hidden: Tensor, wanted: NDArray[np.int32]) -> Tensor:
+        """Logits float32 [len(wanted), vocabulary_size] of some rows of what `hidden` gave."""
+        return self.ops.logits(hidden, self._head, wanted)
+
+    def hidden(self, batch: Batch, state: State) -> Tensor:
+        """Compute every row of the batch, up to the output head, and write its entries into the
+        state.
+
+        Returns:
+            The residual stream after the last layer, float32 [rows, hidden_size].
+        """
         ops, spec = self.ops, self.spec
         rows = tuple(batch.paged_rows(group) for group in range(len(self.groups)))
         tables = {
@@ -97,7 +113,7 @@ class Decoder:
             table = None if layer.rope is None else tables[layer.rope]
             x = attention.attend(ops, x, layer.attention, pages, rows[layer.group], table)
             x = ops.feed_forward_block(x, layer.feed_forward)
-        return ops.logits(x, self._head, batch.wanted)
+        return x
 
     def _layer(self, index: int, layer: LayerSpec, weights: Weights) -> _Layer:
         return _Layer(

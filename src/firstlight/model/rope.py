@@ -54,6 +54,17 @@ def cosines_and_sines(rope: RopeSpec, positions: Integers, lengths: Integers) ->
     return table
 
 
+def frequency_regime(spec: ModelSpec, length: int) -> tuple[int, ...]:
+    """What the frequencies of a sequence depend on beside positions.
+
+    Where a row's length in force is max(length, its position + 1), sequences of equal tokens have
+    equal state if this is equal. Empty where no rope of the model depends on a length.
+    """
+    lengths = np.array([length], np.int32)
+    groups = (_frequency_groups(rope, lengths) for rope in spec.ropes())
+    return tuple(int(group[0]) for group in groups if group is not None)
+
+
 def _table(rope: RopeSpec, length: int, positions: Integers) -> Floats:
     """The table of positions whose frequencies are those of one length."""
     frequencies, magnitude = inverse_frequencies(rope, length)

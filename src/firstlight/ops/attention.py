@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from firstlight.formats.base import Floats
+from firstlight.formats.base import Floats, Format
+from firstlight.formats.registry import get_format
 from firstlight.ops.contract import Cost, Tolerance, define
 from firstlight.ops.paging import PagedRows
+from firstlight.ops.rounding import Rounding, round_activations
 from firstlight.ops.shape import Shape, context_range, rows_range
 
 # The pages of a stream: float32, or uint16 holding bfloat16 bit patterns
@@ -32,6 +34,12 @@ def round_entries(values: Floats, dtype: np.dtype[Any]) -> StreamPages:
         quiet_nan = (bits >> 16) | 0x40
         return np.where(np.isnan(values), quiet_nan, rounded).astype(np.uint16)
     return values
+
+
+def state_format(keys: StreamPages, values: StreamPages) -> Format:
+    """The format of what attention multiplies queries and weights with, for a RoundingOf."""
+    both = keys.dtype == np.uint16 and values.dtype == np.uint16
+    return get_format("bf16" if both else "f32")
 
 
 def _stream_write_cost(pages: StreamPages, values: Floats, rows: PagedRows) -> Cost:
@@ -111,7 +119,9 @@ def _attention_shape(
     Tolerance(
         relative=5e-6,
         absolute=1e-6,
-        reason="float32 dot products and one softmax; an online softmax rescales partial sums",
+        reason="float32 dot products and one softmax; an online softmax rescales partial sums; a "
+        "weight that tips changes the sum of weights as well",
+        tipped=2.0**-9,
     ),
     _attention_cost,
     shape=_attention_shape,
@@ -143,7 +153,31 @@ def attention(
     Returns:
         float32 [rows, heads, value_size]; scores and sums in float64.
     """
+    return attend(queries, keys, values, rows, scale, window, soft_cap, "none")
+
+
+def attend(
+    queries: Floats,
+    keys: StreamPages,
+    values: StreamPages,
+    rows: PagedRows,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+    rounding: Rounding,
+) -> Floats:
+    """`attention` as kernels compute it that round what they multiply with keys and values.
+
+    Args:
+        rounding: "none"; or "bfloat16": queries are rounded, and so are the weights of the softmax
+            before they are divided by their sum, which is that of the rounded weights. A weight is
+            2^(t - e), t being the score times log2(e) and e the whole number next above the
+            largest t: any other whole number gives weights that are rounded alike, so that a kernel
+            need not know the largest score beforehand.
+    """
     _, heads, _ = queries.shape
+    if rounding == "bfloat16":
+        queries = round_activations(queries, rounding)
     key_value_heads, value_size = keys.shape[2], values.shape[3]
     out = np.empty((len(queries), heads, value_size), np.float32)
     for sequence in range(rows.sequences):
@@ -166,8 +200,17 @@ def attention(
         if window is not None:
             hidden |= entries[None, :] <= positions[:, None] - window
         scores[..., hidden] = -np.inf
-        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        scores /= scores.sum(axis=-1, keepdims=True)
-        mixed = np.einsum("kgrt,tkd->rkgd", scores, value, optimize=True)
+        weights = _weights(scores, rounding)
+        weights /= weights.sum(axis=-1, keepdims=True)
+        mixed = np.einsum("kgrt,tkd->rkgd", weights, value, optimize=True)
         out[start:stop] = mixed.reshape(len(query), heads, value_size)
     return out
+
+
+def _weights(scores: NDArray[np.float64], rounding: Rounding) -> NDArray[np.float64]:
+    """The softmax's weights before they are divided by their sum."""
+    if rounding == "none":
+        return np.exp(scores - scores.max(axis=-1, keepdims=True))
+    scores = scores * np.log2(np.e)
+    weights = np.exp2(scores - np.ceil(scores.max(axis=-1, keepdims=True)))
+    return round_activations(weights.astype(np.float32), rounding).astype(np.float64)

@@ -1,5 +1,8 @@
 """How a product may round the activations that go into it, and what that means exactly.
 
+The products of attention with keys and values are meant too, where these are stored as bfloat16; what
+goes into them are queries and the weights of the softmax (`ops/attention.py`, `attend`).
+
 Integer and bfloat16 units multiply several times as fast as float32 ones. A kernel that uses them
 rounds its activations first, by one of the rules below, and computes with the rounded values as
 exactly as the op's tolerance says: it is checked against the definition on activations rounded by
@@ -19,7 +22,7 @@ from firstlight.formats.base import Floats, Format
 
 Rounding = Literal["none", "fixed16", "bfloat16"]
 
-# Of the products with weights of a format.
+# Of the products with weights, or with keys and values, of a format.
 RoundingOf = Callable[[Format], Rounding]
 
 # The largest magnitude of a fixed-point value: 127 * 256 + 127, so that it splits into a signed

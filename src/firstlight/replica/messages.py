@@ -1,15 +1,68 @@
 """What the server and a replica say to each other, as MessagePack (msgspec) over a socket.
 
-The server sends `Start`, `Cancel` and `Stop`; a replica sends `Ready` once, then `Steps` and, in
-between, `Beat`. Everything about a sequence that must outlive a replica is in its `Start`: tokens
-that have come already are handed to the next replica as `output_ids`, and since a next token is a
-pure function of the tokens so far, parameters, seed and position, the stream goes on as if nothing
-had happened.
+A replica is told what it is to be by a `Launch` on its standard input, introduces itself on the
+socket with a `Hello`, and sends `Beat` while it loads. Then the server sends `Start`, `Cancel` and
+`Stop`; the replica sends `Ready` once, then `Steps` and, in between, `Beat`.
+
+Everything about a sequence that must outlive a replica is in its `Start`: tokens that have come
+already are handed to the next replica as `output_ids`, and since a next token is a pure function of
+the tokens so far, parameters, seed and position, the stream goes on as if nothing had happened.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import msgspec
+
+LOAD_FAILED = 3
+"""Exit code of a replica's process that has sent `Failed`."""
+
+
+class ModelOptions(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a replica loads: arguments of `loading.load`, which says what they mean.
+
+    Where None is none of an argument's own values, it leaves `load` its default.
+    """
+
+    model: str
+    weights: str | None = None
+    context_length: int | None = None
+    sequences: int | None = None
+    token_budget: int | None = None
+    prompt_budget: int | None = None
+    state: str = "auto"
+    state_memory: int | None = None
+    prefix_caching: bool = True
+    speculation: Literal["auto", "off"] = "auto"
+    exact: bool = False
+    endpoint: str | None = None
+    update: bool = False
+    cache: bool = True
+    tune: float | None = 0.0
+
+
+class Launch(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of JSON on the standard input of a replica's process; whose end ends the process.
+
+    Attributes:
+        address: of the server's socket.
+        key: goes into the `Hello`, so that no other process of this machine can pass for this one.
+        cores: numbers of the processor's cores to run on; None: wherever the system likes.
+    """
+
+    address: str
+    key: str
+    name: str
+    device: str
+    options: ModelOptions
+    cores: list[int] | None = None
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """First message of a replica."""
+
+    key: str
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -108,11 +161,13 @@ class Prompt(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         cached_tokens: tokens of the prompt whose state was there already.
         scores: of the prompt's tokens from the second on, where asked for.
+        finish: "length" where no token is asked for, so that none will come; else None.
     """
 
     sequence: int
     cached_tokens: int
     scores: list[TokenScore] | None = None
+    finish: str | None = None
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True):
@@ -142,6 +197,17 @@ class Statistics(msgspec.Struct, frozen=True):
         proposed_tokens, accepted_tokens: of speculation.
     """
 
+    TOTALS: ClassVar[tuple[str, ...]] = (
+        "steps",
+        "step_seconds",
+        "prompt_tokens",
+        "cached_tokens",
+        "output_tokens",
+        "preemptions",
+        "proposed_tokens",
+        "accepted_tokens",
+    )
+
     running: int = 0
     waiting: int = 0
     pages: int = 0
@@ -162,11 +228,13 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     Attributes:
         context_length: longest sequence, in tokens.
         sequence_tokens: most tokens that one sequence can ever hold state for, where that is less.
+        step_seconds: what a step with the whole token budget should take, as a warm-up had it.
     """
 
     context_length: int
     sequence_tokens: int
     vocabulary_size: int
+    step_seconds: float = 0.0
 
 
 class Steps(msgspec.Struct, frozen=True, tag="steps"):
@@ -179,9 +247,9 @@ class Steps(msgspec.Struct, frozen=True, tag="steps"):
 
 
 class Beat(msgspec.Struct, frozen=True, tag="beat"):
-    """Nothing to compute, and alive."""
+    """Nothing to compute, or still loading, and alive."""
 
-    statistics: Statistics
+    statistics: Statistics = Statistics()
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -194,4 +262,4 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 ToReplica = Start | Cancel | Stop
-FromReplica = Ready | Steps | Beat | Failed
+FromReplica = Hello | Ready | Steps | Beat | Failed

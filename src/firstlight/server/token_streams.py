@@ -43,7 +43,11 @@ class TokenEvent:
 
 
 class TokenStream(Protocol):
-    """One sequence's events, in order, each once; raises FirstlightError where it fails."""
+    """One sequence's events, in order, each once; raises FirstlightError where it fails.
+
+    First a `PromptEvent`, then `TokenEvent`s up to one with a finish; with max_tokens 0 there are
+    none, and the prompt's event is the only one.
+    """
 
     def __aiter__(self) -> AsyncIterator[PromptEvent | TokenEvent]: ...
 

@@ -4,12 +4,12 @@
 
 native/tests/ reads the file. All numbers in it are little-endian::
 
-    file        "firstlight cases 1\\n", then cases to the end
-    case        text op, text name, float64 relative and float64 absolute tolerance,
-                uint32 count and so many arguments, uint32 count and so many expectations
+    file        "firstlight cases 2\\n", then cases to the end
+    case        text op, text name, float64 absolute tolerance, uint32 count and so many
+                arguments, uint32 count and so many expectations
     argument    text name, value
-    expectation text rounding (see ops/rounding.py), value: what the op returns or, where it
-                changes an argument, that argument afterwards
+    expectation text rounding (see ops/rounding.py), float64 relative tolerance, value: what
+                the op returns or, where it changes an argument, that argument afterwards
     value       one byte of kind; for "f", "i", "h" or "b" (float32, int32, bfloat16 as uint16,
                 uint8) uint32 axes, an int64 for each, and the elements; for "n" a float64; for
                 "t" a text
@@ -41,12 +41,15 @@ from firstlight.ops.paging import PagedRows
 from firstlight.ops.rounding import Rounding
 from firstlight.verify.cases import Case, StreamArgument, cases_of
 
-_MAGIC = b"firstlight cases 1\n"
+_MAGIC = b"firstlight cases 2\n"
 _KINDS = {np.dtype(np.float32): b"f", np.dtype(np.int32): b"i", np.dtype(np.uint16): b"h",
           np.dtype(np.uint8): b"b"}  # fmt: skip
 
-# Kernels of these ops may round their activations.
-_ROUNDED = frozenset({"linear"})
+# How kernels of an op may round their activations; of others, not at all.
+_ROUNDINGS: dict[str, tuple[Rounding, ...]] = {
+    "linear": get_args(Rounding),
+    "attention": ("none", "bfloat16"),
+}
 
 
 def write_cases(path: Path, *, quick: bool = False) -> int:
@@ -86,17 +89,23 @@ def _case(op: Op, case: Case) -> bytes:
         for name, argument in zip(names, case.arguments(), strict=False)
         for field in _fields(name, argument)
     ]
-    roundings: tuple[Rounding, ...] = get_args(Rounding) if op.name in _ROUNDED else ("none",)
+    roundings = _ROUNDINGS.get(op.name, ("none",))
     parts = [
         _text(op.name),
         _text(case.name),
-        struct.pack("<dd", op.tolerance.relative, op.tolerance.absolute),
+        struct.pack("<d", op.tolerance.absolute),
         struct.pack("<I", len(fields)),
         *(_text(name) + _value(value) for name, value in fields),
         struct.pack("<I", len(roundings)),
-        *(_text(rounding) + _value(_expected(op, case, rounding)) for rounding in roundings),
+        *(_expectation(op, case, rounding) for rounding in roundings),
     ]
     return b"".join(parts)
+
+
+def _expectation(op: Op, case: Case, rounding: Rounding) -> bytes:
+    tipped = 0.0 if rounding == "none" else op.tolerance.tipped
+    relative = struct.pack("<d", op.tolerance.relative + tipped)
+    return _text(rounding) + relative + _value(_expected(op, case, rounding))
 
 
 def _expected(op: Op, case: Case, rounding: Rounding) -> Any:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from firstlight.backends.base import Backend, Kernel
 from firstlight.backends.numpy.backend import NumpyBackend
 from firstlight.formats.base import Weight
+from firstlight.formats.registry import get_format
 from firstlight.ops.attention import read_entries
 from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.contract import Op, Tolerance, get_op
@@ -24,6 +25,8 @@ from firstlight.ops.latent_attention_block import LatentAttentionBlock
 from firstlight.ops.parts import Norm, Product
 from firstlight.ops.rounding import RoundingOf
 from firstlight.verify.cases import Case, StreamArgument, cases_of
+
+_BFLOAT16 = get_format("bf16")
 
 # Arguments that hold tensors and packed weights of their own.
 BLOCK_PARTS = (
@@ -150,7 +153,7 @@ def _run(
         # Whatever a kernel or its driver raises is a finding about the kernel.
         return report(math.inf, 0.0, f"raised {type(raised).__name__}: {raised}")
     worst, allowed = 0.0, 0.0
-    tips = any(_rounds_to_bfloat16(argument, kernel.rounding) for argument in case.arguments())
+    tips = _tips(op, kernel.rounding, case.arguments())
     for place, (got, wanted) in enumerate(zip(found, expected, strict=True)):
         if not isinstance(wanted, np.ndarray):
             if place == 0 and got is not None:
@@ -182,10 +185,18 @@ def _tolerance_at(op: Op, place: int, tips: bool) -> Tolerance:
     return dataclasses.replace(tolerance, relative=tolerance.relative + tolerance.tipped)
 
 
+def _tips(op: Op, rounding: RoundingOf, arguments: tuple[Any, ...]) -> bool:
+    """Whether values that the op makes on its way are rounded to bfloat16."""
+    streams = [
+        argument.dtype_name == "bfloat16" and (place in op.writes or rounding(_BFLOAT16) != "none")
+        for place, argument in enumerate(arguments)
+        if isinstance(argument, StreamArgument)
+    ]
+    return any(streams) or any(_rounds_to_bfloat16(argument, rounding) for argument in arguments)
+
+
 def _rounds_to_bfloat16(argument: Any, rounding: RoundingOf) -> bool:
-    """Whether an argument is a stream of bfloat16, or has weights whose inputs become that."""
-    if isinstance(argument, StreamArgument):
-        return argument.dtype_name == "bfloat16"
+    """Whether an argument has weights whose inputs become bfloat16."""
     if isinstance(argument, Weight):
         return rounding(argument.format) == "bfloat16"
     if isinstance(argument, BLOCK_PARTS):

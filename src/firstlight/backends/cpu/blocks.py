@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from firstlight.backends.base import Kernel
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.arrays import NO_WINDOW, are_floats, are_integers, are_pages, are_rows
-from firstlight.backends.cpu.tuned_matrices import matrix_of
+from firstlight.backends.cpu.matrices import matrix_of
 from firstlight.formats.base import Floats
 from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.feed_forward_block import FeedForwardBlock

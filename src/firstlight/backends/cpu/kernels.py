@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from firstlight.backends.base import Kernel, Parameter
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.arrays import NO_WINDOW, are_floats, are_integers, are_pages, are_rows
-from firstlight.backends.cpu.matrices import knows, stored_matrix
+from firstlight.backends.cpu.matrices import knows, matrix_of, stored_matrix
 from firstlight.backends.cpu.packed import PackedMatrix, packed_bytes
 from firstlight.backends.cpu.tuned_matrices import (
     LINEAR_PARAMETERS,
     allows_linear,
-    matrix_of,
     tune_for,
 )
 from firstlight.formats.base import Floats, Format, Weight
 from firstlight.ops import elementwise
+from firstlight.ops.attention import state_format
 from firstlight.ops.elementwise import Activation
 from firstlight.ops.paging import PagedRows
 from firstlight.ops.rounding import Rounding
@@ -54,7 +54,8 @@ def fixed_point(format: Format) -> Rounding:
 
 
 def bfloat16_for_bfloat16(format: Format) -> Rounding:
-    """How products of bfloat16 by bfloat16 round their activations."""
+    """How products of bfloat16 by bfloat16 round their activations, queries, and weights of a
+    softmax."""
     return "bfloat16" if format.name == "bf16" else "none"
 
 
@@ -79,7 +80,7 @@ class CpuKernels:
         """Every kernel, in order of preference within an op."""
         return (
             *self._of_packed_weights(),
-            *self._of_bfloat16_weights(),
+            *self._of_bfloat16(),
             *self._of_stored_weights_and_state(),
         )
 
@@ -105,10 +106,17 @@ class CpuKernels:
             Kernel("embed", "packed", self.embed, self.accepts_embed_packed),
         )
 
-    def _of_bfloat16_weights(self) -> tuple[Kernel, ...]:
+    def _of_bfloat16(self) -> tuple[Kernel, ...]:
         if not self._bfloat16:
             return ()
         return (
+            Kernel(
+                "attention",
+                "bfloat16",
+                self.attention_bfloat16,
+                self.accepts_attention_bfloat16,
+                rounding=bfloat16_for_bfloat16,
+            ),
             Kernel(
                 "linear",
                 "bfloat16",
@@ -346,6 +354,46 @@ class CpuKernels:
         window: int | None,
         soft_cap: float | None,
     ) -> Floats:
+        return self._attend(queries, keys, values, rows, scale, window, soft_cap, False)
+
+    def accepts_attention_bfloat16(
+        self,
+        queries: Floats,
+        keys: NDArray[Any],
+        values: NDArray[Any],
+        rows: PagedRows,
+        scale: float,
+        window: int | None,
+        soft_cap: float | None,
+    ) -> bool:
+        return state_format(keys, values).name == "bf16" and self.accepts_attention(
+            queries, keys, values, rows, scale, window, soft_cap
+        )
+
+    def attention_bfloat16(
+        self,
+        queries: Floats,
+        keys: NDArray[Any],
+        values: NDArray[Any],
+        rows: PagedRows,
+        scale: float,
+        window: int | None,
+        soft_cap: float | None,
+    ) -> Floats:
+        """With queries and the softmax's weights rounded to bfloat16, as keys and values are."""
+        return self._attend(queries, keys, values, rows, scale, window, soft_cap, True)
+
+    def _attend(
+        self,
+        queries: Floats,
+        keys: NDArray[Any],
+        values: NDArray[Any],
+        rows: PagedRows,
+        scale: float,
+        window: int | None,
+        soft_cap: float | None,
+        round_to_bfloat16: bool,
+    ) -> Floats:
         out = np.empty((*queries.shape[:2], values.shape[-1]), np.float32)
         self._native.attention(
             queries,
@@ -359,5 +407,6 @@ class CpuKernels:
             NO_WINDOW if window is None else window,
             soft_cap or 0.0,
             out,
+            round_to_bfloat16=round_to_bfloat16,
         )
         return out

@@ -1,10 +1,11 @@
-"""The kernels' handle of a weight that is used where it lies."""
+"""The kernels' handle of a weight, used where it lies or in panels."""
 
 from __future__ import annotations
 
 from typing import cast
 
 from firstlight.backends.cpu import _native
+from firstlight.backends.cpu.packed import PackedMatrix
 from firstlight.formats.base import Format, Weight
 
 # name -> (values, bytes) of a block, of the storage formats that the kernels decode.
@@ -33,3 +34,8 @@ def stored_matrix(weight: Weight) -> _native.Matrix | None:
             )
         kept[_KEPT] = made
     return cast("_native.Matrix | None", kept[_KEPT])
+
+
+def matrix_of(weight: Weight | PackedMatrix) -> _native.Matrix | None:
+    """The handle of a weight; None where the kernels cannot read it."""
+    return weight.matrix if isinstance(weight, PackedMatrix) else stored_matrix(weight)

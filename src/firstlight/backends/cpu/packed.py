@@ -19,7 +19,7 @@ from firstlight.formats.base import Bytes, Floats, Format, Weight
 from firstlight.formats.plain import F32
 from firstlight.host.processor import usable_cores
 
-LAYOUT = "panels-1"
+LAYOUT = "panels-2"
 """Names the layout of the bytes; changed whenever that changes."""
 
 PANEL_ROWS = 16

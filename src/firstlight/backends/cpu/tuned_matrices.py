@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from firstlight.backends.cpu import _native
-from firstlight.backends.cpu.matrices import stored_matrix
+from firstlight.backends.cpu.matrices import matrix_of
 from firstlight.backends.cpu.packed import PackedMatrix
 from firstlight.backends.kernel import Parameter, Value
 from firstlight.formats.base import Floats, Weight
@@ -45,11 +45,6 @@ def allows_linear(
     if fetch_ahead and len(x) > _FEW_ROWS:
         return False
     return block_rows < len(x)
-
-
-def matrix_of(weight: _Packed) -> _native.Matrix | None:
-    """The handle of a weight; None where the kernels cannot read it."""
-    return weight.matrix if isinstance(weight, PackedMatrix) else stored_matrix(weight)
 
 
 def tune_matrix(matrix: _native.Matrix, rows: str, values: Mapping[str, Any]) -> None:

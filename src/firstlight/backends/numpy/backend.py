@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from firstlight.backends.base import Backend
+from firstlight.ops.attention import attend, state_format
 from firstlight.ops.rounding import RoundingOf, no_rounding, round_activations
 
 
@@ -12,7 +13,8 @@ class NumpyBackend(Backend):
     """No kernels at all, so that dispatch runs every definition on the host.
 
     Args:
-        rounding: how `linear` rounds its activations; as an oracle for kernels that do so.
+        rounding: how `linear` rounds its activations, and `attention` its queries and weights;
+            as an oracle for kernels that do so.
     """
 
     name = "numpy"
@@ -26,4 +28,8 @@ class NumpyBackend(Backend):
             x, weight, *rest = arguments
             x = round_activations(x, self._rounding(weight.format))
             return super().call(name, x, weight, *rest)
+        if name == "attention":
+            rounding = self._rounding(state_format(*arguments[1:3]))
+            if rounding == "bfloat16":
+                return attend(*arguments, rounding=rounding)
         return super().call(name, *arguments)

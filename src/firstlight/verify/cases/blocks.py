@@ -92,6 +92,8 @@ _SHAPES = (
     _Shape("q8_0", ("q8_0",), 96, 160, 6, "decode batch", "bfloat16", head_norm="head", quick=True),
     _Shape("q4_0, one row", ("q4_0",), 640, 2048, 1, "one token", head_size=32, turned=32),
     _Shape("iq4_nl", ("iq4_nl",), 64, 96),
+    _Shape("mxfp4 and nvfp4", ("mxfp4", "nvfp4"), 128, 192, 3),
+    _Shape("iq3_s", ("iq3_s",), 256, 256, heads=16),
 )
 
 

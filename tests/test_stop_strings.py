@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstlight.engine.stop_strings import StopStrings
+from firstlight.stop_strings import StopStrings
 
 # Few letters, so that stop strings occur, overlap, and nearly occur.
 texts = st.text("abc", max_size=30)
