@@ -207,7 +207,8 @@ def conversion_target(name: str | None) -> Format | None:
 def check_formats(checkpoint: Checkpoint, spec: ModelSpec) -> None:
     """FormatError, naming file and tensor, where a tensor's storage format cannot be read."""
     for source in spec.sources():
-        checkpoint.format_of(source.name)
+        if source.scales is None and not source.integers:
+            checkpoint.format_of(source.name)
 
 
 def memory_plan(

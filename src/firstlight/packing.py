@@ -94,9 +94,11 @@ def kept_on_disk(
 
 def _tensor(matrix: KeptMatrix) -> PackedTensor:
     source = matrix.source
-    part = ""
+    part = "" if source.stack is None else f"[{source.stack.index}]"
     if source.first_row is not None:
-        part = f"[{source.first_row}:{source.first_row + matrix.rows}]"
+        last = source.first_row + source.row_step * matrix.rows
+        step = "" if source.row_step == 1 else f":{source.row_step}"
+        part += f"[{source.first_row}:{last}{step}]"
     return PackedTensor(
         source.name + part, matrix.format.name, matrix.packed, source.shape, matrix.nbytes
     )

@@ -129,7 +129,7 @@ def test_mscale_alone_is_in_the_angles_as_published() -> None:
 @pytest.mark.parametrize("mscale_all_dim", [-30.0, 1e300])
 def test_a_weight_that_leaves_no_scale(mscale_all_dim: float) -> None:
     scaling = {**V3["rope_scaling"], "mscale_all_dim": mscale_all_dim}
-    with pytest.raises(CheckpointError, match="mscale_all_dim|attention_factor"):
+    with pytest.raises(CheckpointError, match=r"mscale_all_dim|attention_factor"):
         spec_of_config(ConfigFiles({**V3, "rope_scaling": scaling}))
 
 

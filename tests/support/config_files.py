@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.core_model_loading import revert_weight_conversion
 
 from firstlight.formats.base import Weight
 from firstlight.formats.registry import get_format
@@ -51,7 +52,9 @@ class ConfigFiles:
 def tiny_config_files(name: str) -> ConfigFiles:
     """Config and headers of a tiny model, as its checkpoint has them."""
     model = tiny_model(name).build()
-    tensors = {key: Header(tuple(value.shape)) for key, value in model.state_dict().items()}
+    # transformers stacks experts in memory, and takes them apart again as it writes them.
+    saved = revert_weight_conversion(model, model.state_dict())
+    tensors = {key: Header(tuple(value.shape)) for key, value in saved.items()}
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     return ConfigFiles(model.config.to_dict(), tensors)

@@ -42,6 +42,24 @@ def dequantise(codes: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]
     return codes.float() * wide[: codes.shape[0], : codes.shape[1]]
 
 
+def published(model: Any) -> dict[str, torch.Tensor]:
+    """Views of a model's tensors by their published names: experts one by one."""
+    found: dict[str, torch.Tensor] = {}
+    for name, value in model.state_dict().items():
+        if not name.endswith(("mlp.experts.gate_up_proj", "mlp.experts.down_proj")):
+            found[name] = value
+            continue
+        stem, _, role = name.rpartition(".")
+        for index, matrix in enumerate(value):
+            if role == "down_proj":
+                found[f"{stem}.{index}.down_proj.weight"] = matrix
+            else:
+                gate, up = matrix.chunk(2)
+                found[f"{stem}.{index}.gate_proj.weight"] = gate
+                found[f"{stem}.{index}.up_proj.weight"] = up
+    return found
+
+
 def write_float8(
     model: Any,
     folder: Path,
@@ -49,13 +67,16 @@ def write_float8(
     block: tuple[int, int] = BLOCK,
     scale_dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """Save a model with its projections in fp8; returns a copy whose weights are those values."""
+    """Save a model with its projections in fp8, experts one by one as they are published.
+
+    Returns:
+        A copy whose weights are the values of what was saved.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     values = copy.deepcopy(model)
     powers = scale_dtype == torch.float8_e8m0fnu
     tensors: dict[str, torch.Tensor] = {}
-    state = values.state_dict()
-    for name, value in state.items():
+    for name, value in published(values).items():
         if "_proj" not in name or value.ndim != 2:
             tensors[name] = value.clone()
             continue

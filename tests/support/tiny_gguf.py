@@ -27,8 +27,14 @@ _ARCHITECTURES = {
     "olmo2": gguf.MODEL_ARCH.OLMO2,
     "smollm3": gguf.MODEL_ARCH.SMOLLM3,
     "granite": gguf.MODEL_ARCH.GRANITE,
+    "mixtral": gguf.MODEL_ARCH.LLAMA,
+    "qwen2_moe": gguf.MODEL_ARCH.QWEN2MOE,
+    "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
+    "olmoe": gguf.MODEL_ARCH.OLMOE,
+    "glm4_moe": gguf.MODEL_ARCH.GLM4_MOE,
+    "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
 }
-_PERMUTED = ("llama", "mistral", "smollm3", "granite")
+_PERMUTED = ("llama", "mistral", "smollm3", "granite", "mixtral")
 
 
 def write_gguf(tiny: TinyModel, model: Any, path: Path) -> Path:
@@ -52,7 +58,8 @@ def _write_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_block_count(config.num_hidden_layers)
+    ahead = getattr(config, "num_nextn_predict_layers", 0)
+    writer.add_block_count(config.num_hidden_layers + ahead)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
@@ -74,11 +81,36 @@ def _write_family(writer: gguf.GGUFWriter, family: str, config: Any) -> None:
         writer.add_sliding_window(config.sliding_window)
     if family == "phi3":
         writer.add_sliding_window(config.sliding_window or 0)
+    if hasattr(config, "num_experts_per_tok"):
+        _write_experts(writer, family, config)
     if family == "granite":
         writer.add_attention_scale(config.attention_multiplier)
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_logit_scale(config.logits_scaling)
+
+
+def _write_experts(writer: gguf.GGUFWriter, family: str, config: Any) -> None:
+    counts = ("num_local_experts", "num_experts")
+    writer.add_expert_count(next(getattr(config, k) for k in counts if hasattr(config, k)))
+    writer.add_expert_used_count(config.num_experts_per_tok)
+    if family == "gpt_oss":
+        writer.add_expert_feed_forward_length(config.intermediate_size)
+        writer.add_sliding_window(config.sliding_window)
+    if hasattr(config, "moe_intermediate_size"):
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if family == "qwen2_moe":
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+    if family == "glm4_moe":
+        writer.add_rope_dimension_count(config.head_dim // 2)
+        writer.add_expert_shared_count(config.n_shared_experts)
+        writer.add_leading_dense_block_count(config.first_k_dense_replace)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        writer.add_expert_weights_scale(config.routed_scaling_factor)
+        writer.add_expert_weights_norm(config.norm_topk_prob)
+        writer.add_expert_group_count(config.n_group)
+        writer.add_expert_group_used_count(config.topk_group)
+        writer.add_nextn_predict_layers(config.num_nextn_predict_layers)
 
 
 def _write_rope(writer: gguf.GGUFWriter, family: str, config: Any) -> None:
@@ -133,15 +165,63 @@ def _write_tensors(writer: gguf.GGUFWriter, family: str, model: Any, names: Any)
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         values = tensor.float()
-        if family in _PERMUTED and name.endswith(("q_proj.weight", "q_proj.bias")):
-            values = _permute(values, config.num_attention_heads)
-        if family in _PERMUTED and name.endswith(("k_proj.weight", "k_proj.bias")):
-            values = _permute(values, config.num_key_value_heads)
-        if family in ("gemma2", "gemma3") and name.endswith("norm.weight"):
-            values = values + 1
-        written = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert written is not None, name
-        writer.add_tensor(written, values.numpy())
+        if name.endswith("rotary_emb.inv_freq"):
+            continue
+        if ".experts." in name:
+            _write_expert_tensor(writer, family, name, values)
+            continue
+        for part, written in _OF_EXPERTS.items():
+            if name.endswith(part):
+                writer.add_tensor(f"blk.{name.split('.')[2]}.{written}", values.numpy())
+                break
+        else:
+            _write_tensor(writer, family, config, names, name, values)
+
+
+# What the gguf package's own map knows by other names than those of transformers 5.
+_OF_EXPERTS = {
+    "mlp.gate.weight": "ffn_gate_inp.weight",
+    "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+    "self_attn.sinks": "attn_sinks.weight",
+}
+
+
+def _write_expert_tensor(
+    writer: gguf.GGUFWriter, family: str, name: str, values: torch.Tensor
+) -> None:
+    """Of all experts: gate and up are written apart, and gpt-oss's matrices turned round."""
+    layer, role = name.split(".")[2], name.rpartition(".")[2]
+    suffix = "bias" if role.endswith("_bias") else "weight"
+    if family == "gpt_oss" and suffix == "weight":
+        values = values.transpose(1, 2)
+    if role.startswith("down"):
+        parts = {"down": values}
+    elif family == "gpt_oss":
+        parts = {"gate": values[:, 0::2], "up": values[:, 1::2]}
+    else:
+        gate, up = values.chunk(2, dim=1)
+        parts = {"gate": gate, "up": up}
+    for part, each in parts.items():
+        writer.add_tensor(f"blk.{layer}.ffn_{part}_exps.{suffix}", each.contiguous().numpy())
+
+
+def _write_tensor(
+    writer: gguf.GGUFWriter,
+    family: str,
+    config: Any,
+    names: Any,
+    name: str,
+    values: torch.Tensor,
+) -> None:
+    if family in _PERMUTED and name.endswith(("q_proj.weight", "q_proj.bias")):
+        values = _permute(values, config.num_attention_heads)
+    if family in _PERMUTED and name.endswith(("k_proj.weight", "k_proj.bias")):
+        values = _permute(values, config.num_key_value_heads)
+    if family in ("gemma2", "gemma3") and name.endswith("norm.weight"):
+        values = values + 1
+    written = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    assert written is not None, name
+    writer.add_tensor(written, values.numpy())
 
 
 def _permute(values: torch.Tensor, heads: int) -> torch.Tensor:

@@ -91,6 +91,14 @@ _LLAMA3 = {
 _YARN = {"factor": 4.0, "original_max_position_embeddings": 48}
 _LONGROPE = {"short_factor": _SHORT, "long_factor": _LONG}
 
+_EXPERTS = {"num_experts_per_tok": 3, "moe_intermediate_size": 20}
+_GPT_OSS_YARN = {
+    "factor": 8.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 64,
+}
 _LATENT = {
     "num_key_value_heads": 6,
     "kv_lora_rank": 24,
@@ -98,12 +106,18 @@ _LATENT = {
     "qk_nope_head_dim": 10,
     "qk_rope_head_dim": 8,
     "v_head_dim": 14,
-    "first_k_dense_replace": 2,
-    "n_routed_experts": 4,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "n_group": 4,
+    "topk_group": 2,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 1.7,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 20,
 }
 _DEEPSEEK_YARN = {**_YARN, "beta_fast": 32, "beta_slow": 1}
 
-TINY_MODELS = (
+_DEEPSEEK = (
     TinyModel(
         "deepseek_v2",
         "DeepseekV2ForCausalLM",
@@ -116,7 +130,11 @@ TINY_MODELS = (
             scaling={"type": "yarn", **_DEEPSEEK_YARN, "mscale": 0.707, "mscale_all_dim": 0.707}
         ),
     ),
-    TinyModel("deepseek_v2-low-rank", "DeepseekV2ForCausalLM", {**_LATENT, "attention_bias": True}),
+    TinyModel(
+        "deepseek_v2-low-rank",
+        "DeepseekV2ForCausalLM",
+        {**_LATENT, "attention_bias": True, "topk_method": "group_limited_greedy"},
+    ),
     TinyModel(
         "deepseek_v3",
         "DeepseekV3ForCausalLM",
@@ -126,9 +144,124 @@ TINY_MODELS = (
     TinyModel(
         "deepseek_v3-halves",
         "DeepseekV3ForCausalLM",
-        {**_LATENT, "q_lora_rank": None, "rope_interleave": False, "attention_bias": True},
+        {
+            **_LATENT,
+            "q_lora_rank": None,
+            "rope_interleave": False,
+            "attention_bias": True,
+            "first_k_dense_replace": 0,
+            "norm_topk_prob": False,
+        },
         _older(),
     ),
+)
+
+_WITH_EXPERTS = (
+    TinyModel(
+        "mixtral",
+        "MixtralForCausalLM",
+        {"num_local_experts": 5, "num_experts_per_tok": 2, **_rope("default", 1e6)},
+        _older(1e6),
+    ),
+    TinyModel(
+        "mixtral-sliding",
+        "MixtralForCausalLM",
+        {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 15, "head_dim": 12},
+    ),
+    TinyModel(
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        {"num_experts": 7, "shared_expert_intermediate_size": 28, **_EXPERTS},
+        _older(layer_types=ABSENT, qkv_bias=ABSENT, mlp_only_layers=[]),
+    ),
+    TinyModel(
+        "qwen2_moe-partly-dense",
+        "Qwen2MoeForCausalLM",
+        {
+            "num_experts": 5,
+            "shared_expert_intermediate_size": 12,
+            "norm_topk_prob": True,
+            "num_hidden_layers": 5,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [3],
+            "use_sliding_window": True,
+            "sliding_window": 21,
+            "max_window_layers": 3,
+            **_EXPERTS,
+        },
+        _older(layer_types=ABSENT),
+    ),
+    TinyModel(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        {"num_experts": 9, "norm_topk_prob": True, "head_dim": 12, **_EXPERTS},
+        _older(num_local_experts=ABSENT, num_experts=9),
+    ),
+    TinyModel(
+        "qwen3_moe-partly-dense",
+        "Qwen3MoeForCausalLM",
+        {
+            "num_experts": 4,
+            "head_dim": 12,
+            "num_hidden_layers": 3,
+            "mlp_only_layers": [1],
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 19,
+            "tie_word_embeddings": True,
+            **_EXPERTS,
+        },
+    ),
+    TinyModel("olmoe", "OlmoeForCausalLM", {"num_experts": 6, "num_experts_per_tok": 4}, _older()),
+    TinyModel(
+        "glm4_moe",
+        "Glm4MoeForCausalLM",
+        {
+            "n_routed_experts": 12,
+            "n_group": 4,
+            "topk_group": 2,
+            "n_shared_experts": 2,
+            "routed_scaling_factor": 1.7,
+            "first_k_dense_replace": 1,
+            "num_hidden_layers": 3,
+            "head_dim": 12,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            **_EXPERTS,
+        },
+        _older(partial_rotary_factor=0.5),
+    ),
+    TinyModel(
+        "glm4_moe-plain",
+        "Glm4MoeForCausalLM",
+        {
+            "n_routed_experts": 5,
+            "first_k_dense_replace": 0,
+            "norm_topk_prob": False,
+            "head_dim": 12,
+            **_EXPERTS,
+        },
+    ),
+    TinyModel(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        {
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 36,
+            "head_dim": 12,
+            "sliding_window": 14,
+            "swiglu_limit": 1.5,
+            "num_hidden_layers": 3,
+            **_rope("yarn", 150_000.0, **_GPT_OSS_YARN),
+        },
+        _older(150_000.0, {"rope_type": "yarn", **_GPT_OSS_YARN}),
+    ),
+)
+
+TINY_MODELS = (
+    *_WITH_EXPERTS,
+    *_DEEPSEEK,
     TinyModel("llama", "LlamaForCausalLM", _rope("default"), _older()),
     TinyModel("llama-biases", "LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
     TinyModel(
@@ -291,12 +424,15 @@ def randomise(model: Any, seed: int) -> None:
             if "norm" in name:
                 last = tied and name.endswith("model.norm.weight")
                 parameter.copy_(parameter + 0.3 * noise + (0.15 / embedding_size if last else 0.0))
-            elif parameter.ndim == 1:
+            elif parameter.ndim == 1 or name.endswith("_bias"):
                 parameter.copy_(0.5 * noise)
             elif "embed" in name:
                 parameter.copy_(embedding_size * noise)
             else:
                 parameter.copy_(1.3 * noise / parameter.shape[-1] ** 0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
 
 
 def write_checkpoint(

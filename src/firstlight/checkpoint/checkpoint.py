@@ -12,6 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from firstlight.checkpoint import gguf, safetensors
 from firstlight.checkpoint.config import read_config
 from firstlight.checkpoint.files import shown
@@ -33,6 +36,13 @@ from firstlight.checkpoint.stand_in import StandIn, stand_in_at
 from firstlight.checkpoint.tensor_info import TensorInfo, merge_tensors
 from firstlight.errors import CheckpointError, FormatError
 from firstlight.formats.base import BlockScales, Bytes, Format, Weight
+
+# Of tensors that hold no weights.
+_INTEGERS: dict[str, np.dtype[Any]] = {
+    "u8": np.dtype("u1"),
+    "i32": np.dtype("<i4"),
+    "i64": np.dtype("<i8"),
+}
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
@@ -149,6 +159,30 @@ class Checkpoint:
                 self._bytes(found), found, self._quantization
             )
         return self._kept_scales[info.name]
+
+    def integers(self, name: str) -> NDArray[Any]:
+        """A tensor of whole numbers in its own type and shape, as a read-only view of the file.
+
+        Raises:
+            CheckpointError: as `weight`.
+            FormatError: it holds something else.
+        """
+        if self.stand_in is not None:
+            raise self.stand_in.refusal(self.location)
+        info = self.tensors.get(name)
+        dtype = None if info is None else _INTEGERS.get(info.format)
+        if info is None or dtype is None:
+            held = "is not there" if info is None else f"is stored as {shown(info.format)}"
+            raise FormatError(
+                self.location if info is None else info.file,
+                f"tensor {shown(name)}, a table of whole numbers, {held}",
+                "Fetch the model again from where it was published",
+            )
+        stored = self._mappings[info.file].bytes()[info.offset : info.offset + info.nbytes]
+        if stored.ctypes.data % dtype.itemsize:
+            stored = stored.copy()
+        values: NDArray[Any] = stored.view(dtype).reshape(info.shape)
+        return values
 
     def release(self, name: str, start: int, stop: int) -> None:
         """Let go of the pages of rows start:stop of a tensor; they are read again if used."""

@@ -141,6 +141,7 @@ def _architecture(spec: ModelSpec) -> dict[str, Any]:
         "tied_embeddings": spec.tied,
         "model_parameters": sum(prod(source.shape) for source in spec.sources()),
         "notes": list(spec.notes),
+        **_experts(spec),
     }
 
 
@@ -159,6 +160,24 @@ def _heads(attention: AttentionSpec) -> dict[str, Any]:
         "key_value_heads": attention.key_value_heads,
         "head_size": attention.head_size,
         "latent_size": None,
+    }
+
+
+def _experts(spec: ModelSpec) -> dict[str, Any]:
+    """Of the layers with a mixture of experts, which are alike in every published model."""
+    from firstlight.model.spec import ExpertsSpec
+
+    found = [
+        layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, ExpertsSpec)
+    ]
+    if not found:
+        return {}
+    return {
+        "expert_layers": len(found),
+        "experts": len(found[0].experts),
+        "experts_per_token": found[0].routing.numbers.top_k,
+        "shared_expert": found[0].shared is not None,
+        "active_parameters": spec.active_parameters(),
     }
 
 
@@ -194,12 +213,9 @@ def _run_here(
     from firstlight.errors import InsufficientMemoryError
     from firstlight.host.memory import available_memory
     from firstlight.loading import memory_plan
+    from firstlight.model.matrices import kept_matrices
 
-    matrices = {
-        target.name if target is not None else checkpoint.tensors[source.name].format
-        for source in spec.sources()
-        if len(source.shape) > 1
-    }
+    matrices = {kept.format.name for kept in kept_matrices(spec, checkpoint, backend, target)}
     slow = sorted(matrices - backend.fast_formats())
     here: dict[str, Any] = {
         "device": backend.name,

@@ -66,10 +66,20 @@ def _architecture(report: dict[str, Any]) -> list[tuple[str, str]]:
         heads += f", over one latent of {report['latent_size']}"
     elif report["key_value_heads"] != report["heads"]:
         heads += f", {report['key_value_heads']} for keys and values"
+    experts = []
+    if report.get("experts"):
+        chosen = f"{report['experts']}, of which a token goes to {report['experts_per_token']}"
+        shared = ", and to a shared one" if report["shared_expert"] else ""
+        layers_with = f" (in {report['expert_layers']} layers)"
+        experts = [
+            ("experts", chosen + shared + layers_with),
+            ("active", f"{report['active_parameters']:,} parameters for each token"),
+        ]
     tied = ", tied to the output head" if report["tied_embeddings"] else ""
     return [
         ("layers", layers),
         ("heads", heads),
+        *experts,
         ("width", f"{report['hidden_size']:,}"),
         ("vocabulary", f"{report['vocabulary_size']:,}{tied}"),
         ("context", f"{report['context_length']:,} tokens"),

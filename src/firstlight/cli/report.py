@@ -79,13 +79,15 @@ def measure(model: LanguageModel, generation: Generation, bandwidth: float | Non
 
 
 def _bytes_per_token(model: LanguageModel) -> int:
-    """Bytes of weights that decoding one token must read: all, but of an untied embedding
-    nothing to speak of."""
+    """Bytes of weights that decoding one token must read: all, but of experts its share, and of an
+    untied embedding nothing to speak of."""
     weights = model.engine.decoder.weights
     sources = set(model.spec.sources())
     if not model.spec.tied:
         sources.discard(model.spec.embedding)
-    return sum(weights[source].nbytes for source in sources)
+    shares = model.spec.expert_shares()
+    read = (source for source in sources if not source.integers)
+    return round(sum(float(weights[each].nbytes) * shares.get(each, 1.0) for each in read))
 
 
 def usage_rows(usage: Usage) -> list[dict[str, Any]]:

@@ -115,8 +115,7 @@ def activation_bytes(spec: ModelSpec, tokens: int = TOKEN_BUDGET, sequences: int
     """An upper estimate of the float32 intermediates of a step of so many tokens: four rows of the
     widest layer for each, and the logits of the sequences that are in memory at once."""
     widest = max(
-        max(layer.feed_forward.up.weight.shape[0], _widest_queries(layer.attention))
-        for layer in spec.layers
+        max(layer.feed_forward.width, _widest_queries(layer.attention)) for layer in spec.layers
     )
     return 4 * (
         tokens * 4 * (widest + spec.hidden_size)

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from firstlight.model import attention
 from firstlight.model.batch import Batch
-from firstlight.model.feed_forward import feed_forward_block
+from firstlight.model.feed_forward import feed_forward
 from firstlight.model.parts import norm, product
 from firstlight.model.rope import cosines_and_sines
 from firstlight.model.spec import LayerSpec, ModelSpec, RopeSpec
 from firstlight.model.stream import group_streams
 from firstlight.model.weights import Weights
-from firstlight.ops import FeedForwardBlock, Head, Ops, Tensor
+from firstlight.ops import ExpertsBlock, FeedForwardBlock, Head, Ops, Tensor
 
 # For each layer, the pages of each of its streams.
 State = tuple[tuple[Tensor, ...], ...]
@@ -26,7 +26,7 @@ class _Layer:
     """One layer on the backend; `group` is the stream group of its attention."""
 
     attention: attention.Block
-    feed_forward: FeedForwardBlock
+    feed_forward: FeedForwardBlock | ExpertsBlock
     rope: RopeSpec | None
     group: int
 
@@ -112,13 +112,16 @@ class Decoder:
         for layer, pages in zip(self._layers, state, strict=True):
             table = None if layer.rope is None else tables[layer.rope]
             x = attention.attend(ops, x, layer.attention, pages, rows[layer.group], table)
-            x = ops.feed_forward_block(x, layer.feed_forward)
+            if isinstance(layer.feed_forward, ExpertsBlock):
+                x = ops.experts_block(x, layer.feed_forward, batch.token_ids)
+            else:
+                x = ops.feed_forward_block(x, layer.feed_forward)
         return x
 
     def _layer(self, index: int, layer: LayerSpec, weights: Weights) -> _Layer:
         return _Layer(
             attention.attention_block(layer.attention, layer.attention_residual, weights),
-            feed_forward_block(layer.feed_forward, layer.feed_forward_residual, weights),
+            feed_forward(layer.feed_forward, layer.feed_forward_residual, weights),
             layer.attention.rope,
             self._group_of[index, 0],
         )

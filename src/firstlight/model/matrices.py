@@ -11,6 +11,7 @@ import numpy as np
 from firstlight.formats.base import Bytes, Format, Weight
 from firstlight.formats.registry import convert, convert_into, get_format
 from firstlight.model.spec import ModelSpec, TensorSource
+from firstlight.model.stored import lies_in_rows, release_rows, stored_format, stored_rows
 from firstlight.model.tensor_files import TensorFiles
 from firstlight.ops import Ops, PackedWeight
 
@@ -39,7 +40,9 @@ class KeptMatrix:
     @property
     def in_place(self) -> bool:
         """Whether it is used as it lies in the checkpoint."""
-        return not self.packed and self.format.name == self.stored.name
+        return (
+            not self.packed and self.format.name == self.stored.name and lies_in_rows(self.source)
+        )
 
     @property
     def rows(self) -> int:
@@ -60,9 +63,9 @@ def kept_matrices(
         target: the format to convert to, where a row fills its blocks; None: as stored.
     """
     return tuple(
-        _kept(source, get_format(files.tensors[source.name].format), ops, target)
+        _kept(source, stored_format(source, files), ops, target)
         for source in spec.sources()
-        if len(source.shape) > 1
+        if len(source.shape) > 1 and not source.integers
     )
 
 
@@ -70,6 +73,8 @@ def _kept(
     source: TensorSource, stored: Format, ops: Ops | None, target: Format | None
 ) -> KeptMatrix:
     rows, columns = prod(source.shape[:-1]), source.shape[-1]
+    if source.kept is not None:
+        target = get_format(source.kept)
     fits = target is not None and columns % target.block_values == 0
     format = target if target is not None and fits else stored
     packed = None if ops is None else ops.packed_bytes(format, rows, columns)
@@ -93,8 +98,6 @@ def pack_matrix(
     Raises:
         FormatError: its values cannot be expressed in the format that it is kept in.
     """
-    first = matrix.source.first_row or 0
-    stored = files.weight(matrix.source.name)
     step = _rows_of_a_step(matrix, ops)
     position = 0
     for start in range(0, matrix.rows, step):
@@ -102,9 +105,9 @@ def pack_matrix(
         end = matrix.nbytes
         if stop < matrix.rows:
             end = position + _part_bytes(matrix, ops, stop - start)
-        part = stored.row_slice(first + start, first + stop)
+        part = stored_rows(matrix.source, files, start, stop)
         _write(matrix, part, ops, out[position:end])
-        files.release(matrix.source.name, first + start, first + stop)
+        release_rows(matrix.source, files, start, stop)
         advance(end - position)
         position = end
 
@@ -128,6 +131,8 @@ def _part_bytes(matrix: KeptMatrix, ops: Ops, rows: int) -> int:
 def _write(matrix: KeptMatrix, part: Weight, ops: Ops, out: Bytes) -> None:
     if matrix.packed:
         ops.pack_into(convert(part, matrix.format), out)
+    elif part.format.name == matrix.format.name:
+        out.reshape(part.rows, -1)[...] = part.data
     else:
         convert_into(part, matrix.format, out.reshape(part.rows, -1))
 

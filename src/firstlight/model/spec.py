@@ -8,9 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from math import prod
 from typing import Any
 
 from firstlight.ops.elementwise import Activation
+from firstlight.ops.gating import Gating
+from firstlight.ops.routing import Routing
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Which of the matrices (or vectors) in a tensor with one more axis in front.
+
+    Attributes:
+        index, count: this one's number, and how many there are.
+        transposed: each is stored [columns, rows].
+    """
+
+    index: int
+    count: int
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -24,6 +42,15 @@ class TensorSource:
         first_row: where this part starts in a fused tensor; None: not fused.
         fused_rows: rows of the fused tensor.
         offset: added to every value on loading (Gemma stores norm weights less one).
+        row_step: rows between one row of this part and the next, where a fused tensor has the rows
+            of its parts in turn.
+        stack: which of the tensors that are stacked in one; None: it is one by itself. What is said
+            of rows holds within that one.
+        scales: name of a second tensor, of the scales of blocks. Then `name` holds 4-bit codes: it
+            is mxfp4 as safetensors hold it (see `formats/mxfp4_pair.py`).
+        kept: name of the storage format that it is kept in whatever the others are converted to;
+            None: as the others.
+        integers: it holds whole numbers that are no weights.
     """
 
     name: str
@@ -31,11 +58,20 @@ class TensorSource:
     first_row: int | None = None
     fused_rows: int | None = None
     offset: float = 0.0
+    row_step: int = 1
+    stack: Stack | None = None
+    scales: str | None = None
+    kept: str | None = None
+    integers: bool = False
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """Shape of the checkpoint's tensor."""
-        return self.shape if self.fused_rows is None else (self.fused_rows, *self.shape[1:])
+        """Shape of the checkpoint's tensor; of values, where these have scales of their own."""
+        rows = self.shape[0] if self.fused_rows is None else self.fused_rows
+        shape = (rows, *self.shape[1:])
+        if self.stack is None:
+            return shape
+        return (self.stack.count, *(shape[::-1] if self.stack.transposed else shape))
 
 
 @dataclass(frozen=True)
@@ -154,6 +190,7 @@ class GroupedQuerySpec:
         window: a position sees the last `window` positions, itself included; None: all.
         soft_cap: of the scores; None: not capped.
         rope: None for a layer without position embedding.
+        sinks: [heads]: a score of nothing, for each head (see `attention_with_sinks`); None: not.
     """
 
     heads: int
@@ -169,6 +206,7 @@ class GroupedQuerySpec:
     key_norm: NormSpec | None = None
     window: int | None = None
     soft_cap: float | None = None
+    sinks: TensorSource | None = None
 
 
 @dataclass(frozen=True)
@@ -242,9 +280,74 @@ class GatedFeedForwardSpec:
     down: LinearSpec
     activation: Activation
 
+    @property
+    def width(self) -> int:
+        """Intermediate values of a token."""
+        return self.up.weight.shape[0]
+
+
+@dataclass(frozen=True)
+class ExpertSpec:
+    """down(gating(gate(x), up(x))); the gating is that of all experts of a layer."""
+
+    gate: LinearSpec
+    up: LinearSpec
+    down: LinearSpec
+
+
+@dataclass(frozen=True)
+class RoutingSpec:
+    """Which experts a token goes to.
+
+    Attributes:
+        router: product [n, hidden_size] -> [n, experts].
+        numbers: what is made of its results; see `route`.
+        correction: [experts], added to scores for the choice alone; None: nothing.
+        hash_table: whole numbers [vocabulary_size, top_k]: the experts of each token id, instead of
+            a choice by score (DeepSeek-V4's first layers); None: by score.
+    """
+
+    router: LinearSpec
+    numbers: Routing
+    correction: TensorSource | None = None
+    hash_table: TensorSource | None = None
+
+
+@dataclass(frozen=True)
+class ExpertsSpec:
+    """A mixture of experts; the formula is that of `experts_block`.
+
+    Attributes:
+        experts: all of one size.
+        gating: what joins gate and up, of the shared expert too.
+        shared: an expert that every token goes to (several are one that is as wide as they are
+            together); None: there is none.
+        shared_gate: product [n, hidden_size] -> [n, 1], whose sigmoid weighs the shared expert.
+        weighted_before: a weight is the factor of what goes into an expert, not of its result.
+    """
+
+    routing: RoutingSpec
+    experts: tuple[ExpertSpec, ...]
+    gating: Gating
+    shared: ExpertSpec | None = None
+    shared_gate: LinearSpec | None = None
+    weighted_before: bool = False
+
+    @property
+    def width(self) -> int:
+        """Intermediate values of a token, in all the experts that it goes to."""
+        each = self.experts[0].up.weight.shape[0] * self.routing.numbers.top_k
+        shared = 0 if self.shared is None else self.shared.up.weight.shape[0]
+        return each + shared + len(self.experts)
+
+    @property
+    def share(self) -> float:
+        """Of its experts, those that a token goes to."""
+        return self.routing.numbers.top_k / len(self.experts)
+
 
 AttentionSpec = GroupedQuerySpec | LatentAttentionSpec
-FeedForwardSpec = GatedFeedForwardSpec
+FeedForwardSpec = GatedFeedForwardSpec | ExpertsSpec
 
 
 @dataclass(frozen=True)
@@ -302,6 +405,21 @@ class ModelSpec:
         """Every tensor of the model, each once, in the order of use."""
         return tuple(dict.fromkeys(_walk(self)))
 
+    def expert_shares(self) -> dict[TensorSource, float]:
+        """Tensor of a routed expert -> the share of tokens that go to it, if they go to all alike.
+        Every token needs the tensors that are not there."""
+        return {
+            source: layer.feed_forward.share
+            for layer in self.layers
+            if isinstance(layer.feed_forward, ExpertsSpec)
+            for source in _walk(layer.feed_forward.experts)
+        }
+
+    def active_parameters(self) -> int:
+        """Values of the tensors that one token goes through, the embedding table counted whole."""
+        shares = self.expert_shares()
+        return round(sum(prod(each.shape) * shares.get(each, 1.0) for each in self.sources()))
+
     def ropes(self) -> tuple[RopeSpec, ...]:
         """Every distinct rotary embedding among the layers."""
         found = (layer.attention.rope for layer in self.layers)
@@ -315,5 +433,11 @@ def _walk(part: Any) -> Iterator[TensorSource]:
         for item in part:
             yield from _walk(item)
     elif is_dataclass(part):
-        for field in fields(part):
-            yield from _walk(getattr(part, field.name))
+        for name in _field_names(part.__class__):
+            yield from _walk(getattr(part, name))
+
+
+@cache
+def _field_names(kind: Any) -> tuple[str, ...]:
+    """Of a dataclass; there may be 100,000 of them in a mixture of experts."""
+    return tuple(field.name for field in fields(kind))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from firstlight.formats.base import Weight
 
@@ -28,6 +30,9 @@ class TensorFiles(Protocol):
     def tensors(self) -> Mapping[str, TensorHeader]: ...
 
     def weight(self, name: str) -> Weight: ...
+
+    def integers(self, name: str) -> NDArray[Any]:
+        """A tensor of whole numbers, in its own type and shape."""
 
     def release(self, name: str, start: int, stop: int) -> None:
         """Rows start:stop of a tensor are not needed for now."""

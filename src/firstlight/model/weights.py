@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
 
 from firstlight.errors import CheckpointError, InsufficientMemoryError
-from firstlight.formats.base import Bytes, Format, Weight
+from firstlight.formats.base import Bytes, Format
 from firstlight.model.matrices import (
     KeptMatrix,
     kept_matrices,
@@ -13,7 +17,8 @@ from firstlight.model.matrices import (
     pack_matrix,
     packed_matrix,
 )
-from firstlight.model.spec import ModelSpec, TensorSource
+from firstlight.model.spec import ExpertsSpec, ModelSpec, TensorSource
+from firstlight.model.stored import check_source, stored_rows, stored_vector
 from firstlight.model.tensor_files import TensorFiles
 from firstlight.ops import Ops, PackedWeight
 
@@ -21,11 +26,20 @@ from firstlight.ops import Ops, PackedWeight
 class Weights:
     """A model's tensors on one backend: vectors as float32 tensors, matrices packed."""
 
-    def __init__(self, tensors: dict[TensorSource, PackedWeight]) -> None:
+    def __init__(
+        self,
+        tensors: dict[TensorSource, PackedWeight],
+        tables: Mapping[TensorSource, NDArray[np.int32]] | None = None,
+    ) -> None:
         self._tensors = tensors
+        self._tables = tables or {}
 
     def __getitem__(self, source: TensorSource) -> PackedWeight:
         return self._tensors[source]
+
+    def table(self, source: TensorSource) -> NDArray[np.int32]:
+        """A tensor of whole numbers, on the host."""
+        return self._tables[source]
 
 
 def check_sources(spec: ModelSpec, files: TensorFiles) -> None:
@@ -35,21 +49,7 @@ def check_sources(spec: ModelSpec, files: TensorFiles) -> None:
         CheckpointError: a tensor is missing or has another shape than the config implies.
     """
     for source in spec.sources():
-        header = files.tensors.get(source.name)
-        if header is None:
-            raise CheckpointError(
-                files.location,
-                f"tensor {source.name!r} is missing, which family {spec.family} needs with "
-                f"shape {list(source.stored_shape)}",
-                "Fetch the model again: the file may be incomplete or belong to another model",
-            )
-        if tuple(header.shape) != source.stored_shape:
-            raise CheckpointError(
-                files.location,
-                f"tensor {source.name!r} has shape {list(header.shape)}, but the config implies "
-                f"{list(source.stored_shape)}",
-                "Check that the config file and the weights belong to the same model",
-            )
+        check_source(source, files, spec.family)
 
 
 def load_weights(
@@ -83,7 +83,7 @@ def load_weights(
         for matrix in largest_first(kept_matrices(spec, files, ops, target)):
             source = matrix.source
             if matrix.in_place:
-                tensors[source] = ops.pack(_stored(files.weight(source.name), source))
+                tensors[source] = ops.pack(stored_rows(source, files, 0, source.shape[0]))
                 advance(matrix.nbytes)
             elif source in packed:
                 tensors[source] = packed_matrix(matrix, ops, packed[source])
@@ -94,7 +94,7 @@ def load_weights(
                 tensors[source] = packed_matrix(matrix, ops, memory)
         for source in spec.sources():
             if _is_vector(source):
-                tensors[source] = _vector(files.weight(source.name), source, ops)
+                tensors[source] = _vector(source, files, ops)
                 advance(vector_bytes(source))
     except MemoryError as error:
         raise InsufficientMemoryError(
@@ -102,7 +102,7 @@ def load_weights(
             "memory ran out while the weights were loaded",
             "Free memory, or convert to a smaller format with --weights int4",
         ) from error
-    return Weights(tensors)
+    return Weights(tensors, _tables(spec, files))
 
 
 def weight_bytes(
@@ -110,12 +110,13 @@ def weight_bytes(
 ) -> int:
     """Bytes of all weights as they are kept, from headers alone; see `kept_matrices`."""
     matrices = sum(matrix.nbytes for matrix in kept_matrices(spec, files, ops, target))
-    return matrices + sum(vector_bytes(source) for source in spec.sources() if _is_vector(source))
+    others = [source for source in spec.sources() if _is_vector(source) or source.integers]
+    return matrices + sum(vector_bytes(source) for source in others)
 
 
 def vector_bytes(source: TensorSource) -> int:
-    """Of a norm or bias, which is kept in float32."""
-    return 4 * source.shape[0]
+    """Of a norm or bias, which is kept in float32, or of a table, in int32."""
+    return 4 * prod(source.shape)
 
 
 def _is_vector(source: TensorSource) -> bool:
@@ -126,17 +127,28 @@ def largest_first(matrices: Iterable[KeptMatrix]) -> list[KeptMatrix]:
     return sorted(matrices, key=lambda matrix: -matrix.nbytes)
 
 
-def _stored(weight: Weight, source: TensorSource) -> Weight:
-    """The part of a stored tensor that the source means."""
-    if source.first_row is None:
-        return weight
-    return weight.row_slice(source.first_row, source.first_row + source.shape[0])
-
-
-def _vector(stored: Weight, source: TensorSource, ops: Ops) -> PackedWeight:
-    values = stored.values().reshape(-1)
-    if source.first_row is not None:
-        values = values[source.first_row : source.first_row + source.shape[0]]
+def _vector(source: TensorSource, files: TensorFiles, ops: Ops) -> PackedWeight:
+    values = stored_vector(source, files)
     if source.offset:
         values = values + source.offset
     return ops.upload(values.astype("float32"))
+
+
+def _tables(spec: ModelSpec, files: TensorFiles) -> dict[TensorSource, NDArray[np.int32]]:
+    """The tables from tokens to experts, each entry an expert that there is."""
+    tables = {}
+    for layer in spec.layers:
+        experts = layer.feed_forward
+        if not isinstance(experts, ExpertsSpec) or experts.routing.hash_table is None:
+            continue
+        source = experts.routing.hash_table
+        table = files.integers(source.name)
+        if table.size and not 0 <= table.min() <= table.max() < len(experts.experts):
+            raise CheckpointError(
+                files.location,
+                f"tensor {source.name!r} names experts from {table.min()} to {table.max()}, and "
+                f"there are {len(experts.experts)}",
+                "Check that the config file and the weights belong to the same model",
+            )
+        tables[source] = table.astype(np.int32)
+    return tables

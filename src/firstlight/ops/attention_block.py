@@ -41,6 +41,7 @@ class AttentionBlock:
         window, soft_cap: as in `attention`.
         interleaved: as in `rotary`.
         residual_scale: factor of what is added to the stream.
+        sinks: as in `attention_with_sinks`, which has no soft cap; None: there are none.
     """
 
     heads: int
@@ -59,6 +60,7 @@ class AttentionBlock:
     soft_cap: float | None = None
     interleaved: bool = False
     residual_scale: float = 1.0
+    sinks: Tensor | None = None
 
 
 def _attention_block_cost(
@@ -153,6 +155,11 @@ def attention_block(
         key = ops.rotary(key, cosine_sine, block.interleaved)
     ops.stream_write(keys, key, rows)
     ops.stream_write(values, value, rows)
-    mixed = ops.attention(query, keys, values, rows, block.scale, block.window, block.soft_cap)
+    if block.sinks is None:
+        mixed = ops.attention(query, keys, values, rows, block.scale, block.window, block.soft_cap)
+    else:
+        mixed = ops.attention_with_sinks(
+            query, keys, values, rows, block.scale, block.window, block.sinks
+        )
     out = apply_product(ops, mixed.reshape((count, block.heads * block.head_size)), block.output)
     return join_residual(ops, x, out, block.post_norm, block.residual_scale)

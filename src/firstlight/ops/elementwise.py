@@ -140,3 +140,29 @@ def _take_rows_shape(x: Floats, indices: NDArray[np.int32]) -> Shape:
 def take_rows(x: Floats, indices: NDArray[np.int32]) -> Floats:
     """x[indices]: rows of x [n, ...] by int32 [m] -> [m, ...]."""
     return x[indices]
+
+
+def _add_rows_cost(x: Floats, y: Floats, indices: NDArray[np.int32], factors: Floats) -> Cost:
+    return Cost(12 * y.size, 2 * y.size)
+
+
+def _add_rows_shape(x: Floats, y: Floats, indices: NDArray[np.int32], factors: Floats) -> Shape:
+    return y.shape[-1], rows_range(y.shape[0])
+
+
+@define(
+    Tolerance(1.2e-7, 0.0, "one multiply and one add, which a kernel may fuse into one rounding"),
+    _add_rows_cost,
+    writes=(0,),
+    shape=_add_rows_shape,
+)
+def add_rows(x: Floats, y: Floats, indices: NDArray[np.int32], factors: Floats) -> None:
+    """x[indices] += factors * y: rows added where they belong.
+
+    Args:
+        x: float32 [n, columns]; changed.
+        y: float32 [m, columns].
+        indices: int32 [m], each another row of x.
+        factors: float32 [m], of the rows of y.
+    """
+    x[indices] += factors[:, None] * y

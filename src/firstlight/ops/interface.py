@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 from firstlight.formats.base import Bytes, Floats, Format, Weight
 from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.elementwise import Activation
+from firstlight.ops.experts_block import ExpertsBlock
 from firstlight.ops.feed_forward_block import FeedForwardBlock
+from firstlight.ops.gating import ClampedSwish
 from firstlight.ops.head import Head
 from firstlight.ops.latent_attention import Expansion
 from firstlight.ops.latent_attention_block import LatentAttentionBlock
 from firstlight.ops.paging import PagedRows
+from firstlight.ops.routing import Routing
 
 Tensor = Any
 PackedWeight = Any
@@ -115,11 +118,38 @@ class Ops(ABC):
     ) -> Tensor:
         return self.call("attention", queries, keys, values, rows, scale, window, soft_cap)
 
+    def attention_with_sinks(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        rows: PagedRows,
+        scale: float,
+        window: int | None,
+        sinks: Tensor,
+    ) -> Tensor:
+        return self.call("attention_with_sinks", queries, keys, values, rows, scale, window, sinks)
+
+    def clamped_gate(self, gate_values: Tensor, up: Tensor, numbers: ClampedSwish) -> Tensor:
+        return self.call("clamped_gate", gate_values, up, numbers)
+
     def gate(self, gate_values: Tensor, up: Tensor, activation: Activation) -> Tensor:
         return self.call("gate", gate_values, up, activation)
 
     def add(self, x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
         return self.call("add", x, y, scale)
+
+    def add_rows(self, x: Tensor, y: Tensor, indices: NDArray[np.int32], factors: Tensor) -> None:
+        self.call("add_rows", x, y, indices, factors)
+
+    def route(
+        self,
+        logits: Tensor,
+        routing: Routing,
+        correction: Tensor | None = None,
+        chosen: NDArray[np.int32] | None = None,
+    ) -> Tensor:
+        return self.call("route", logits, routing, correction, chosen)
 
     def scale(self, x: Tensor, factor: float) -> Tensor:
         return self.call("scale", x, factor)
@@ -190,6 +220,9 @@ class Ops(ABC):
 
     def feed_forward_block(self, x: Tensor, block: FeedForwardBlock) -> Tensor:
         return self.call("feed_forward_block", x, block)
+
+    def experts_block(self, x: Tensor, block: ExpertsBlock, token_ids: NDArray[np.int32]) -> Tensor:
+        return self.call("experts_block", x, block, token_ids)
 
     def logits(self, x: Tensor, head: Head, wanted: NDArray[np.int32]) -> Tensor:
         return self.call("logits", x, head, wanted)

@@ -16,8 +16,8 @@ native/tests/ reads the file. All numbers in it are little-endian::
     text        uint32 bytes, and these in UTF-8
 
 Arguments bear the names of the definition's parameters. A weight `w` becomes `w`, its bytes, with
-`w.format` and `w.columns`; a PagedRows `rows` becomes `rows.row_starts` and so on. What is None is
-left out.
+`w.format` and `w.columns`; a PagedRows `rows` becomes `rows.row_starts` and so on, and so does any
+other group of numbers. What is None is left out.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from firstlight.backends.numpy.backend import NumpyBackend
 from firstlight.formats.base import Weight
 from firstlight.host.cache import write_atomically
 from firstlight.ops.contract import Op, all_ops
-from firstlight.ops.latent_attention import Expansion
 from firstlight.ops.paging import PagedRows
 from firstlight.ops.rounding import Rounding
 from firstlight.verify.cases import Case, StreamArgument, cases_of
@@ -136,7 +135,7 @@ def _fields(name: str, argument: Any) -> Iterator[tuple[str, Any]]:
             yield f"{name}.{part}", getattr(argument, part)
     elif isinstance(argument, StreamArgument):
         yield name, argument.pages
-    elif isinstance(argument, Expansion):
+    elif dataclasses.is_dataclass(argument):
         for field in dataclasses.fields(argument):
             yield f"{name}.{field.name}", getattr(argument, field.name)
     else:

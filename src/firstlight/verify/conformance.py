@@ -18,6 +18,7 @@ from firstlight.formats.registry import get_format
 from firstlight.ops.attention import read_entries
 from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.contract import Op, Tolerance, get_op
+from firstlight.ops.experts_block import Expert, ExpertsBlock
 from firstlight.ops.feed_forward_block import FeedForwardBlock
 from firstlight.ops.head import Head
 from firstlight.ops.head_linear import HeadProduct
@@ -31,6 +32,8 @@ _BFLOAT16 = get_format("bf16")
 # Arguments that hold tensors and packed weights of their own.
 BLOCK_PARTS = (
     AttentionBlock,
+    Expert,
+    ExpertsBlock,
     FeedForwardBlock,
     Head,
     HeadProduct,
@@ -199,6 +202,8 @@ def _rounds_to_bfloat16(argument: Any, rounding: RoundingOf) -> bool:
     """Whether an argument has weights whose inputs become bfloat16."""
     if isinstance(argument, Weight):
         return rounding(argument.format) == "bfloat16"
+    if isinstance(argument, tuple):
+        return any(_rounds_to_bfloat16(part, rounding) for part in argument)
     if isinstance(argument, BLOCK_PARTS):
         parts = (getattr(argument, each.name) for each in dataclasses.fields(argument))
         return any(_rounds_to_bfloat16(part, rounding) for part in parts)
@@ -246,6 +251,8 @@ def to_device(backend: Backend, argument: Any) -> Any:
         return backend.pack(argument)
     if isinstance(argument, np.ndarray) and argument.dtype == np.float32:
         return backend.upload(argument)
+    if isinstance(argument, tuple):
+        return tuple(to_device(backend, part) for part in argument)
     if isinstance(argument, BLOCK_PARTS):
         parts = {each.name: getattr(argument, each.name) for each in dataclasses.fields(argument)}
         return type(argument)(**{name: to_device(backend, part) for name, part in parts.items()})

@@ -137,6 +137,8 @@ def _rows(rows: PagedRows) -> _native.PagedRows:
 
 
 def _attention_block(block: AttentionBlock) -> _native.AttentionBlock:
+    if block.sinks is not None:
+        raise _CannotMake
     return _native.AttentionBlock(
         heads=block.heads,
         key_value_heads=block.key_value_heads,

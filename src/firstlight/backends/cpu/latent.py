@@ -133,7 +133,7 @@ def _matrix(weight: Weight, part: _Part, head: int) -> _native.Matrix:
     if part.transposed:
         values = values.T
     data = np.array(values, np.float32, order="C").view(np.uint8)
-    return _native.Matrix(F32.name, data, *values.shape, False)
+    return _native.Matrix(F32.name, data, values.shape[0], values.shape[1], False)
 
 
 def _transposed(data: Bytes, value_bytes: int) -> Bytes:

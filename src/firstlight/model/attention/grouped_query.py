@@ -39,4 +39,5 @@ def attention_block(
         soft_cap=spec.soft_cap,
         interleaved=spec.rope is not None and spec.rope.interleaved,
         residual_scale=residual.scale,
+        sinks=None if spec.sinks is None else weights[spec.sinks],
     )

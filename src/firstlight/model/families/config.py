@@ -40,6 +40,10 @@ class Config:
         """The same where keys that are absent take these values. Null stays null."""
         return Config(self.subject, {**defaults, **self.values}, self.name)
 
+    def with_values(self, values: Mapping[str, Any]) -> Config:
+        """The same where these keys have these values."""
+        return Config(self.subject, {**self.values, **values}, self.name)
+
     def has(self, key: str) -> bool:
         """Whether the key is there and not null."""
         return self.values.get(key) is not None
@@ -103,6 +107,17 @@ class Config:
         value = self._list(key, count)
         entries = Config(self.subject, {f"{key}[{i}]": item for i, item in enumerate(value)})
         return tuple(entries.positive(f"{key}[{i}]") for i in range(count))
+
+    def indices(self, key: str) -> frozenset[int]:
+        """A list of whole numbers from 0, none where the key is absent or null."""
+        value = self.values.get(key)
+        if value is None:
+            return frozenset()
+        if not isinstance(value, list | tuple):
+            raise self.error(key, f"is {shown(value)}, not a list")
+        if not all(type(item) is int and item >= 0 for item in value):
+            raise self.error(key, "is not a list of whole numbers from 0")
+        return frozenset(value)
 
     def switches(self, key: str, count: int) -> tuple[bool, ...]:
         """The first `count` entries of a list of zeros and ones."""

@@ -4,20 +4,21 @@ mixtures of experts behind the first layers."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from firstlight.model.families.config import Config
+from firstlight.model.families.experts import experts_spec, routing_numbers, sizes
 from firstlight.model.families.parts import Parts
 from firstlight.model.families.rope import rope_spec
 from firstlight.model.spec import (
-    GatedFeedForwardSpec,
+    ExpertsSpec,
     HeadLinearSpec,
     LatentAttentionSpec,
     ModelSpec,
     RopeSpec,
-    TensorSource,
 )
+from firstlight.ops.routing import Routing
 
 # Far beyond any published model.
 _LARGEST_MAGNITUDE = 1e3
@@ -26,16 +27,52 @@ _LARGEST_MAGNITUDE = 1e3
 def spec(parts: Parts) -> ModelSpec:
     """DeepSeek-V2 in its published layout."""
     parts = parts.with_defaults(max_position_embeddings=2048)
-    return deepseek("deepseek_v2", parts, interleaved=True)
+    return deepseek("deepseek_v2", parts, _routing, interleaved=True, correction=False)
 
 
-def deepseek(family: str, parts: Parts, *, interleaved: bool) -> ModelSpec:
-    """What V2 and V3 have in common; `interleaved` says which values of a rotary key are pairs."""
+def _routing(parts: Parts, count: int) -> Routing:
+    """Softmax scores, within the groups of the largest single scores where groups are used.
+
+    As in DeepSeek's modeling file, weights are either renormalised or scaled by
+    `routed_scaling_factor`, never both. transformers scales them whatever `norm_topk_prob` says;
+    in every published V2 that is false, and the two agree.
+    """
+    config = parts.config
+    method = config.text("topk_method", "greedy")
+    if method not in ("greedy", "group_limited_greedy"):
+        raise config.unsupported("topk_method")
+    several = config.integer("num_experts_per_tok", most=count) > 1
+    renormalised = config.boolean("norm_topk_prob", False) and several
+    return routing_numbers(
+        parts,
+        count,
+        renormalised=renormalised,
+        scale=1.0 if renormalised else config.positive("routed_scaling_factor", 1.0),
+        grouped=method == "group_limited_greedy",
+    )
+
+
+def deepseek(
+    family: str,
+    parts: Parts,
+    routing: Callable[[Parts, int], Routing],
+    *,
+    interleaved: bool,
+    correction: bool,
+) -> ModelSpec:
+    """What V2 and V3 have in common.
+
+    Args:
+        routing: among so many experts.
+        interleaved: values of a rotary key that turn together are neighbours.
+        correction: scores are corrected for the choice of experts.
+    """
     # Their number says nothing here, and must make sense all the same.
     _ = parts.key_value_heads
     rope, scale = _rope(parts, interleaved), _score_scale(parts)
+    feed_forward = _feed_forward(parts, routing, correction)
     layers = (
-        parts.layer(index, _attention(parts, index, rope, scale), _feed_forward(parts, index))
+        parts.layer(index, _attention(parts, index, rope, scale), feed_forward(index))
         for index in range(parts.layers)
     )
     return parts.model(family, tuple(layers), notes=_left_out(parts))
@@ -77,25 +114,34 @@ def _attention(parts: Parts, index: int, rope: RopeSpec, scale: float) -> Latent
 def _up_projections(
     parts: Parts, index: int, plain: int, value: int, latent: int
 ) -> tuple[HeadLinearSpec, HeadLinearSpec]:
-    """Of keys and of values: two parts of one tensor, or, in newer GGUF files, two tensors, of
-    which the keys' is stored transposed."""
-    heads = parts.heads
-    if parts.gguf and parts.has("key_up", index):
-        names = [f"{parts.tensor_name(role, index)}.weight" for role in ("key_up", "value_up")]
-        return (
-            HeadLinearSpec(TensorSource(names[0], (heads, latent, plain)), 0, latent),
-            HeadLinearSpec(TensorSource(names[1], (heads, value, latent)), 0, value),
-        )
-    both = parts.matrix("key_value_up", heads * (plain + value), latent, index)
+    """Of keys and of values: two parts of each head's rows in one tensor."""
+    both = parts.matrix("key_value_up", parts.heads * (plain + value), latent, index)
     return HeadLinearSpec(both, 0, plain, transposed=True), HeadLinearSpec(both, plain, value)
 
 
-def _feed_forward(parts: Parts, index: int) -> GatedFeedForwardSpec:
+def _feed_forward(
+    parts: Parts, routing: Callable[[Parts, int], Routing], correction: bool
+) -> Callable[[int], ExpertsSpec | None]:
+    """Of each layer its experts, or None where it is dense."""
     config = parts.config
+    if not config.has("n_routed_experts"):
+        return lambda _: None
     dense = config.integer("first_k_dense_replace", 0, least=0)
-    if config.has("n_routed_experts") and index >= dense:
-        raise config.unsupported("n_routed_experts")
-    return parts.feed_forward(index)
+    every = config.integer("moe_layer_freq", 1)
+    if dense >= parts.layers:
+        return lambda _: None
+    experts = sizes(parts, "n_routed_experts", "moe_intermediate_size")
+    numbers = routing(parts, experts.count)
+    shared = config.integer("n_shared_experts", 0, least=0) * experts.width
+
+    def experts_of(index: int) -> ExpertsSpec | None:
+        if index < dense or index % every:
+            return None
+        return experts_spec(
+            parts, index, experts, numbers, correction=correction, shared_width=shared
+        )
+
+    return experts_of
 
 
 # Positions ------------------------------------------------------------------------------

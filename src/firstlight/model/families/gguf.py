@@ -36,7 +36,20 @@ _KEYS = {
     "residual_scale": "residual_multiplier",
     "logit_scale": "logits_scaling",
     "attention.scale": "attention_multiplier",
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    "expert_shared_count": "n_shared_experts",
+    "expert_group_count": "n_group",
+    "expert_group_used_count": "topk_group",
+    "expert_weights_scale": "routed_scaling_factor",
+    "expert_weights_norm": "norm_topk_prob",
+    "leading_dense_block_count": "first_k_dense_replace",
+    "nextn_predict_layers": "num_nextn_predict_layers",
 }
+# Families of Hugging Face's do not agree on what they call the number of experts.
+_EXPERT_COUNTS = ("num_local_experts", "n_routed_experts")
 # Where these are absent the reader, llama.cpp, does not ask what family the model is of.
 _ABSENT = {"num_key_value_heads": None, "head_dim": None, "rope_theta": 10_000.0}
 # Keys that would change the model, and the only value that leaves it as the families build it.
@@ -63,8 +76,13 @@ _SCALING_TYPES = ("none", "linear", "yarn", "longrope")
 _MOST_FACTORS = 1 << 16
 
 
-def config_from_metadata(metadata: Mapping[str, Any], files: TensorFiles) -> Config:
+def config_from_metadata(
+    metadata: Mapping[str, Any], files: TensorFiles, experts: bool = False
+) -> Config:
     """The metadata translated; what it leaves to the tensors (vocabulary, head) is added.
+
+    Args:
+        experts: the family knows mixtures of experts.
 
     Raises:
         CheckpointError, UnsupportedModelError: a value is not usable, or asks for what the families
@@ -80,7 +98,7 @@ def config_from_metadata(metadata: Mapping[str, Any], files: TensorFiles) -> Con
         },
         lambda key: prefix + key,
     )
-    _refuse(own)
+    _refuse(own, experts)
     config: dict[str, Any] = dict(_ABSENT)
     for key, name in _KEYS.items():
         value = own.values.get(key)
@@ -93,12 +111,22 @@ def config_from_metadata(metadata: Mapping[str, Any], files: TensorFiles) -> Con
     config["vocab_size"] = embedding.shape[0] if embedding is not None and embedding.shape else 1
     config["tie_word_embeddings"] = "output.weight" not in files.tensors
     config["rope_scaling"] = _rope_scaling(own, files)
+    if experts:
+        config |= {name: config.get("num_experts") for name in _EXPERT_COUNTS}
+        # Scores' function, in the order of llama.cpp's enumeration; zero says nothing.
+        gating = own.integer("expert_gating_func", 0, least=0)
+        config["scoring_func"] = {1: "softmax", 2: "sigmoid"}.get(gating)
+        if gating > 2:
+            raise own.unsupported("expert_gating_func")
     names = {name: prefix + key for key, name in _KEYS.items()}
+    names |= dict.fromkeys(_EXPERT_COUNTS, f"{prefix}expert_count")
     return Config(files.location, {**config, **_sliding(own)}, lambda key: names.get(key, key))
 
 
-def _refuse(own: Config) -> None:
+def _refuse(own: Config, experts: bool) -> None:
     for key, neutral in _NEUTRAL.items():
+        if experts and key == "expert_count":
+            continue
         if own.values.get(key, neutral) != neutral:
             raise own.unsupported(key)
     lengths = [own.values.get(f"attention.{part}_length") for part in ("key", "value")]

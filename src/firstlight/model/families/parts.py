@@ -11,6 +11,7 @@ from firstlight.model.families.names import GGUF, HUGGING_FACE
 from firstlight.model.spec import (
     AttentionSpec,
     DynamicScaling,
+    FeedForwardSpec,
     GatedFeedForwardSpec,
     GroupedQuerySpec,
     LayerSpec,
@@ -138,11 +139,32 @@ class Parts:
         renamed = {role: f"{stem}.{last[role]}" for role, stem in stems.items()}
         return replace(self, renamed={**self.renamed, **renamed})
 
+    def rename_whole(self, **patterns: str) -> Parts:
+        """The same where some roles' tensors have other names altogether."""
+        return replace(self, renamed={**self.renamed, **patterns})
+
+    def with_values(self, **values: Any) -> Parts:
+        """The same where keys have these values, whatever the config says."""
+        return replace(self, config=self.config.with_values(values))
+
+    def with_alias(self, key: str, other: str) -> Parts:
+        """The same where a key that is absent is read under another name."""
+        if self.config.has(key) or not self.config.has(other):
+            return self
+        return self.with_values(**{key: self.config.values[other]})
+
+    def with_scaling(self, **defaults: Any) -> Parts:
+        """The same where keys that the rotary embedding's scaling lacks have these values."""
+        scaling = self.config.section("rope_scaling")
+        if scaling is None:
+            return self
+        return self.with_values(rope_scaling={**defaults, **scaling.values})
+
     # Tensors -----------------------------------------------------------------------------
 
-    def tensor_name(self, role: str, layer: int | None = None) -> str:
+    def tensor_name(self, role: str, layer: int | None = None, expert: int | None = None) -> str:
         """The checkpoint's name of a role, without ".weight" or ".bias"."""
-        return self._pattern(role).format(layer=layer)
+        return self._pattern(role).format(layer=layer, expert=expert)
 
     def _pattern(self, role: str) -> str:
         return self.renamed.get(role) or (GGUF if self.gguf else HUGGING_FACE)[role]
@@ -239,7 +261,7 @@ class Parts:
         self,
         index: int,
         attention: AttentionSpec,
-        feed_forward: GatedFeedForwardSpec | None = None,
+        feed_forward: FeedForwardSpec | None = None,
         **residual: Any,
     ) -> LayerSpec:
         """One layer; `residual` is for both blocks, as `residual` takes it."""

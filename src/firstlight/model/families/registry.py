@@ -37,11 +37,17 @@ class Family:
     Attributes:
         model_types: values of `model_type` in config.json.
         architectures: values of `general.architecture` in GGUF files.
+        experts: its layers have mixtures of experts. Where another family has the same
+            architecture, this one has the files with experts.
+        quantization: a method of quantisation that published checkpoints of it are stored in and
+            that its tensors' names give away; others are refused.
     """
 
     name: str
     model_types: tuple[str, ...]
     architectures: tuple[str, ...]
+    experts: bool = False
+    quantization: str | None = None
 
     def spec(self, parts: Parts) -> ModelSpec:
         """The family's own function from config and tensor names to a spec."""
@@ -51,17 +57,23 @@ class Family:
 
 
 FAMILIES = (
-    Family("deepseek_v2", ("deepseek_v2",), ("deepseek2",)),
-    Family("deepseek_v3", ("deepseek_v3", "kimi_k2"), ()),
+    Family("deepseek_v2", ("deepseek_v2",), (), experts=True),
+    Family("deepseek_v3", ("deepseek_v3", "kimi_k2"), (), experts=True),
     Family("gemma2", ("gemma2",), ("gemma2",)),
     Family("gemma3", ("gemma3_text", "gemma3"), ("gemma3",)),
+    Family("glm4_moe", ("glm4_moe",), ("glm4moe",), experts=True),
+    Family("gpt_oss", ("gpt_oss",), ("gpt-oss",), experts=True, quantization="mxfp4"),
     Family("granite", ("granite",), ("granite",)),
     Family("llama", ("llama",), ("llama",)),
     Family("mistral", ("mistral",), ()),
+    Family("mixtral", ("mixtral",), ("llama",), experts=True),
     Family("olmo2", ("olmo2",), ("olmo2",)),
+    Family("olmoe", ("olmoe",), ("olmoe",), experts=True),
     Family("phi3", ("phi3",), ("phi3",)),
     Family("qwen2", ("qwen2",), ("qwen2",)),
+    Family("qwen2_moe", ("qwen2_moe",), ("qwen2moe",), experts=True),
     Family("qwen3", ("qwen3",), ("qwen3",)),
+    Family("qwen3_moe", ("qwen3_moe",), ("qwen3moe",), experts=True),
     Family("smollm3", ("smollm3",), ("smollm3",)),
 )
 
@@ -83,10 +95,13 @@ def find_family(files: ModelFiles) -> Family:
             f"the config has no {key!r}, so the model's family is unknown",
             "Check that this is a language model's own directory or file",
         )
+    count = files.config.get(f"{name}.expert_count") if gguf else None
+    has_experts = isinstance(count, int) and count > 0
     known: dict[str, Family] = {}
     for family in FAMILIES:
         for kind in family.architectures if gguf else family.model_types:
-            known[kind] = family
+            if kind not in known or family.experts == has_experts:
+                known[kind] = family
     if name in known:
         return known[name]
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -122,17 +137,18 @@ def spec_of_config(files: ModelFiles) -> ModelSpec:
     """What the config says the model is, whether or not the tensors are there; as `make_spec`."""
     family = find_family(files)
     if files.kind == "gguf":
-        return family.spec(Parts(config_from_metadata(files.config, files), files, gguf=True))
+        config = config_from_metadata(files.config, files, family.experts)
+        return family.spec(Parts(config, files, gguf=True))
     return family.spec(_parts(family, Config(files.location, files.config), files))
 
 
 def _parts(family: Family, config: Config, files: TensorFiles) -> Parts:
-    quantization_of(config.values, config.subject)
+    _check_quantisation(config, family)
     text = config.section("text_config")
     if text is None:
         return Parts(config, files)
     # A text model inside a larger one: its tensors stand under a prefix, in one of two orders.
-    quantization_of(text.values, text.subject)
+    _check_quantisation(text, family)
     if text.text("model_type", family.name) not in (family.name, *family.model_types):
         raise text.unsupported("model_type")
     if "model.language_model.embed_tokens.weight" in files.tensors:
@@ -144,3 +160,12 @@ def _parts(family: Family, config: Config, files: TensorFiles) -> Parts:
     return Parts(
         text.with_defaults({"tie_word_embeddings": tied}), files, renamed={**names, "head": head}
     )
+
+
+def _check_quantisation(config: Config, family: Family) -> None:
+    """Whether weights are quantised in a way that the family's layout, or the checkpoint itself,
+    can be read in."""
+    declared = config.section("quantization_config")
+    method = None if declared is None else declared.values.get("quant_method")
+    if family.quantization is None or method != family.quantization:
+        quantization_of(config.values, config.subject)

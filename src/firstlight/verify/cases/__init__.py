@@ -20,6 +20,13 @@ from firstlight.verify.cases.elementwise import (
     soft_cap_cases,
     take_rows_cases,
 )
+from firstlight.verify.cases.experts import (
+    add_rows_cases,
+    attention_with_sinks_cases,
+    clamped_gate_cases,
+    experts_block_cases,
+    route_cases,
+)
 from firstlight.verify.cases.latent import (
     expanded_latent_attention_cases,
     head_linear_cases,
@@ -32,9 +39,13 @@ from firstlight.verify.cases.linear import embed_cases, linear_cases
 
 _CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "add": add_cases,
+    "add_rows": add_rows_cases,
     "attention": attention_cases,
     "attention_block": attention_block_cases,
+    "attention_with_sinks": attention_with_sinks_cases,
+    "clamped_gate": clamped_gate_cases,
     "embed": embed_cases,
+    "experts_block": experts_block_cases,
     "expanded_latent_attention": expanded_latent_attention_cases,
     "feed_forward_block": feed_forward_block_cases,
     "gate": gate_cases,
@@ -46,6 +57,7 @@ _CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "logits": logits_cases,
     "rms_norm": rms_norm_cases,
     "rotary": rotary_cases,
+    "route": route_cases,
     "scale": scale_cases,
     "soft_cap": soft_cap_cases,
     "stream_write": stream_write_cases,

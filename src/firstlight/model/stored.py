@@ -1,0 +1,159 @@
+"""Rows of a spec's tensors as the checkpoint stores them: alone, fused, stacked, in two tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from firstlight.errors import CheckpointError, FormatError
+from firstlight.formats.base import Format, Weight
+from firstlight.formats.mxfp4_pair import BLOCK_VALUES, CODE_BYTES, join_mxfp4
+from firstlight.formats.registry import get_format
+from firstlight.model.spec import TensorSource
+from firstlight.model.tensor_files import TensorFiles
+
+
+def stored_format(source: TensorSource, files: TensorFiles) -> Format:
+    """Of a tensor's values; FormatError where it is not known."""
+    if source.scales is not None:
+        return get_format("mxfp4")
+    return get_format(files.tensors[source.name].format)
+
+
+def lies_in_rows(source: TensorSource) -> bool:
+    """Whether its rows lie one after another in the file, each whole."""
+    transposed = source.stack is not None and source.stack.transposed
+    return source.row_step == 1 and source.scales is None and not transposed
+
+
+def stored_rows(source: TensorSource, files: TensorFiles, start: int, stop: int) -> Weight:
+    """Rows start:stop of a matrix, a view of the file where it lies in rows.
+
+    Raises:
+        FormatError: the storage format cannot be read, or a scale is not a number.
+    """
+    if source.scales is not None:
+        return _joined_rows(source, files, start, stop)
+    stored = files.weight(source.name)
+    if source.stack is not None and source.stack.transposed:
+        return _transposed_rows(source, stored, start, stop)
+    first = _first_row(source)
+    if source.row_step == 1:
+        return stored.row_slice(first + start, first + stop)
+    data = stored.data[first + start * source.row_step :: source.row_step][: stop - start]
+    shape = (stop - start, stored.columns)
+    return Weight(stored.format, shape, np.ascontiguousarray(data), source.name)
+
+
+def release_rows(source: TensorSource, files: TensorFiles, start: int, stop: int) -> None:
+    """Rows start:stop of a matrix are not needed for now."""
+    if lies_in_rows(source):
+        first = _first_row(source)
+        files.release(source.name, first + start, first + stop)
+        return
+    # Other parts' rows lie between: they are read next, and the last of them lets all go.
+    rows = source.fused_rows or source.shape[0]
+    if stop < source.shape[0]:
+        return
+    stack = source.stack
+    index = 0 if stack is None else stack.index
+    per_matrix = rows
+    if stack is not None and stack.transposed:
+        per_matrix = source.shape[-1]
+    if source.scales is not None:
+        per_matrix = rows * (source.shape[-1] // BLOCK_VALUES)
+    files.release(source.name, index * per_matrix, (index + 1) * per_matrix)
+
+
+def stored_vector(source: TensorSource, files: TensorFiles) -> np.ndarray:
+    """A vector as float32, without its offset."""
+    stored = files.weight(source.name)
+    if source.stack is not None:
+        stored = stored.row_slice(source.stack.index, source.stack.index + 1)
+    values = stored.decode().reshape(-1)
+    first = source.first_row or 0
+    return values[first :: source.row_step][: source.shape[0]].astype(np.float32)
+
+
+def check_source(source: TensorSource, files: TensorFiles, family: str) -> None:
+    """Whether the checkpoint has a tensor, and its scales, in the shapes that the spec says.
+
+    Raises:
+        CheckpointError: it is missing or has another shape than the config implies.
+    """
+    shape = source.stored_shape
+    if source.scales is None:
+        _check(source.name, shape, files, family)
+        return
+    columns = shape[-1]
+    if columns % BLOCK_VALUES:
+        raise CheckpointError(
+            files.location,
+            f"tensor {source.name!r} has rows of {columns} values, which blocks of {BLOCK_VALUES} "
+            "do not fill",
+            "Check that the config file and the weights belong to the same model",
+        )
+    blocks = (*shape[:-1], columns // BLOCK_VALUES)
+    for name, expected in ((source.name, (*blocks, CODE_BYTES)), (source.scales, blocks)):
+        _check(name, expected, files, family)
+        if files.tensors[name].format != "u8":
+            raise FormatError(
+                files.location,
+                f"tensor {name!r} is stored as {files.tensors[name].format}, and codes and scales "
+                "of mxfp4 are u8",
+                "Fetch the model again from where it was published",
+            )
+
+
+def _check(name: str, shape: tuple[int, ...], files: TensorFiles, family: str) -> None:
+    header = files.tensors.get(name)
+    if header is None:
+        raise CheckpointError(
+            files.location,
+            f"tensor {name!r} is missing, which family {family} needs with shape {list(shape)}",
+            "Fetch the model again: the file may be incomplete or belong to another model",
+        )
+    found = tuple(header.shape)
+    # A matrix of one row is as often stored as a vector.
+    if found != shape and not (shape[0] == 1 and found == shape[1:]):
+        raise CheckpointError(
+            files.location,
+            f"tensor {name!r} has shape {list(found)}, but the config implies {list(shape)}",
+            "Check that the config file and the weights belong to the same model",
+        )
+
+
+def _first_row(source: TensorSource) -> int:
+    """Among all rows of the tensor."""
+    rows = source.fused_rows or source.shape[0]
+    stacked = 0 if source.stack is None else source.stack.index * rows
+    return stacked + (source.first_row or 0)
+
+
+def _transposed_rows(source: TensorSource, stored: Weight, start: int, stop: int) -> Weight:
+    assert source.stack is not None
+    format, columns = stored.format, source.shape[-1]
+    if format.block_values != 1:
+        raise FormatError(
+            source.name,
+            f"is stored transposed in {format.name}, whose blocks then run across rows",
+            "Use the model as it was published, or a GGUF file of it",
+        )
+    first = source.stack.index * columns
+    data = stored.data[first : first + columns]
+    values = data.reshape(columns, -1, format.block_bytes)
+    begin = (source.first_row or 0) + start * source.row_step
+    taken = values[:, begin :: source.row_step][:, : stop - start].swapaxes(0, 1)
+    rows = np.ascontiguousarray(taken).reshape(stop - start, columns * format.block_bytes)
+    return Weight(format, (stop - start, columns), rows, source.name)
+
+
+def _joined_rows(source: TensorSource, files: TensorFiles, start: int, stop: int) -> Weight:
+    assert source.scales is not None
+    columns = source.shape[-1]
+    blocks = columns // BLOCK_VALUES
+    codes = files.integers(source.name).reshape(-1, blocks, CODE_BYTES)
+    scales = files.integers(source.scales).reshape(-1, blocks)
+    begin = _first_row(source) + start * source.row_step
+    chosen = slice(begin, begin + (stop - start) * source.row_step, source.row_step)
+    data = join_mxfp4(codes[chosen], scales[chosen], source.scales)
+    return Weight(get_format("mxfp4"), (stop - start, columns), data, source.name)
