@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from firstlight.ops.rounding import (
     mixed16,
     round_activations,
 )
+from firstlight.verify.cases import StreamArgument, cases_of
 from firstlight.verify.random_weights import random_weight
 
 
@@ -60,6 +63,11 @@ def test_mixed16_of_a_last_group_of_fewer_columns() -> None:
     assert np.array_equal(mixed16(steps), mixed16(padded)[:, :75])
 
 
+@pytest.mark.parametrize("shape", [(0, 64), (0, 5), (3, 0)])
+def test_mixed16_of_nothing(shape: tuple[int, int]) -> None:
+    assert round_activations(np.zeros(shape, np.float32), "mixed16").shape == shape
+
+
 def test_mixed16_of_zeros_and_of_what_is_not_finite() -> None:
     x = np.zeros((4, 5), np.float32)
     x[1, 2], x[2, 3], x[3, :] = np.nan, np.inf, 1e-38
@@ -92,3 +100,16 @@ def test_the_oracle_rounds_the_products_of_the_formats_it_is_told() -> None:
             round_activations(x, "bfloat16") if name == "q8_0" else x, weight
         )
         assert np.array_equal(rounds_q8_0.linear(x, weight), expected)
+
+
+@pytest.mark.parametrize("state", ["float32", "bfloat16"])
+def test_the_oracle_rounds_attention_over_bfloat16_state_alone(state: str) -> None:
+    (case,) = (case for case in cases_of("attention") if case.name == f"size 128, {state}")
+    given: Any = [
+        argument.pages if isinstance(argument, StreamArgument) else argument
+        for argument in case.arguments()
+    ]
+    kept = NumpyBackend().attention(*given)
+    rounded = NumpyBackend(lambda format: "bfloat16").attention(*given)
+    difference = np.abs(rounded - kept).max()
+    assert difference == 0 if state == "float32" else 1e-4 < difference < 2.0**-7

@@ -35,8 +35,9 @@ _NOT_EXPRESSIBLE = (
     "qwen2_moe-partly-dense",
     "qwen3_moe-partly-dense",
 )
+_LATENT = tuple(model.name for model in TINY_MODELS if model.family.startswith("deepseek"))
 _SCALED_BY_HEAD_SIZE = {"query_pre_attn_scalar": 12}
-NAMES = [model.name for model in TINY_MODELS if model.name not in _NOT_EXPRESSIBLE]
+NAMES = [model.name for model in TINY_MODELS if model.name not in _NOT_EXPRESSIBLE + _LATENT]
 
 
 def _expressible(name: str) -> TinyModel:

@@ -99,6 +99,62 @@ _GPT_OSS_YARN = {
     "truncate": False,
     "original_max_position_embeddings": 64,
 }
+_LATENT = {
+    "num_key_value_heads": 6,
+    "kv_lora_rank": 24,
+    "q_lora_rank": 20,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 14,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "n_group": 4,
+    "topk_group": 2,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 1.7,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 20,
+}
+_DEEPSEEK_YARN = {**_YARN, "beta_fast": 32, "beta_slow": 1}
+
+_DEEPSEEK = (
+    TinyModel(
+        "deepseek_v2",
+        "DeepseekV2ForCausalLM",
+        {
+            **_LATENT,
+            "q_lora_rank": None,
+            **_rope("yarn", **_DEEPSEEK_YARN, mscale=0.707, mscale_all_dim=0.707),
+        },
+        _older(
+            scaling={"type": "yarn", **_DEEPSEEK_YARN, "mscale": 0.707, "mscale_all_dim": 0.707}
+        ),
+    ),
+    TinyModel(
+        "deepseek_v2-low-rank",
+        "DeepseekV2ForCausalLM",
+        {**_LATENT, "attention_bias": True, "topk_method": "group_limited_greedy"},
+    ),
+    TinyModel(
+        "deepseek_v3",
+        "DeepseekV3ForCausalLM",
+        {**_LATENT, **_rope("yarn", **_DEEPSEEK_YARN, mscale=1.0, mscale_all_dim=0.8)},
+        _older(scaling={"type": "yarn", **_DEEPSEEK_YARN, "mscale": 1.0, "mscale_all_dim": 0.8}),
+    ),
+    TinyModel(
+        "deepseek_v3-halves",
+        "DeepseekV3ForCausalLM",
+        {
+            **_LATENT,
+            "q_lora_rank": None,
+            "rope_interleave": False,
+            "attention_bias": True,
+            "first_k_dense_replace": 0,
+            "norm_topk_prob": False,
+        },
+        _older(),
+    ),
+)
 
 _WITH_EXPERTS = (
     TinyModel(
@@ -205,6 +261,7 @@ _WITH_EXPERTS = (
 
 TINY_MODELS = (
     *_WITH_EXPERTS,
+    *_DEEPSEEK,
     TinyModel("llama", "LlamaForCausalLM", _rope("default"), _older()),
     TinyModel("llama-biases", "LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
     TinyModel(

@@ -26,10 +26,16 @@ from firstlight.checkpoint.generation import (
 )
 from firstlight.checkpoint.licence import licence_of_folder, licence_of_gguf
 from firstlight.checkpoint.mapped_file import MappedFile
+from firstlight.checkpoint.quantization import (
+    Float8Blocks,
+    block_scales,
+    quantization_of,
+    scale_tensor,
+)
 from firstlight.checkpoint.stand_in import StandIn, stand_in_at
 from firstlight.checkpoint.tensor_info import TensorInfo, merge_tensors
 from firstlight.errors import CheckpointError, FormatError
-from firstlight.formats.base import Format, Weight
+from firstlight.formats.base import BlockScales, Bytes, Format, Weight
 
 # Of tensors that hold no weights.
 _INTEGERS: dict[str, np.dtype[Any]] = {
@@ -62,6 +68,7 @@ class Checkpoint:
     files: tuple[Path, ...]
     _mappings: Mapping[Path, MappedFile] = field(repr=False)
     stand_in: StandIn | None = None
+    _kept_scales: dict[str, BlockScales] = field(default_factory=dict, repr=False)
 
     @cached_property
     def generation(self) -> GenerationDefaults:
@@ -112,7 +119,13 @@ class Checkpoint:
                 f"in {info.nbytes:,} bytes",
                 "Use another file of this model, stored in a common format such as bf16 or q8_0",
             )
+        if format.name == "f8_e4m3":
+            scale_tensor(info, self._quantization, self.tensors)
         return format
+
+    @cached_property
+    def _quantization(self) -> Float8Blocks | None:
+        return None if self.kind == "gguf" else quantization_of(self.config, self.location)
 
     def weight(self, name: str) -> Weight:
         """The tensor in its storage format, as a read-only view of the memory-mapped file.
@@ -130,9 +143,22 @@ class Checkpoint:
         format = self.format_of(name)
         info = self.tensors[name]
         shape = info.shape or (1,)
-        stored = self._mappings[info.file].bytes()[info.offset : info.offset + info.nbytes]
-        data = stored.reshape(prod(shape[:-1]), format.row_bytes(shape[-1]))
-        return Weight(format, shape, data, name)
+        data = self._bytes(info).reshape(prod(shape[:-1]), format.row_bytes(shape[-1]))
+        return Weight(format, shape, data, name, self._scales(info))
+
+    def _bytes(self, info: TensorInfo) -> Bytes:
+        return self._mappings[info.file].bytes()[info.offset : info.offset + info.nbytes]
+
+    def _scales(self, info: TensorInfo) -> BlockScales | None:
+        """Of a tensor whose values are codes of fp8; checked once, and kept."""
+        if info.format != "f8_e4m3" or self._quantization is None:
+            return None
+        if info.name not in self._kept_scales:
+            found = scale_tensor(info, self._quantization, self.tensors)
+            self._kept_scales[info.name] = block_scales(
+                self._bytes(found), found, self._quantization
+            )
+        return self._kept_scales[info.name]
 
     def integers(self, name: str) -> NDArray[Any]:
         """A tensor of whole numbers in its own type and shape, as a read-only view of the file.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from firstlight.checkpoint.stand_in import StandIn
     from firstlight.engine.memory_plan import MemoryPlan
     from firstlight.formats.base import Format
-    from firstlight.model.spec import ModelSpec
+    from firstlight.model.spec import AttentionSpec, ModelSpec
 
 _CONTEXTS = (2048, 8192, 32768, 131072, 1048576)
 
@@ -129,21 +129,37 @@ def _model(
 
 def _architecture(spec: ModelSpec) -> dict[str, Any]:
     windows = [layer.attention.window for layer in spec.layers]
-    first = spec.layers[0].attention
     return {
         "family": spec.family,
         "layers": len(spec.layers),
         "sliding_layers": sum(window is not None for window in windows),
         "sliding_window": next((window for window in windows if window is not None), None),
         "hidden_size": spec.hidden_size,
-        "heads": first.heads,
-        "key_value_heads": first.key_value_heads,
-        "head_size": first.head_size,
+        **_heads(spec.layers[0].attention),
         "vocabulary_size": spec.vocabulary_size,
         "context_length": spec.context_length,
         "tied_embeddings": spec.tied,
         "model_parameters": sum(prod(source.shape) for source in spec.sources()),
+        "notes": list(spec.notes),
         **_experts(spec),
+    }
+
+
+def _heads(attention: AttentionSpec) -> dict[str, Any]:
+    from firstlight.model.spec import LatentAttentionSpec
+
+    if isinstance(attention, LatentAttentionSpec):
+        return {
+            "heads": attention.heads,
+            "key_value_heads": 1,
+            "head_size": attention.plain_size + attention.rope.size,
+            "latent_size": attention.latent_size,
+        }
+    return {
+        "heads": attention.heads,
+        "key_value_heads": attention.key_value_heads,
+        "head_size": attention.head_size,
+        "latent_size": None,
     }
 
 

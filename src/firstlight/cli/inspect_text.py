@@ -62,7 +62,9 @@ def _architecture(report: dict[str, Any]) -> list[tuple[str, str]]:
             f", {report['sliding_layers']} of them with a window of {report['sliding_window']}"
         )
     heads = f"{report['heads']} of {report['head_size']}"
-    if report["key_value_heads"] != report["heads"]:
+    if report["latent_size"]:
+        heads += f", over one latent of {report['latent_size']}"
+    elif report["key_value_heads"] != report["heads"]:
         heads += f", {report['key_value_heads']} for keys and values"
     experts = []
     if report.get("experts"):
@@ -81,6 +83,7 @@ def _architecture(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("width", f"{report['hidden_size']:,}"),
         ("vocabulary", f"{report['vocabulary_size']:,}{tied}"),
         ("context", f"{report['context_length']:,} tokens"),
+        *(("note", note) for note in report["notes"]),
     ]
 
 

@@ -15,7 +15,7 @@ from firstlight.engine.state_size import page_bytes, page_counts, pages_per_sequ
 from firstlight.errors import InsufficientMemoryError
 from firstlight.formats.base import Format
 from firstlight.model import attention
-from firstlight.model.spec import ModelSpec
+from firstlight.model.spec import AttentionSpec, LatentAttentionSpec, ModelSpec
 from firstlight.model.stream import StreamSpec, group_streams
 from firstlight.model.tensor_files import TensorFiles
 from firstlight.model.weights import weight_bytes
@@ -115,13 +115,19 @@ def activation_bytes(spec: ModelSpec, tokens: int = TOKEN_BUDGET, sequences: int
     """An upper estimate of the float32 intermediates of a step of so many tokens: four rows of the
     widest layer for each, and the logits of the sequences that are in memory at once."""
     widest = max(
-        max(layer.feed_forward.width, layer.attention.query.weight.shape[0])
-        for layer in spec.layers
+        max(layer.feed_forward.width, _widest_queries(layer.attention)) for layer in spec.layers
     )
     return 4 * (
         tokens * 4 * (widest + spec.hidden_size)
         + (1 + min(sequences, HEAD_ROWS)) * spec.vocabulary_size
     )
+
+
+def _widest_queries(attention: AttentionSpec) -> int:
+    if isinstance(attention, LatentAttentionSpec):
+        # Each head's query and result as they meet the latents.
+        return attention.heads * (attention.entry_size + attention.latent_size)
+    return attention.query.weight.shape[0]
 
 
 def fit_context(

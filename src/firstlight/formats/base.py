@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,33 @@ class Format:
 
 
 @dataclass(frozen=True, eq=False)
+class BlockScales:
+    """Factors of a matrix's values, one for each block of several rows and columns.
+
+    They lie in a tensor of their own, so the matrix stays as it is stored, and rows are still rows.
+
+    Attributes:
+        values: float32 [row blocks, column blocks]; the last of each may be cut short.
+        rows, columns: of a block.
+        first_row: of the weight among the rows that `values` are for.
+    """
+
+    values: Floats
+    rows: int
+    columns: int
+    first_row: int = 0
+
+    def multiply(self, values: Floats, rows: NDArray[np.intp]) -> Floats:
+        """The values [len(rows), columns] of those rows, each rounded once to float32."""
+        scales = self.values[(self.first_row + rows) // self.rows]
+        out = np.empty_like(values)
+        for block in range(scales.shape[1]):
+            part = slice(block * self.columns, (block + 1) * self.columns)
+            np.multiply(values[:, part], scales[:, block, None], out=out[:, part])
+        return out
+
+
+@dataclass(frozen=True, eq=False)
 class Weight:
     """A tensor in its storage format. The last axis holds blocks; earlier axes are rows.
 
@@ -70,23 +97,38 @@ class Weight:
         data: uint8 [rows, format.row_bytes(columns)], C-contiguous, possibly memory-mapped and
             read-only. Rows are all axes but the last, multiplied; a vector has one row.
         name: the tensor's name in the checkpoint, for messages.
+        scales: factors of what the format decodes to; None: there are none.
 
     Raises:
-        FormatError: the data do not have the type and shape stated above.
+        FormatError: the data, or the scales, do not have the type and shape stated above.
     """
 
     format: Format
     shape: tuple[int, ...]
     data: Bytes
     name: str = ""
+    scales: BlockScales | None = None
 
     def __post_init__(self) -> None:
+        if self.scales is not None:
+            self._check_scales(self.scales)
         expected = (self.rows, self.format.row_bytes(self.columns))
         if self.data.shape != expected or self.data.dtype != np.uint8:
             raise FormatError(
                 f"{self.name or 'a weight'} of shape {list(self.shape)} in {self.format.name}",
                 f"data are {self.data.dtype} {list(self.data.shape)}, not uint8 {list(expected)}",
                 "Give a tensor's bytes as one row of blocks for each row of values",
+            )
+
+    def _check_scales(self, scales: BlockScales) -> None:
+        last = -(-(scales.first_row + self.rows) // scales.rows)
+        found, across = scales.values.shape
+        if found < last or across != -(-self.columns // scales.columns):
+            raise FormatError(
+                f"{self.name or 'a weight'} of shape {list(self.shape)}",
+                f"its scales are {list(scales.values.shape)}, one for each block of {scales.rows} "
+                f"by {scales.columns}",
+                "Give one scale for each block",
             )
 
     @property
@@ -103,7 +145,17 @@ class Weight:
 
     def decode(self, start: int = 0, stop: int | None = None) -> Floats:
         """Rows start:stop as float32 [stop - start, columns]."""
-        return self.format.decode(self.data[start:stop])
+        values = self.format.decode(self.data[start:stop])
+        if self.scales is None:
+            return values
+        return self.scales.multiply(values, np.arange(start, start + len(values)))
+
+    def decode_rows(self, indices: NDArray[np.int32]) -> Floats:
+        """The rows of those numbers as float32 [len(indices), columns]."""
+        values = self.format.decode(self.data[indices])
+        if self.scales is None:
+            return values
+        return self.scales.multiply(values, indices.astype(np.intp))
 
     def values(self) -> Floats:
         """All values as float32 in the weight's own shape."""
@@ -111,4 +163,8 @@ class Weight:
 
     def row_slice(self, start: int, stop: int) -> Weight:
         """Rows start:stop of a matrix, as a view; FormatError if it has fewer."""
-        return Weight(self.format, (stop - start, self.columns), self.data[start:stop], self.name)
+        scales = self.scales
+        if scales is not None:
+            scales = replace(scales, first_row=scales.first_row + start)
+        shape = (stop - start, self.columns)
+        return Weight(self.format, shape, self.data[start:stop], self.name, scales)

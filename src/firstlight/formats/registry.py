@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from firstlight.errors import FormatError
-from firstlight.formats import codebooks, float4, iq4, k_quants, legacy, plain, ternary
+from firstlight.formats import codebooks, float4, float8, iq4, k_quants, legacy, plain, ternary
 from firstlight.formats.base import Bytes, Floats, Format, Weight
 from firstlight.host.processor import usable_cores
 
@@ -16,6 +16,7 @@ _FORMATS: dict[str, Format] = {
     format.name: format
     for formats in (
         plain.FORMATS,
+        float8.FORMATS,
         legacy.FORMATS,
         k_quants.FORMATS,
         float4.FORMATS,

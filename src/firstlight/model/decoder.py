@@ -15,7 +15,7 @@ from firstlight.model.rope import cosines_and_sines
 from firstlight.model.spec import LayerSpec, ModelSpec, RopeSpec
 from firstlight.model.stream import group_streams
 from firstlight.model.weights import Weights
-from firstlight.ops import AttentionBlock, ExpertsBlock, FeedForwardBlock, Head, Ops, Tensor
+from firstlight.ops import ExpertsBlock, FeedForwardBlock, Head, Ops, Tensor
 
 # For each layer, the pages of each of its streams.
 State = tuple[tuple[Tensor, ...], ...]
@@ -23,9 +23,9 @@ State = tuple[tuple[Tensor, ...], ...]
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer on the backend; `group` is the stream group of its keys and values."""
+    """One layer on the backend; `group` is the stream group of its attention."""
 
-    attention: AttentionBlock
+    attention: attention.Block
     feed_forward: FeedForwardBlock | ExpertsBlock
     rope: RopeSpec | None
     group: int
@@ -109,9 +109,9 @@ class Decoder:
         x = ops.embed(self._embedding, batch.token_ids)
         if spec.embedding_scale != 1.0:
             x = ops.scale(x, spec.embedding_scale)
-        for layer, (keys, values) in zip(self._layers, state, strict=True):
+        for layer, pages in zip(self._layers, state, strict=True):
             table = None if layer.rope is None else tables[layer.rope]
-            x = ops.attention_block(x, layer.attention, keys, values, rows[layer.group], table)
+            x = attention.attend(ops, x, layer.attention, pages, rows[layer.group], table)
             if isinstance(layer.feed_forward, ExpertsBlock):
                 x = ops.experts_block(x, layer.feed_forward, batch.token_ids)
             else:

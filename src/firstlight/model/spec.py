@@ -210,6 +210,68 @@ class GroupedQuerySpec:
 
 
 @dataclass(frozen=True)
+class HeadLinearSpec:
+    """A product of each head with a part of a weight's rows of its own, as the op `head_linear`.
+
+    Attributes:
+        weight: [heads * rows of a head, columns].
+        first, size: the rows of each head that are meant.
+        transposed: `size` values become `columns`, not the other way round.
+    """
+
+    weight: TensorSource
+    first: int
+    size: int
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class LatentAttentionSpec:
+    """Multi-head latent attention (DeepSeek-AI 2024, arXiv:2405.04434, section 2.1).
+
+    State is one latent of `latent_size` values and one rotary key of `rope.size` values a token,
+    which all heads share; see the op `latent_attention_block` for the equations.
+
+    Attributes:
+        latent_size: of the compressed keys and values (the paper's d_c, "kv_lora_rank").
+        plain_size: values of a head's query and key that do not turn ("qk_nope_head_dim").
+        value_size: values of a head's result ("v_head_dim").
+        query_down, query_down_norm: the low-rank query's first product and its norm; None: the
+            query is a product of the stream itself.
+        query: [heads * (plain_size + rope.size), columns]; in each head the turned values last.
+        latent: [latent_size + rope.size, hidden_size].
+        key_up: from a head's plain query to the latent.
+        value_up: from the latent to a head's value.
+        scale: factor of the scores, YaRN's share of it included.
+    """
+
+    heads: int
+    latent_size: int
+    plain_size: int
+    value_size: int
+    query_down: LinearSpec | None
+    query_down_norm: NormSpec | None
+    query: LinearSpec
+    latent: LinearSpec
+    latent_norm: NormSpec
+    key_up: HeadLinearSpec
+    value_up: HeadLinearSpec
+    output: LinearSpec
+    scale: float
+    rope: RopeSpec
+
+    @property
+    def entry_size(self) -> int:
+        """Values that state keeps of a token."""
+        return self.latent_size + self.rope.size
+
+    @property
+    def window(self) -> int | None:
+        """None: a position sees all before it."""
+        return None
+
+
+@dataclass(frozen=True)
 class GatedFeedForwardSpec:
     """down(activation(gate(x)) * up(x))."""
 
@@ -284,7 +346,7 @@ class ExpertsSpec:
         return self.routing.numbers.top_k / len(self.experts)
 
 
-AttentionSpec = GroupedQuerySpec
+AttentionSpec = GroupedQuerySpec | LatentAttentionSpec
 FeedForwardSpec = GatedFeedForwardSpec | ExpertsSpec
 
 
@@ -318,6 +380,7 @@ class ModelSpec:
         head: [vocabulary_size, hidden_size]; equal to `embedding` where they are tied.
         embedding_scale, logit_scale: factors of the embedding and of the logits.
         logit_soft_cap: logits become cap * tanh(logits / cap); None: not.
+        notes: what of the checkpoint is left out, a sentence each, for people.
     """
 
     family: str
@@ -331,6 +394,7 @@ class ModelSpec:
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_soft_cap: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def tied(self) -> bool:

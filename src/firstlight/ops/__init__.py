@@ -1,13 +1,15 @@
 """The contract between models and chips: a closed set of ops, each defined in NumPy."""
 
-from firstlight.ops import attention, attention_with_sinks, elementwise, linear, rotary
+from firstlight.ops import attention, attention_with_sinks, columns, elementwise, linear, rotary
 from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.contract import Cost, Op, Tolerance, all_ops, get_op
 from firstlight.ops.experts_block import Expert, ExpertsBlock
 from firstlight.ops.feed_forward_block import FeedForwardBlock
 from firstlight.ops.gating import ClampedSwish, Gating
 from firstlight.ops.head import Head
+from firstlight.ops.head_linear import HeadProduct
 from firstlight.ops.interface import Ops, PackedWeight, Tensor
+from firstlight.ops.latent_attention_block import LatentAttentionBlock
 from firstlight.ops.paging import PagedRows
 from firstlight.ops.parts import Norm, Product
 from firstlight.ops.routing import Routing
@@ -21,6 +23,8 @@ __all__ = [
     "FeedForwardBlock",
     "Gating",
     "Head",
+    "HeadProduct",
+    "LatentAttentionBlock",
     "Norm",
     "Op",
     "Ops",
@@ -33,6 +37,7 @@ __all__ = [
     "all_ops",
     "attention",
     "attention_with_sinks",
+    "columns",
     "elementwise",
     "get_op",
     "linear",

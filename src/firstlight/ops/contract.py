@@ -34,9 +34,9 @@ class Tolerance:
 
     Attributes:
         tipped: added to `relative` where values that the op makes on its way are rounded:
-            activations, as a kernel's rounding says, weights of a softmax to bfloat16, or entries of a
-            bfloat16 stream. One that lies at the border of two steps may then be rounded the other
-            way, and is off by 2^-8 of itself, or in mixed16 by 2^-7 of a value of its group.
+            activations, as a kernel's rounding says, weights of a softmax to bfloat16, or entries
+            of a bfloat16 stream. One that lies at the border of two steps may then be rounded the
+            other way, and is off by 2^-8 of itself, or in mixed16 by 2^-7 of a value of its group.
     """
 
     relative: float

@@ -22,6 +22,8 @@ from firstlight.ops.experts_block import ExpertsBlock
 from firstlight.ops.feed_forward_block import FeedForwardBlock
 from firstlight.ops.gating import ClampedSwish
 from firstlight.ops.head import Head
+from firstlight.ops.latent_attention import Expansion
+from firstlight.ops.latent_attention_block import LatentAttentionBlock
 from firstlight.ops.paging import PagedRows
 from firstlight.ops.routing import Routing
 
@@ -168,6 +170,53 @@ class Ops(ABC):
         cosine_sine: Tensor | None,
     ) -> Tensor:
         return self.call("attention_block", x, block, keys, values, rows, cosine_sine)
+
+    def take_columns(self, x: Tensor, start: int, stop: int) -> Tensor:
+        return self.call("take_columns", x, start, stop)
+
+    def join_columns(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.call("join_columns", x, y)
+
+    def head_linear(
+        self, x: Tensor, weight: PackedWeight, first: int, size: int, transposed: bool
+    ) -> Tensor:
+        return self.call("head_linear", x, weight, first, size, transposed)
+
+    def latent_attention(
+        self, queries: Tensor, entries: Tensor, value_size: int, rows: PagedRows, scale: float
+    ) -> Tensor:
+        return self.call("latent_attention", queries, entries, value_size, rows, scale)
+
+    def expanded_latent_attention(
+        self,
+        queries: Tensor,
+        entries: Tensor,
+        key_weight: PackedWeight,
+        value_weight: PackedWeight,
+        expansion: Expansion,
+        rows: PagedRows,
+        scale: float,
+    ) -> Tensor:
+        return self.call(
+            "expanded_latent_attention",
+            queries,
+            entries,
+            key_weight,
+            value_weight,
+            expansion,
+            rows,
+            scale,
+        )
+
+    def latent_attention_block(
+        self,
+        x: Tensor,
+        block: LatentAttentionBlock,
+        entries: Tensor,
+        rows: PagedRows,
+        cosine_sine: Tensor,
+    ) -> Tensor:
+        return self.call("latent_attention_block", x, block, entries, rows, cosine_sine)
 
     def feed_forward_block(self, x: Tensor, block: FeedForwardBlock) -> Tensor:
         return self.call("feed_forward_block", x, block)

@@ -81,4 +81,4 @@ def embed(table: Weight, token_ids: NDArray[np.int32]) -> Floats:
     Returns:
         float32 [n, columns].
     """
-    return table.format.decode(table.data[token_ids])
+    return table.decode_rows(token_ids)

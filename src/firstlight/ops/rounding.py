@@ -79,7 +79,8 @@ def mixed16(steps: Floats) -> Floats:
     """
     rows, columns = steps.shape
     padded = np.pad(steps, ((0, 0), (0, -columns % MIXED16_GROUP)))
-    quads = padded.reshape(rows, -1, MIXED16_GROUP // _QUAD, _QUAD)
+    groups = padded.shape[1] // MIXED16_GROUP
+    quads = padded.reshape(rows, groups, MIXED16_GROUP // _QUAD, _QUAD)
     magnitude = np.abs(quads).max(axis=3)
     order = np.argsort(-magnitude, axis=2, kind="stable")
     rest = np.take_along_axis(magnitude, order[:, :, 2:3], axis=2)
@@ -91,7 +92,7 @@ def mixed16(steps: Floats) -> Floats:
         np.take_along_axis(quads, order[:, :, :2, None], axis=2),
         axis=2,
     )
-    return rounded.reshape(rows, -1)[:, :columns]
+    return rounded.reshape(padded.shape)[:, :columns]
 
 
 def fixed16(x: Floats) -> tuple[Floats, Floats]:

@@ -126,6 +126,10 @@ def _fields(name: str, argument: Any) -> Iterator[tuple[str, Any]]:
         yield name, argument.data
         yield f"{name}.format", argument.format.name
         yield f"{name}.columns", argument.columns
+        if argument.scales is not None:
+            yield f"{name}.scales", argument.scales.values
+            yield f"{name}.scales.rows", argument.scales.rows
+            yield f"{name}.scales.columns", argument.scales.columns
     elif isinstance(argument, PagedRows):
         for part in ("row_starts", "positions", "page_table", "page_tokens"):
             yield f"{name}.{part}", getattr(argument, part)

@@ -21,6 +21,8 @@ from firstlight.ops.contract import Op, Tolerance, get_op
 from firstlight.ops.experts_block import Expert, ExpertsBlock
 from firstlight.ops.feed_forward_block import FeedForwardBlock
 from firstlight.ops.head import Head
+from firstlight.ops.head_linear import HeadProduct
+from firstlight.ops.latent_attention_block import LatentAttentionBlock
 from firstlight.ops.parts import Norm, Product
 from firstlight.ops.rounding import RoundingOf
 from firstlight.verify.cases import Case, StreamArgument, cases_of
@@ -28,7 +30,17 @@ from firstlight.verify.cases import Case, StreamArgument, cases_of
 _BFLOAT16 = get_format("bf16")
 
 # Arguments that hold tensors and packed weights of their own.
-BLOCK_PARTS = (AttentionBlock, Expert, ExpertsBlock, FeedForwardBlock, Head, Norm, Product)
+BLOCK_PARTS = (
+    AttentionBlock,
+    Expert,
+    ExpertsBlock,
+    FeedForwardBlock,
+    Head,
+    HeadProduct,
+    LatentAttentionBlock,
+    Norm,
+    Product,
+)
 
 
 @dataclass(frozen=True)

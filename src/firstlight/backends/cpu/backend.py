@@ -16,6 +16,7 @@ from firstlight.backends.base import Backend, Choice
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.blocks import BlockKernels
 from firstlight.backends.cpu.kernels import CpuKernels
+from firstlight.backends.cpu.latent import LatentKernels
 from firstlight.backends.cpu.packed import (
     LAYOUT,
     PANEL_ROWS,
@@ -86,7 +87,8 @@ class CpuBackend(Backend):
         self.native = _native.Kernels(self.level, self.threads, exact)
         kernels = CpuKernels(self.native, packed=not exact, exact=exact)
         blocks = BlockKernels(self.native, kernels.rounding)
-        super().__init__((*kernels.all(), *blocks.all()))
+        latent = LatentKernels(self.native)
+        super().__init__((*kernels.all(), *latent.all(), *blocks.all()))
         self._matrices = TunedMatrices()
         self._linear_choices: dict[Shape, Choice] = {}
 

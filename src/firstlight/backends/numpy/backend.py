@@ -30,7 +30,8 @@ class NumpyBackend(Backend):
             return super().call(name, x, weight, *rest)
         if name == "attention":
             queries, keys, values, rows, scale, window, soft_cap = arguments
-            rounding = self._rounding(state_format(keys, values))
-            if rounding == "bfloat16":
+            format = state_format(keys, values)
+            rounding = self._rounding(format)
+            if rounding == "bfloat16" and format.name == "bf16":
                 return attend(queries, keys, values, rows, scale, window, soft_cap, rounding)
         return super().call(name, *arguments)

@@ -9,6 +9,7 @@ from typing import Any
 from firstlight.model.families.config import Config, shown
 from firstlight.model.families.names import GGUF, HUGGING_FACE
 from firstlight.model.spec import (
+    AttentionSpec,
     DynamicScaling,
     FeedForwardSpec,
     GatedFeedForwardSpec,
@@ -259,7 +260,7 @@ class Parts:
     def layer(
         self,
         index: int,
-        attention: GroupedQuerySpec,
+        attention: AttentionSpec,
         feed_forward: FeedForwardSpec | None = None,
         **residual: Any,
     ) -> LayerSpec:

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from firstlight.checkpoint.config import asks_for_code
+from firstlight.checkpoint.quantization import quantization_of
 from firstlight.errors import CheckpointError, UnsupportedModelError
 from firstlight.model.families.config import Config, shown
 from firstlight.model.families.gguf import config_from_metadata
@@ -56,6 +57,8 @@ class Family:
 
 
 FAMILIES = (
+    Family("deepseek_v2", ("deepseek_v2",), (), experts=True),
+    Family("deepseek_v3", ("deepseek_v3", "kimi_k2"), (), experts=True),
     Family("gemma2", ("gemma2",), ("gemma2",)),
     Family("gemma3", ("gemma3_text", "gemma3"), ("gemma3",)),
     Family("glm4_moe", ("glm4_moe",), ("glm4moe",), experts=True),
@@ -140,12 +143,12 @@ def spec_of_config(files: ModelFiles) -> ModelSpec:
 
 
 def _parts(family: Family, config: Config, files: TensorFiles) -> Parts:
-    _refuse_quantised(config, family)
+    _check_quantisation(config, family)
     text = config.section("text_config")
     if text is None:
         return Parts(config, files)
     # A text model inside a larger one: its tensors stand under a prefix, in one of two orders.
-    _refuse_quantised(text, family)
+    _check_quantisation(text, family)
     if text.text("model_type", family.name) not in (family.name, *family.model_types):
         raise text.unsupported("model_type")
     if "model.language_model.embed_tokens.weight" in files.tensors:
@@ -159,16 +162,10 @@ def _parts(family: Family, config: Config, files: TensorFiles) -> Parts:
     )
 
 
-def _refuse_quantised(config: Config, family: Family) -> None:
-    quantization = config.section("quantization_config")
-    if quantization is None:
-        return
-    method = quantization.text("quant_method", "unknown")
-    if method == family.quantization:
-        return
-    raise UnsupportedModelError(
-        config.subject,
-        f"its weights are quantised ('quantization_config' with method {shown(method)}), and "
-        "firstlight does not read that yet",
-        "Use the model as it was published before, or a GGUF file of it",
-    )
+def _check_quantisation(config: Config, family: Family) -> None:
+    """Whether weights are quantised in a way that the family's layout, or the checkpoint itself,
+    can be read in."""
+    declared = config.section("quantization_config")
+    method = None if declared is None else declared.values.get("quant_method")
+    if family.quantization is None or method != family.quantization:
+        quantization_of(config.values, config.subject)

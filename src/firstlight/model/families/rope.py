@@ -40,6 +40,7 @@ def rope_spec(
     partial: bool = False,
     theta_key: str = "rope_theta",
     scaled: bool = True,
+    size: int | None = None,
 ) -> RopeSpec:
     """The rotary embedding of layers of one type.
 
@@ -49,6 +50,7 @@ def rope_spec(
         partial: the family turns a part of each head where the config says so.
         theta_key: of the base, where it is not among the parameters.
         scaled: `rope_scaling` is for layers of this type.
+        size: how many values of a head turn, where the family says so itself.
 
     Raises:
         CheckpointError, UnsupportedModelError: the config's parameters are not usable or unknown.
@@ -58,7 +60,7 @@ def rope_spec(
     theta = found.positive("rope_theta", config.positive(theta_key, _DEFAULT_THETA))
     if theta > _LARGEST_THETA or theta <= 1:
         raise config.error("rope_theta", f"is {theta}, not above 1 and up to {_LARGEST_THETA:g}")
-    size = _turned_size(parts, found, partial)
+    size = size or _turned_size(parts, found, partial)
     rope = RopeSpec(size, theta, _scaling(config, found, size), interleaved)
     _check_frequencies(config, rope)
     return rope

@@ -27,6 +27,14 @@ from firstlight.verify.cases.experts import (
     experts_block_cases,
     route_cases,
 )
+from firstlight.verify.cases.latent import (
+    expanded_latent_attention_cases,
+    head_linear_cases,
+    join_columns_cases,
+    latent_attention_block_cases,
+    latent_attention_cases,
+    take_columns_cases,
+)
 from firstlight.verify.cases.linear import embed_cases, linear_cases
 
 _CASES: dict[str, Callable[[], Iterator[Case]]] = {
@@ -38,8 +46,13 @@ _CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "clamped_gate": clamped_gate_cases,
     "embed": embed_cases,
     "experts_block": experts_block_cases,
+    "expanded_latent_attention": expanded_latent_attention_cases,
     "feed_forward_block": feed_forward_block_cases,
     "gate": gate_cases,
+    "head_linear": head_linear_cases,
+    "join_columns": join_columns_cases,
+    "latent_attention": latent_attention_cases,
+    "latent_attention_block": latent_attention_block_cases,
     "linear": linear_cases,
     "logits": logits_cases,
     "rms_norm": rms_norm_cases,
@@ -48,6 +61,7 @@ _CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "scale": scale_cases,
     "soft_cap": soft_cap_cases,
     "stream_write": stream_write_cases,
+    "take_columns": take_columns_cases,
     "take_rows": take_rows_cases,
 }
 

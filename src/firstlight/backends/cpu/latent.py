@@ -1,0 +1,143 @@
+"""The cpu backend's kernels of latent attention, made of the extension's products and attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from firstlight.backends.base import Kernel
+from firstlight.backends.cpu import _native
+from firstlight.backends.cpu.arrays import NO_WINDOW, are_floats, are_pages, are_rows
+from firstlight.backends.cpu.matrices import knows
+from firstlight.backends.cpu.packed import PackedMatrix
+from firstlight.formats.base import Bytes, Floats, Weight
+from firstlight.formats.plain import F32
+from firstlight.ops.paging import PagedRows
+
+_KEPT = "_cpu_heads"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Which rows of each head, as in `head_linear`."""
+
+    heads: int
+    first: int
+    size: int
+    transposed: bool
+
+
+class LatentKernels:
+    """The kernels of one instruction level, each with the signature of its op.
+
+    Args:
+        native: the extension's kernels.
+    """
+
+    def __init__(self, native: _native.Kernels) -> None:
+        self._native = native
+
+    def all(self) -> tuple[Kernel, ...]:
+        """Every kernel; none rounds activations."""
+        return (
+            Kernel("head_linear", "stored", self.head_linear, self.accepts_head_linear),
+            Kernel(
+                "latent_attention", "paged", self.latent_attention, self.accepts_latent_attention
+            ),
+        )
+
+    def accepts_head_linear(
+        self, x: Floats, weight: Weight | PackedMatrix, first: int, size: int, transposed: bool
+    ) -> bool:
+        return are_floats(x) and x.ndim == 3 and x.shape[1] > 0 and x.shape[0] > 0
+
+    def head_linear(
+        self, x: Floats, weight: Weight | PackedMatrix, first: int, size: int, transposed: bool
+    ) -> Floats:
+        """A product for each head; what it multiplies by is laid out once, and kept."""
+        count, heads, _ = x.shape
+        matrices = _matrices_of(weight, _Part(heads, first, size, transposed))
+        # Each head's rows side by side, as products take and give them.
+        inputs = np.ascontiguousarray(x.transpose(1, 0, 2))
+        outputs = np.empty((heads, count, matrices[0].rows), np.float32)
+        for given, matrix, out in zip(inputs, matrices, outputs, strict=True):
+            self._native.linear(given, matrix, None, out)
+        return np.ascontiguousarray(outputs.transpose(1, 0, 2))
+
+    def accepts_latent_attention(
+        self,
+        queries: Floats,
+        entries: NDArray[Any],
+        value_size: int,
+        rows: PagedRows,
+        scale: float,
+    ) -> bool:
+        return are_floats(queries) and are_pages(entries) and are_rows(rows)
+
+    def latent_attention(
+        self,
+        queries: Floats,
+        entries: NDArray[Any],
+        value_size: int,
+        rows: PagedRows,
+        scale: float,
+    ) -> Floats:
+        """Paged attention with one key-value head, whose values are the whole entries: they are
+        read anyway, and what lies behind `value_size` is left out of the result."""
+        pages, page_tokens, size = entries.shape
+        shared = entries.reshape(pages, page_tokens, 1, size)
+        out = np.empty(queries.shape, np.float32)
+        self._native.attention(
+            queries,
+            shared,
+            shared,
+            rows.row_starts,
+            rows.positions,
+            rows.page_table,
+            rows.page_tokens,
+            scale,
+            NO_WINDOW,
+            0.0,
+            out,
+        )
+        return np.ascontiguousarray(out[..., :value_size])
+
+
+def _matrices_of(weight: Weight | PackedMatrix, part: _Part) -> tuple[_native.Matrix, ...]:
+    """The extension's matrix of each head, kept among the weight's own attributes."""
+    kept = weight.__dict__
+    made = cast("dict[_Part, tuple[_native.Matrix, ...]]", kept.setdefault(_KEPT, {}))
+    if part not in made:
+        stored = weight.unpack() if isinstance(weight, PackedMatrix) else weight
+        made[part] = tuple(_matrix(stored, part, head) for head in range(part.heads))
+    return made[part]
+
+
+def _matrix(weight: Weight, part: _Part, head: int) -> _native.Matrix:
+    """Where the file lies, if the extension can read that; else a copy, in float32 unless single
+    values can be moved as they are."""
+    start = head * (weight.rows // part.heads) + part.first
+    rows = weight.row_slice(start, start + part.size)
+    readable = knows(weight.format) and weight.scales is None
+    if readable and not part.transposed:
+        return _native.Matrix(
+            weight.format.name, np.ascontiguousarray(rows.data), part.size, weight.columns, False
+        )
+    if readable and weight.format.block_values == 1:
+        data = _transposed(rows.data, weight.format.block_bytes)
+        return _native.Matrix(weight.format.name, data, weight.columns, part.size, False)
+    values = rows.decode()
+    if part.transposed:
+        values = values.T
+    data = np.array(values, np.float32, order="C").view(np.uint8)
+    return _native.Matrix(F32.name, data, values.shape[0], values.shape[1], False)
+
+
+def _transposed(data: Bytes, value_bytes: int) -> Bytes:
+    """uint8 [rows, columns * value_bytes] -> [columns, rows * value_bytes]."""
+    rows = len(data)
+    values = data.reshape(rows, -1, value_bytes).swapaxes(0, 1)
+    return np.ascontiguousarray(values).reshape(-1, rows * value_bytes)

@@ -1,0 +1,45 @@
+"""Multi-head latent attention, with the latent as its one stream."""
+
+from __future__ import annotations
+
+from firstlight.model.parts import norm, product
+from firstlight.model.spec import HeadLinearSpec, LatentAttentionSpec, ResidualSpec
+from firstlight.model.stream import StreamSpec
+from firstlight.model.weights import Weights
+from firstlight.ops import HeadProduct, LatentAttentionBlock
+
+
+def streams(spec: LatentAttentionSpec) -> tuple[StreamSpec, ...]:
+    """The normed latent, followed by the turned key that all heads share: one entry a token."""
+    return (StreamSpec("latent", (spec.entry_size,)),)
+
+
+def attention_block(
+    spec: LatentAttentionSpec, residual: ResidualSpec, weights: Weights
+) -> LatentAttentionBlock:
+    """The block, as the op `latent_attention_block` takes it."""
+
+    def head_product(part: HeadLinearSpec) -> HeadProduct:
+        return HeadProduct(weights[part.weight], part.first, part.size, part.transposed)
+
+    down = spec.query_down
+    return LatentAttentionBlock(
+        heads=spec.heads,
+        latent_size=spec.latent_size,
+        plain_size=spec.plain_size,
+        rope_size=spec.rope.size,
+        value_size=spec.value_size,
+        query_down=None if down is None else product(down, weights),
+        query_down_norm=norm(spec.query_down_norm, weights),
+        query=product(spec.query, weights),
+        latent=product(spec.latent, weights),
+        latent_norm=norm(spec.latent_norm, weights),
+        key_up=head_product(spec.key_up),
+        value_up=head_product(spec.value_up),
+        output=product(spec.output, weights),
+        scale=spec.scale,
+        interleaved=spec.rope.interleaved,
+        pre_norm=norm(residual.pre_norm, weights),
+        post_norm=norm(residual.post_norm, weights),
+        residual_scale=residual.scale,
+    )

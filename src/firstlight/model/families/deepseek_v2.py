@@ -1,0 +1,219 @@
+"""DeepSeek-V2, V2-Lite and Coder-V2 (DeepSeek-AI 2024, arXiv:2405.04434): latent attention, and
+mixtures of experts behind the first layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from firstlight.model.families.config import Config
+from firstlight.model.families.experts import experts_spec, routing_numbers, sizes
+from firstlight.model.families.parts import Parts
+from firstlight.model.families.rope import rope_spec
+from firstlight.model.spec import (
+    ExpertsSpec,
+    HeadLinearSpec,
+    LatentAttentionSpec,
+    ModelSpec,
+    RopeSpec,
+)
+from firstlight.ops.routing import Routing
+
+# Far beyond any published model.
+_LARGEST_MAGNITUDE = 1e3
+
+
+def spec(parts: Parts) -> ModelSpec:
+    """DeepSeek-V2 in its published layout."""
+    parts = parts.with_defaults(max_position_embeddings=2048)
+    return deepseek("deepseek_v2", parts, _routing, interleaved=True, correction=False)
+
+
+def _routing(parts: Parts, count: int) -> Routing:
+    """Softmax scores, within the groups of the largest single scores where groups are used.
+
+    As in DeepSeek's modeling file, weights are either renormalised or scaled by
+    `routed_scaling_factor`, never both. transformers scales them whatever `norm_topk_prob` says;
+    in every published V2 that is false, and the two agree.
+    """
+    config = parts.config
+    method = config.text("topk_method", "greedy")
+    if method not in ("greedy", "group_limited_greedy"):
+        raise config.unsupported("topk_method")
+    several = config.integer("num_experts_per_tok", most=count) > 1
+    renormalised = config.boolean("norm_topk_prob", False) and several
+    return routing_numbers(
+        parts,
+        count,
+        renormalised=renormalised,
+        scale=1.0 if renormalised else config.positive("routed_scaling_factor", 1.0),
+        grouped=method == "group_limited_greedy",
+    )
+
+
+def deepseek(
+    family: str,
+    parts: Parts,
+    routing: Callable[[Parts, int], Routing],
+    *,
+    interleaved: bool,
+    correction: bool,
+) -> ModelSpec:
+    """What V2 and V3 have in common.
+
+    Args:
+        routing: among so many experts.
+        interleaved: values of a rotary key that turn together are neighbours.
+        correction: scores are corrected for the choice of experts.
+    """
+    # Their number says nothing here, and must make sense all the same.
+    _ = parts.key_value_heads
+    rope, scale = _rope(parts, interleaved), _score_scale(parts)
+    feed_forward = _feed_forward(parts, routing, correction)
+    layers = (
+        parts.layer(index, _attention(parts, index, rope, scale), feed_forward(index))
+        for index in range(parts.layers)
+    )
+    return parts.model(family, tuple(layers), notes=_left_out(parts))
+
+
+def _attention(parts: Parts, index: int, rope: RopeSpec, scale: float) -> LatentAttentionSpec:
+    config, hidden, heads = parts.config, parts.hidden_size, parts.heads
+    latent = config.integer("kv_lora_rank")
+    plain, value = config.integer("qk_nope_head_dim"), config.integer("v_head_dim")
+    bias = config.boolean("attention_bias", False)
+    query_width = heads * (plain + rope.size)
+    down = down_norm = None
+    query = "query"
+    columns = hidden
+    if config.has("q_lora_rank"):
+        columns = config.integer("q_lora_rank")
+        query = "query_up"
+        down = parts.linear("query_down", columns, hidden, index, bias=bias)
+        down_norm = parts.norm("query_down_norm", columns, index)
+    key_up, value_up = _up_projections(parts, index, plain, value, latent)
+    return LatentAttentionSpec(
+        heads=heads,
+        latent_size=latent,
+        plain_size=plain,
+        value_size=value,
+        query_down=down,
+        query_down_norm=down_norm,
+        query=parts.linear(query, query_width, columns, index),
+        latent=parts.linear("latent", latent + rope.size, hidden, index, bias=bias),
+        latent_norm=parts.norm("latent_norm", latent, index),
+        key_up=key_up,
+        value_up=value_up,
+        output=parts.linear("attention_output", hidden, heads * value, index, bias=bias),
+        scale=scale,
+        rope=rope,
+    )
+
+
+def _up_projections(
+    parts: Parts, index: int, plain: int, value: int, latent: int
+) -> tuple[HeadLinearSpec, HeadLinearSpec]:
+    """Of keys and of values: two parts of each head's rows in one tensor."""
+    both = parts.matrix("key_value_up", parts.heads * (plain + value), latent, index)
+    return HeadLinearSpec(both, 0, plain, transposed=True), HeadLinearSpec(both, plain, value)
+
+
+def _feed_forward(
+    parts: Parts, routing: Callable[[Parts, int], Routing], correction: bool
+) -> Callable[[int], ExpertsSpec | None]:
+    """Of each layer its experts, or None where it is dense."""
+    config = parts.config
+    if not config.has("n_routed_experts"):
+        return lambda _: None
+    dense = config.integer("first_k_dense_replace", 0, least=0)
+    every = config.integer("moe_layer_freq", 1)
+    if dense >= parts.layers:
+        return lambda _: None
+    experts = sizes(parts, "n_routed_experts", "moe_intermediate_size")
+    numbers = routing(parts, experts.count)
+    shared = config.integer("n_shared_experts", 0, least=0) * experts.width
+
+    def experts_of(index: int) -> ExpertsSpec | None:
+        if index < dense or index % every:
+            return None
+        return experts_spec(
+            parts, index, experts, numbers, correction=correction, shared_width=shared
+        )
+
+    return experts_of
+
+
+# Positions ------------------------------------------------------------------------------
+
+
+def _rope(parts: Parts, interleaved: bool) -> RopeSpec:
+    size = parts.config.integer("qk_rope_head_dim")
+    if size % 2:
+        raise parts.config.error("qk_rope_head_dim", f"is {size}, which are not whole pairs")
+    config = parts.config
+    for key in ("rope_scaling", "rope_parameters"):
+        section = config.section(key)
+        if section is not None:
+            changed = {**config.values, key: _with_magnitude(section)}
+            config = Config(config.subject, changed, config.name)
+    return rope_spec(Parts(config, parts.files, parts.gguf), interleaved=interleaved, size=size)
+
+
+def _with_magnitude(scaling: Config) -> Mapping[str, Any]:
+    """YaRN's parameters with the factor of cosines and sines as published.
+
+    DeepSeek's modeling file takes m(mscale) / m(mscale_all_dim), where m(w) = 0.1 w ln(factor) + 1,
+    also where mscale_all_dim is 0 or absent and so its m is 1; transformers then takes m(1).
+    """
+    if (
+        not scaling.has("mscale")
+        or scaling.has("attention_factor")
+        or scaling.number("mscale_all_dim", 0.0)
+        or scaling.number("factor", 1.0) <= 1
+    ):
+        return scaling.values
+    return {**scaling.values, "attention_factor": _magnitude(scaling, "mscale")}
+
+
+def _magnitude(scaling: Config, key: str) -> float:
+    """m(w) = 0.1 w ln(factor) + 1 of the weight under that key; 1 where nothing is stretched."""
+    factor = scaling.positive("factor", 1.0)
+    return 1.0 if factor <= 1 else 0.1 * scaling.number(key, 0.0) * math.log(factor) + 1.0
+
+
+def _score_scale(parts: Parts) -> float:
+    """(plain + rope) ** -0.5, times m(mscale_all_dim) ** 2 where positions are scaled.
+
+    YaRN (arXiv:2309.00071), section 3.4, has the factor 1 / sqrt(t) in queries and keys; the
+    published modeling files move it from cosines and sines into the scores, so that the part of
+    the keys that does not turn has it too.
+    """
+    config = parts.config
+    scale = (config.integer("qk_nope_head_dim") + config.integer("qk_rope_head_dim")) ** -0.5
+    scaling = config.section("rope_scaling") or config.section("rope_parameters")
+    if scaling is None or scaling.text("rope_type", scaling.text("type", "default")) == "default":
+        return float(scale)
+    magnitude = _magnitude(scaling, "mscale_all_dim")
+    if not 0 < magnitude <= _LARGEST_MAGNITUDE:
+        raise scaling.error("mscale_all_dim", f"gives scores a factor of {magnitude:g} squared")
+    return float(scale * magnitude**2)
+
+
+# Multi-token prediction -----------------------------------------------------------------
+
+
+def _left_out(parts: Parts) -> tuple[str, ...]:
+    """A note on the layers behind the last, which predict further tokens for drafts."""
+    key = "num_nextn_predict_layers"
+    newer = parts.config.integer("num_mtp_layers", 0, least=0, most=64)
+    count = parts.config.integer(key, newer, least=0, most=64)
+    stem = parts.tensor_name("attention_norm", parts.layers).rpartition(".")[0]
+    first = parts.layers
+    prefixes = [stem.replace(str(first), str(first + more)) for more in range(count)]
+    found = [
+        prefix
+        for prefix in prefixes
+        if any(name.startswith(f"{prefix}.") for name in parts.files.tensors)
+    ]
+    return tuple(f"{prefix}, a layer of multi-token prediction, is left out" for prefix in found)
