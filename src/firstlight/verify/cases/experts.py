@@ -58,7 +58,7 @@ def _route_by_table(name: str, experts: int, routing: Routing) -> Case:
 
 
 def add_rows_cases() -> Iterator[Case]:
-    for rows, columns, count in ((1, 1, 1), (5, 33, 0), (9, 257, 4), (40, 1027, 40)):
+    for rows, columns, count in ((0, 8, 0), (1, 1, 1), (5, 33, 0), (9, 257, 4), (40, 1027, 40)):
         yield _add_rows(rows, columns, count)
 
 
