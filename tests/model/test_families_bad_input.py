@@ -14,7 +14,7 @@ from firstlight.errors import CheckpointError, FirstlightError, UnsupportedModel
 from firstlight.model.families.registry import FAMILIES as REGISTERED
 from firstlight.model.families.registry import make_spec, spec_of_config
 from firstlight.model.rope import cosines_and_sines
-from firstlight.model.spec import ModelSpec
+from firstlight.model.spec import LatentAttentionSpec, ModelSpec
 from tests.support.config_files import (
     ConfigFiles,
     Header,
@@ -386,6 +386,10 @@ def _assert_usable(spec: ModelSpec) -> None:
         assert np.isfinite(cosines_and_sines(rope, positions, positions + 1)).all()
     for layer in spec.layers:
         attention = layer.attention
+        if isinstance(attention, LatentAttentionSpec):
+            assert attention.heads >= 1
+            assert np.isfinite(attention.scale) and attention.scale > 0
+            continue
         assert attention.heads % attention.key_value_heads == 0
         assert attention.window is None or attention.window >= 1
         assert np.isfinite(attention.scale) and attention.scale > 0
