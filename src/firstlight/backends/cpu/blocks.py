@@ -121,9 +121,7 @@ class BlockKernels:
     ) -> bool:
         return _kept(block, _experts_block) is not None and are_floats(x)
 
-    def experts_block(
-        self, x: Floats, block: ExpertsBlock, token_ids: NDArray[np.int32]
-    ) -> Floats:
+    def experts_block(self, x: Floats, block: ExpertsBlock, token_ids: NDArray[np.int32]) -> Floats:
         out = np.empty(x.shape, np.float32)
         made = _kept(block, _experts_block)
         assert made is not None
