@@ -19,7 +19,7 @@ from firstlight.verify.random_weights import random_weight
 backend_module = pytest.importorskip("firstlight.backends.cpu.backend")
 CpuBackend = backend_module.CpuBackend
 LEVELS = backend_module.available_levels()
-BLOCKS = ("attention_block", "feed_forward_block", "logits")
+BLOCKS = ("attention_block", "experts_block", "feed_forward_block", "logits")
 EVERY_CASE = [case for op in BLOCKS for case in cases_of(op)]
 
 
@@ -61,6 +61,18 @@ def test_a_block_has_the_bits_of_its_parts(level: str, case: Case) -> None:
     backend = CpuBackend(level=level, threads=2)
     for fused, parts in zip(_run(backend, case, True), _run(backend, case, False), strict=True):
         assert _same_bits(fused, parts)
+
+
+@pytest.mark.parametrize("name", ["bf16", "formats mixed", "groups, corrected, and a shared expert"])
+def test_what_experts_make_of_a_row_does_not_depend_on_the_others(name: str) -> None:
+    """Alone, where its experts' products are done together, and among rows that share experts."""
+    backend = CpuBackend(threads=2)
+    (case,) = (case for case in cases_of("experts_block") if case.name == name)
+    x, block, tokens = (to_device(backend, argument) for argument in case.arguments())
+    together = backend.experts_block(x, block, tokens)
+    for start, stop in [*((row, row + 1) for row in range(len(x))), (1, 3), (2, len(x))]:
+        part = backend.experts_block(x[start:stop].copy(), block, tokens[start:stop])
+        assert _same_bits(part, together[start:stop].copy())
 
 
 def test_large_blocks_are_shared_among_threads_without_a_change() -> None:

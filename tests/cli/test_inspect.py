@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from tests.support.command import assert_refused
 from tests.support.hub_server import HubServer, Repository, isolated_hub
 from tests.support.tiny_chat import write_chat_model
+from tests.support.tiny_models import tiny_model, write_checkpoint
 
 ID = "maker/model"
 
@@ -185,3 +186,19 @@ def test_memory_grows_with_the_context(commands, model):
     totals = [plan["total"] for plan in report["memory"]]
     assert totals == sorted(totals)
     assert math.isfinite(totals[-1])
+
+
+def test_experts_and_active_parameters(commands, tmp_path):
+    """Nine experts of 3 * 20 * 48 values, in two layers, of which a token goes to three."""
+    model = tiny_model("qwen3_moe").build()
+    folder = write_checkpoint(model, tmp_path / "experts")
+    report = json.loads(commands("inspect", folder, "--json").out)
+    assert report["family"] == "qwen3_moe"
+    assert (report["experts"], report["experts_per_token"], report["expert_layers"]) == (9, 3, 2)
+    assert not report["shared_expert"]
+    assert report["model_parameters"] == sum(value.numel() for value in model.parameters())
+    unused = 2 * (9 - 3) * 3 * 20 * 48
+    assert report["active_parameters"] == report["model_parameters"] - unused
+    said = commands("inspect", folder).out
+    assert "9, of which a token goes to 3 (in 2 layers)" in said
+    assert f"{report['active_parameters']:,} parameters for each token" in said

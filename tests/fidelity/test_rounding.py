@@ -1,7 +1,10 @@
 """Models as they run by default, activations and state rounded, beside the reference's own noise.
 
 The bound is what transformers itself loses when it computes in bfloat16, as models are published
-and served: by the mean Kullback-Leibler divergence from its float32 logits.
+and served: by the mean Kullback-Leibler divergence from its float32 logits. Where a token goes to
+experts it is the median over tokens: among random experts some nearly tie, any rounding decides
+such a choice, and the few tokens where it falls the other way make up all of the mean, in the
+reference as here.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import torch
 
 import firstlight
 from firstlight.formats.base import Floats
+from firstlight.model.spec import ExpertsSpec
 from tests.fidelity.conftest import TinyCheckpoint
 from tests.support.reference import load_reference, reference_logits
 from tests.support.tiny_models import FAMILIES, prompt
@@ -21,14 +25,16 @@ from tests.support.tiny_models import FAMILIES, prompt
 Tiny = Callable[..., TinyCheckpoint]
 
 
-def _divergence(expected: Floats, found: Floats) -> float:
+def _divergences(expected: Floats, found: Floats) -> np.ndarray:
+    """Of each token."""
+
     def logs(logits: Floats) -> np.ndarray:
         wide = logits.astype(np.float64)
         wide -= wide.max(axis=-1, keepdims=True)
         return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
 
     p, q = logs(expected), logs(found)
-    return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
+    return (np.exp(p) * (p - q)).sum(axis=-1)
 
 
 @pytest.mark.parametrize("weights", [None, "int8"])
@@ -37,8 +43,10 @@ def test_less_is_lost_than_by_the_reference_in_bfloat16(
     tiny: Tiny, family: str, weights: str | None
 ) -> None:
     checkpoint = tiny(family, "bfloat16")
-    exact = firstlight.load(checkpoint.folder, weights=weights, exact=True).logits(prompt())
+    exact = firstlight.load(checkpoint.folder, weights=weights, exact=True)
     found = firstlight.load(checkpoint.folder, weights=weights).logits(prompt())
     rounded = load_reference(checkpoint.folder).to(torch.bfloat16)
-    noise = _divergence(checkpoint.logits, reference_logits(rounded, prompt()))
-    assert 0 < _divergence(exact, found) < noise
+    noise = _divergences(checkpoint.logits, reference_logits(rounded, prompt()))
+    experts = any(isinstance(layer.feed_forward, ExpertsSpec) for layer in exact.spec.layers)
+    typical = np.median if experts else np.mean
+    assert 0 < typical(_divergences(exact.logits(prompt()), found)) < typical(noise)

@@ -27,7 +27,8 @@ class Continuation:
 def load_reference(folder: Path, **options: Any) -> Any:
     """transformers' model of a checkpoint, with its weights as float32.
 
-    Eager attention, since the faster ones leave out Gemma 2's soft cap.
+    Eager attention, since the faster ones leave out Gemma 2's soft cap; and eager experts, since
+    the faster ones refuse tiny sizes.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -35,7 +36,11 @@ def load_reference(folder: Path, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", **options
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            experts_implementation="eager",
+            **options,
         )
     return model.eval()
 
