@@ -2,7 +2,7 @@
 
     python bench/faults.py --model demo --devices cpu,cpu --faults 40
 
-Sixteen streams are always under way over the given replicas. Every second or so something
+Sixteen streams are always under way over the given replicas. Now and then something
 happens: a replica is killed or stopped, all are killed, readers leave or stop reading for a while.
 Each stream's tokens are compared with those that the same request got before anything happened.
 Prints a table in Markdown, and leaves with exit code 1 if anything was lost or wrong.
@@ -90,7 +90,10 @@ async def read(router: Router, request: SequenceRequest, live: Live) -> None:
 class Trial:
     """Streams one after another in sixteen lanes, and faults among them."""
 
-    def __init__(self, router: Router, requests: list[SequenceRequest], seed: int) -> None:
+    def __init__(
+        self, router: Router, requests: list[SequenceRequest], seed: int, pause: float
+    ) -> None:
+        self.pause = pause
         self.router, self.requests = router, requests
         self.books = Books()
         self.expected: list[list[int]] = []
@@ -138,7 +141,7 @@ class Trial:
     async def faults(self, count: int) -> None:
         kinds = [self.kill, self.stop, self.kill_all, self.leave, self.stall]
         for number in range(count):
-            await asyncio.sleep(self.random.uniform(0.2, 1.5))
+            await asyncio.sleep(self.random.uniform(0.2, 2.0) * self.pause)
             # Something happens to those that work; where none does, wait for one.
             while not any(replica.ready and replica.streams for replica in self.router.supervised):
                 await asyncio.sleep(0.05)
@@ -196,14 +199,14 @@ async def settle(router: Router, seconds: float) -> bool:
 
 async def run(arguments: argparse.Namespace) -> int:
     options = ModelOptions(arguments.model, context_length=arguments.context)
-    limits = Limits(hang_seconds=arguments.hang)
+    limits = Limits(hang_seconds=arguments.hang, slowest_restart=1.0)
     router = Router({MODEL: options}, arguments.devices.split(","), limits)
     await router.start()
     try:
         await router.wait_ready()
         served = router.models()[MODEL]
         requests = make_requests(24, served.context_length, served.vocabulary_size, arguments.seed)
-        trial = Trial(router, requests, arguments.seed)
+        trial = Trial(router, requests, arguments.seed, arguments.pause)
         await trial.learn()
         started = time.monotonic()
         lanes = [asyncio.create_task(trial.lane()) for _ in range(STREAMS)]
@@ -248,6 +251,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=40)
     parser.add_argument("--context", type=int, default=None)
     parser.add_argument("--hang", type=float, default=2.0, help="seconds (Limits.hang_seconds)")
+    parser.add_argument("--pause", type=float, default=1.0, help="seconds between faults, mean")
     parser.add_argument("--seed", type=int, default=1)
     logging.basicConfig(level=logging.CRITICAL)
     return asyncio.run(run(parser.parse_args()))

@@ -81,7 +81,7 @@ def rows() -> list[Row]:
         Row("cpu, as it runs", Configuration()),
         Row("cpu, state float32", Configuration(state="float32")),
         Row("numpy (the definitions)", numpy),
-        Row("numpy, activations fixed16", numpy, rounded("fixed16")),
+        Row("numpy, activations mixed16", numpy, rounded("mixed16")),
         Row("numpy, activations bfloat16", numpy, rounded("bfloat16")),
         Row("weights bf16", Configuration(weights="bf16", exact=True)),
         *conversions,

@@ -105,13 +105,16 @@ inline void pack_pairs(const AttentionTile& tile, float* packed) {
     by_shares(sizes.queries, [&](int64_t begin, auto number) {
         constexpr int64_t kCount = decltype(number)::kValue;
         uint8_t* target = reinterpret_cast<uint8_t*>(packed + begin * sizes.key_words);
+        constexpr int64_t kPart = 64;
         for (int64_t i = 0; i < kCount; ++i) {
-            const float* query = tile.query(begin + i);
-            for (int64_t w = 0; w < sizes.key_words; ++w) {
-                uint16_t word[2] = {};
-                if (2 * w < size) word[0] = to_bfloat16(query[2 * w]);
-                if (2 * w + 1 < size) word[1] = to_bfloat16(query[2 * w + 1]);
-                memcpy(target + (w * kCount + i) * 4, word, 4);
+            for (int64_t start = 0; start < 2 * sizes.key_words; start += kPart) {
+                const int64_t here = least(kPart, 2 * sizes.key_words - start);
+                uint16_t rounded[kPart] = {};
+                round_to_bfloat16(tile.query(begin + i) + start, least(here, size - start),
+                                  rounded);
+                for (int64_t w = 0; w < here / 2; ++w) {
+                    memcpy(target + ((start / 2 + w) * kCount + i) * 4, rounded + 2 * w, 4);
+                }
             }
         }
     });
@@ -172,14 +175,9 @@ inline void transpose_rows(BlockRows rows, int64_t bytes, float* panel) {
     }
 }
 
-// Where `pair_rows` leaves a column of 32.
-inline int64_t paired_column(int64_t column) {
-    const int64_t within = column % 8;
-    return column / 32 * 32 + within / 4 * 16 + column % 32 / 8 * 4 + within % 4;
-}
-
 // panel[pair * columns + ...] = the two values of each column in the rows of a pair, for the pairs
-// that touch [begin, end); rows outside count as zeros.
+// that touch [begin, end); rows outside count as zeros. Of 32 columns the first four of every eight
+// come first (`finish_pairs` puts them in order).
 FIRSTLIGHT_APART void pair_rows(BlockRows rows, int64_t begin, int64_t end, int64_t size, int64_t columns,
                       float* panel) {
     const auto put = [&](const uint8_t* even, __mmask32 even_there, const uint8_t* odd,
@@ -424,10 +422,20 @@ inline void finish_pairs(const AttentionTile& tile, Partial total) {
         const int64_t head = tile.key_value_head * tile.heads() + q % tile.heads();
         float* out = call.out + (tile.row_of(q) * call.heads + head) * call.value_size;
         const float* values = total.values + q * total.stride;
-        const float all = sum(load(values + total.stride - kSumLanes));
-        for (int64_t i = 0; i < call.value_size; ++i) {
+        const __m512 all = (__m512)broadcast(sum(load(values + total.stride - kSumLanes)));
+        const __m512i order =
+            _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+        for (int64_t i = 0; i < call.value_size; i += kWidth) {
+            const float* pair = values + i / 32 * 32;
+            const __m512i half = _mm512_set1_epi32(i % 32 / 2);
+            const __m512 mixed = _mm512_maskz_permutex2var_ps(
+                kAllLanes, _mm512_loadu_ps(pair), _mm512_add_epi32(order, half),
+                _mm512_loadu_ps(pair + kWidth));
             // Adding 0 makes -0 a 0: pairs without weight, which are skipped, would do the same.
-            out[i] = values[paired_column(i)] / all + 0.0f;
+            const Vector result = (Vector)_mm512_div_ps(mixed, all) + 0.0f;
+            const int64_t left = call.value_size - i;
+            const auto there = static_cast<__mmask16>(left >= kWidth ? 0xFFFF : (1 << left) - 1);
+            _mm512_mask_storeu_ps(out + i, there, (__m512)result);
         }
     }
 }

@@ -10,25 +10,41 @@ struct FetchAhead {
     const uint8_t* from[kBfloat16Rows];
 };
 
+// Adds the lanes of two vectors that lie `distance` apart, as `sum` does: a lane of the first where
+// the mask has 0, of the second where it has 1. What is blended needs no shuffle.
+template <int distance>
+FIRSTLIGHT_INLINE __m512 join_lanes(__m512 a, __m512 b) {
+    constexpr __mmask16 kMask = distance == 8   ? 0xFF00
+                                : distance == 4 ? 0xF0F0
+                                : distance == 2 ? 0xCCCC
+                                                : 0xAAAA;
+    const __m512 kept = _mm512_mask_mov_ps(a, kMask, b), crossed = _mm512_mask_mov_ps(b, kMask, a);
+    __m512 turned;
+    if constexpr (distance == 8) {
+        turned = _mm512_maskz_shuffle_f32x4(kAllLanes, crossed, crossed, 0x4E);
+    } else if constexpr (distance == 4) {
+        turned = _mm512_maskz_shuffle_f32x4(kAllLanes, crossed, crossed, 0xB1);
+    } else if constexpr (distance == 2) {
+        turned = _mm512_maskz_permute_ps(kAllLanes, crossed, 0x4E);
+    } else {
+        turned = _mm512_maskz_permute_ps(kAllLanes, crossed, 0xB1);
+    }
+    return (__m512)((Vector)kept + (Vector)turned);
+}
+
 // The sums of four times four vectors in the order of `sum4`, to[4 * x + r] being that of [r][x].
 FIRSTLIGHT_INLINE void sum16(const __m512 (&of)[4][4], float* to) {
-    __m512 lanes[4];  // of each x: a quarter for each row
+    __m512 quarters[4];  // of each x: four lanes of each row
+    FIRSTLIGHT_UNROLL
     for (int x = 0; x < 4; ++x) {
-        const auto halves = [&](int a, int b) FIRSTLIGHT_INLINED {
-            return (Vector)_mm512_maskz_shuffle_f32x4(kAllLanes, of[a][x], of[b][x], 0x44) +
-                   (Vector)_mm512_maskz_shuffle_f32x4(kAllLanes, of[a][x], of[b][x], 0xEE);
-        };
-        const __m512 upper = (__m512)halves(0, 1), lower = (__m512)halves(2, 3);
-        lanes[x] = (__m512)((Vector)_mm512_maskz_shuffle_f32x4(kAllLanes, upper, lower, 0x88) +
-                            (Vector)_mm512_maskz_shuffle_f32x4(kAllLanes, upper, lower, 0xDD));
+        const __m512 even = join_lanes<8>(of[0][x], of[2][x]);
+        const __m512 odd = join_lanes<8>(of[1][x], of[3][x]);
+        quarters[x] = join_lanes<4>(even, odd);
     }
-    const auto pairs = [&](int a, int b) FIRSTLIGHT_INLINED {
-        return (__m512d)((Vector)_mm512_maskz_unpacklo_ps(kAllLanes, lanes[a], lanes[b]) +
-                         (Vector)_mm512_maskz_unpackhi_ps(kAllLanes, lanes[a], lanes[b]));
-    };
-    const __m512d first = pairs(0, 1), second = pairs(2, 3);
-    const __m512 sums = (__m512)((Vector)_mm512_maskz_unpacklo_pd(0xFF, first, second) +
-                                 (Vector)_mm512_maskz_unpackhi_pd(0xFF, first, second));
+    const __m512 first = join_lanes<2>(quarters[0], quarters[2]);
+    const __m512 second = join_lanes<2>(quarters[1], quarters[3]);
+    // x in each quarter: 0 1 2 3; the quarters are rows.
+    const __m512 sums = join_lanes<1>(first, second);
     const __m512i places =
         _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     _mm512_storeu_ps(to, _mm512_maskz_permutexvar_ps(kAllLanes, places, sums));
@@ -39,17 +55,24 @@ FIRSTLIGHT_INLINE void sum16(const __m512 (&of)[4][4], float* to) {
 template <int Rows, int Inputs, int Fetches>
 inline void bfloat16_products(const uint8_t* const* left, const uint16_t* right, int64_t stride,
                               int64_t count, const FetchAhead& ahead, float* sums) {
+    // Unrolled, since a loop over an array would keep the array in memory.
     __m512 sum_of[Rows][Inputs];
+    FIRSTLIGHT_UNROLL
     for (int r = 0; r < Rows; ++r) {
+        FIRSTLIGHT_UNROLL
         for (int x = 0; x < Inputs; ++x) sum_of[r][x] = _mm512_setzero_ps();
     }
     int64_t i = 0;
     for (; i + 32 <= count; i += 32) {
         __m512i weights[Rows];
+        FIRSTLIGHT_UNROLL
         for (int r = 0; r < Rows; ++r) weights[r] = _mm512_loadu_si512(left[r] + i * 2);
+        FIRSTLIGHT_UNROLL
         for (int f = 0; f < Fetches; ++f) FIRSTLIGHT_FETCH_FAR(ahead.from[f] + i * 2);
+        FIRSTLIGHT_UNROLL
         for (int x = 0; x < Inputs; ++x) {
             const __m512i input = _mm512_load_si512(right + x * stride + i);
+            FIRSTLIGHT_UNROLL
             for (int r = 0; r < Rows; ++r) {
                 sum_of[r][x] = add_pairs(sum_of[r][x], weights[r], input);
             }
@@ -58,11 +81,14 @@ inline void bfloat16_products(const uint8_t* const* left, const uint16_t* right,
     if (i < count) {
         const __mmask32 rest = static_cast<__mmask32>((uint64_t{1} << (count - i)) - 1);
         __m512i weights[Rows];
+        FIRSTLIGHT_UNROLL
         for (int r = 0; r < Rows; ++r) {
             weights[r] = _mm512_maskz_loadu_epi16(rest, left[r] + i * 2);
         }
+        FIRSTLIGHT_UNROLL
         for (int x = 0; x < Inputs; ++x) {
             const __m512i input = _mm512_load_si512(right + x * stride + i);
+            FIRSTLIGHT_UNROLL
             for (int r = 0; r < Rows; ++r) {
                 sum_of[r][x] = add_pairs(sum_of[r][x], weights[r], input);
             }
@@ -74,9 +100,12 @@ inline void bfloat16_products(const uint8_t* const* left, const uint16_t* right,
         };
         return sum4(row(0), row(1), row(2), row(3), sums);
     }
+    FIRSTLIGHT_UNROLL
     for (int start = 0; start < Inputs; start += 4) {
         __m512 four[4][4];
+        FIRSTLIGHT_UNROLL
         for (int r = 0; r < 4; ++r) {
+            FIRSTLIGHT_UNROLL
             for (int x = 0; x < 4; ++x) {
                 four[r][x] = sum_of[r < Rows ? r : 0][start + x < Inputs ? start + x : start];
             }

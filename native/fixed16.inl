@@ -1,7 +1,9 @@
-// Rows of x in fixed point with 16 bits, as ops/rounding.py defines it, to the bit.
+// Rows of x in fixed point, as ops/rounding.py defines mixed16, to the bit; in one or both of two
+// arrangements.
 //
-// Rows stand in blocks of up to kMostRows. A block is, for each group of 32 columns, the lines of
-// its rows and then their sums, so that a product reads it from one end to the other.
+// Blocks are of up to kMostRows rows: for each group of 32 columns, the lines of the rows and then
+// their sums, so that a product reads it from one end to the other. For products in strips
+// (panel_strips.inl) the lines of a strip's groups lie together, row by row.
 
 // Whole-number sums of the first and last 16 columns of a group, and of all.
 struct GroupSums {
@@ -13,13 +15,18 @@ constexpr int64_t kRowGroupBytes = kLine + sizeof(GroupSums);
 struct FixedRows {
     const float* x;
     int64_t count, columns;
-    uint8_t* blocks;
-    float* scales;  // of a step, one a row
+    uint8_t* blocks;   // or null
+    StripLine* lines;  // or null
+    float* scales;     // of a step, one a row
 
     int64_t groups() const { return columns / kGroupColumns; }
     int64_t row_bytes() const { return groups() * kRowGroupBytes; }
     // Of the block that begins with `row`.
     uint8_t* block(int64_t row) const { return blocks + row * row_bytes(); }
+    // Of a row's groups from `group`, with which a strip begins.
+    StripLine* strip(int64_t group, int64_t row) const {
+        return lines + group * count + row * least(kStripGroups, groups() - group);
+    }
 };
 
 // How many rows the block has that begins with a row after which `left` are left, itself
@@ -47,27 +54,33 @@ inline uint32_t largest_magnitude_bits(const float* x, int64_t count) {
     return static_cast<uint32_t>(all);
 }
 
-// Row m of a block of `rows` that begins at `to`; returns the size of a step.
-inline float fix_row(const float* x, int64_t groups, int rows, int m, uint8_t* to) {
+// Row `row`, which is row m of a block of `rows`; returns the size of a step.
+inline float fix_row(const FixedRows& fixed, int64_t row, int rows, int m) {
     constexpr float kLimit = 32639.0f, kLeast = 0x1p-100f;
     // Adding it leaves a whole number, ties rounded to even, in the lowest bits.
     constexpr float kWhole = 0x1.8p23f;
-    const uint32_t bits = largest_magnitude_bits(x, groups * kGroupColumns);
+    const float* x = fixed.x + row * fixed.columns;
+    const uint32_t bits = largest_magnitude_bits(x, fixed.columns);
     const bool finite = bits < 0x7F800000;
     const float most = bits_to_float(bits);
     const bool zero = !finite || most < kLeast;
     const float factor = zero ? 0.0f : kLimit / most;
-    for (int64_t g = 0; g < groups; ++g, x += kGroupColumns, to += rows * kRowGroupBytes) {
-        int32_t values[kGroupColumns];
-        Integers run[2] = {broadcast_int(0), broadcast_int(0)};
+    uint8_t* to = fixed.blocks ? fixed.block(row - m) : nullptr;
+    for (int64_t g = 0; g < fixed.groups(); ++g, x += kGroupColumns) {
+        int32_t values[kGroupColumns], rounded[kGroupColumns], multiples[kGroupColumns];
         for (int i = 0; i < kGroupColumns; i += kWidth) {
             const Vector whole = load(x + i) * broadcast(factor) + broadcast(kWhole);
             Integers value = as_int(whole) - broadcast_int(0x4B400000);
             if (zero) value = broadcast_int(0);
             memcpy(values + i, &value, sizeof value);
+        }
+        const GroupRounding rounding = round_group(values, rounded, multiples);
+        Integers run[2] = {broadcast_int(0), broadcast_int(0)};
+        for (int i = 0; i < kGroupColumns; i += kWidth) {
+            Integers value;
+            memcpy(&value, rounded + i, sizeof value);
             run[i / 16] = run[i / 16] + value;
         }
-        put_line(values, to + m * kLine);
         GroupSums sums = {};
         for (int r = 0; r < 2; ++r) {
             int32_t lanes[kWidth];
@@ -75,7 +88,15 @@ inline float fix_row(const float* x, int64_t groups, int rows, int m, uint8_t* t
             for (int32_t lane : lanes) sums.run[r] += lane;
         }
         sums.all = sums.run[0] + sums.run[1];
-        memcpy(to + rows * kLine + m * sizeof sums, &sums, sizeof sums);
+        if (fixed.lines) {
+            StripLine* strip = fixed.strip(g / kStripGroups * kStripGroups, row);
+            put_strip_line(rounding, rounded, multiples, sums.all, strip + g % kStripGroups);
+        }
+        if (to) {
+            put_line(rounded, to + m * kLine);
+            memcpy(to + rows * kLine + m * sizeof sums, &sums, sizeof sums);
+            to += rows * kRowGroupBytes;
+        }
     }
     if (!finite) return bits_to_float(0x7FC00000);
     return zero ? 0.0f : most / kLimit;
@@ -87,21 +108,21 @@ void fix_task(void* context, int64_t index) {
     const int64_t end = least((index + 1) * kMostRows, fixed.count);
     for (int64_t row = index * kMostRows; row < end;) {
         const int rows = block_rows(fixed.count - row);
-        uint8_t* block = fixed.block(row);
-        for (int m = 0; m < rows; ++m, ++row) {
-            const float* x = fixed.x + row * fixed.columns;
-            fixed.scales[row] = fix_row(x, fixed.groups(), rows, m, block);
-        }
+        for (int m = 0; m < rows; ++m, ++row) fixed.scales[row] = fix_row(fixed, row, rows, m);
     }
 }
 
 // All rows of x, in memory that stays until the calling thread fixes others.
-FixedRows fix_rows(ThreadPool& pool, const float* x, int64_t count, int64_t columns) {
-    FixedRows fixed{x, count, columns, nullptr, nullptr};
-    const int64_t bytes = count * fixed.row_bytes();
-    const auto wanted = static_cast<size_t>(bytes + count * 4);
-    fixed.blocks = static_cast<uint8_t*>(thread_scratch(wanted, Scratch::fixed16_rows));
-    fixed.scales = reinterpret_cast<float*>(fixed.blocks + bytes);
-    share(pool, 4 * count * columns, divide_up(count, kMostRows), fix_task, &fixed);
+FixedRows fix_rows(ThreadPool& pool, const float* x, int64_t count, int64_t columns, bool blocks,
+                   bool strips) {
+    FixedRows fixed{x, count, columns, nullptr, nullptr, nullptr};
+    const int64_t line_bytes = strips ? count * fixed.groups() * 64 : 0;
+    const int64_t block_bytes = blocks ? count * fixed.row_bytes() : 0;
+    const auto wanted = static_cast<size_t>(line_bytes + block_bytes + count * 4);
+    auto* memory = static_cast<uint8_t*>(thread_scratch(wanted, Scratch::fixed16_rows));
+    if (strips) fixed.lines = reinterpret_cast<StripLine*>(memory);
+    if (blocks) fixed.blocks = memory + line_bytes;
+    fixed.scales = reinterpret_cast<float*>(memory + line_bytes + block_bytes);
+    share(pool, 16 * count * columns, divide_up(count, kMostRows), fix_task, &fixed);
     return fixed;
 }

@@ -25,7 +25,11 @@ FIRSTLIGHT_INLINE void each_place(Use use) {
 #if defined(__AVX512VNNI__)
 
 // A value is 256 * upper + lower, both signed bytes: 32 of the one, then 32 of the other.
+#if defined(FIRSTLIGHT_TILES)
+constexpr int kMostRows = 16;  // packed_tiles.inl takes so many together
+#else
 constexpr int kMostRows = 8;
+#endif
 
 inline void put_line(const int32_t* values, uint8_t* line) {
     for (int i = 0; i < 32; i += 16) {
@@ -83,29 +87,21 @@ FIRSTLIGHT_INLINE void run_products(Source codes, SumOf sum_of, const uint8_t* l
 
 #include "group_dots_avx2_vnni.inl"
 
+#elif defined(__ARM_FEATURE_MATMUL_INT8) && !defined(FIRSTLIGHT_PLAIN_VECTORS)
+
+#include "group_dots_i8mm.inl"
+
 #elif defined(__ARM_FEATURE_DOTPROD) && !defined(FIRSTLIGHT_PLAIN_VECTORS)
 
-// 32 upper and then 32 lower bytes of each value. With products of unsigned by signed bytes, 256 *
-// upper + lower is the value and both are signed. Without, both are unsigned, that sum is 32768 more,
-// and 32768 times the sum of the codes is taken away in the end; on the way sums stay below 2^30.
+// 32 upper and then 32 lower bytes of each value, both unsigned and 256 * upper + lower being the
+// value and 32768 more. 32768 times the sum of the codes is taken away in the end; on the way sums
+// stay below 2^30.
 constexpr int kMostRows = 4;
-
-#if defined(__ARM_FEATURE_MATMUL_INT8)
-constexpr int32_t kAdded = 0, kRounded = 128;
-FIRSTLIGHT_INLINE uint32x4_t add_quads_of(uint32x4_t sums, Codes codes, uint32x4_t x) {
-    return (uint32x4_t)vusdotq_s32((int32x4_t)sums, (uint8x16_t)codes, (int8x16_t)x);
-}
-#else
-constexpr int32_t kAdded = 32768, kRounded = 0;
-FIRSTLIGHT_INLINE uint32x4_t add_quads_of(uint32x4_t sums, Codes codes, uint32x4_t x) {
-    return vdotq_u32(sums, (uint8x16_t)codes, (uint8x16_t)x);
-}
-#endif
 
 inline void put_line(const int32_t* values, uint8_t* line) {
     for (int i = 0; i < 32; ++i) {
-        const int32_t value = values[i] + kAdded;
-        line[i] = static_cast<uint8_t>((value + kRounded) >> 8);
+        const int32_t value = values[i] + 32768;
+        line[i] = static_cast<uint8_t>(value >> 8);
         line[32 + i] = static_cast<uint8_t>(value);
     }
 }
@@ -118,20 +114,19 @@ FIRSTLIGHT_INLINE void run_products(Source codes, SumOf sum_of, const uint8_t* l
     FIRSTLIGHT_UNROLL
     for (int m = 0; m < Rows; ++m) upper[m] = lower[m] = vdupq_n_u32(0);
     each_place<Quads>([&](auto q) FIRSTLIGHT_INLINED {
-        const Codes quad = codes(Place<First + q.value>{});
-        if constexpr (kAdded) all_codes = vdotq_u32(all_codes, (uint8x16_t)quad, vdupq_n_u8(1));
+        const auto quad = (uint8x16_t)codes(Place<First + q.value>{});
+        all_codes = vdotq_u32(all_codes, quad, vdupq_n_u8(1));
         FIRSTLIGHT_UNROLL
         for (int m = 0; m < Rows; ++m) {
             const uint8_t* from = lines + m * kLine + 4 * (First + q.value);
-            upper[m] = add_quads_of(upper[m], quad, vdupq_n_u32(load_word(from)));
-            lower[m] = add_quads_of(lower[m], quad, vdupq_n_u32(load_word(from + 32)));
+            upper[m] = vdotq_u32(upper[m], quad, (uint8x16_t)vdupq_n_u32(load_word(from)));
+            lower[m] = vdotq_u32(lower[m], quad, (uint8x16_t)vdupq_n_u32(load_word(from + 32)));
         }
     });
     FIRSTLIGHT_UNROLL
     for (int m = 0; m < Rows; ++m) {
-        uint32x4_t total = vaddq_u32(vshlq_n_u32(upper[m], 8), lower[m]);
-        if constexpr (kAdded) total = vsubq_u32(total, vshlq_n_u32(all_codes, 15));
-        out[m] = (Integers)total;
+        const uint32x4_t total = vaddq_u32(vshlq_n_u32(upper[m], 8), lower[m]);
+        out[m] = (Integers)vsubq_u32(total, vshlq_n_u32(all_codes, 15));
         if constexpr (ZeroBits > 0) out[m] = out[m] - (sum_of(m) << ZeroBits);
     }
 }

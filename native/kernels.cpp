@@ -103,6 +103,10 @@ namespace {
 
 #include "group_dots.inl"
 
+#include "mixed16.inl"
+
+#include "panel_strips.inl"
+
 #include "fixed16.inl"
 
 #include "packed_linear.inl"

@@ -19,6 +19,7 @@
 #include "matrix.hpp"
 #include "module_blocks.hpp"
 #include "module_ceilings.hpp"
+#include "module_experts.hpp"
 #include "paged_rows.hpp"
 #include "thread_pool.hpp"
 
@@ -331,6 +332,7 @@ NB_MODULE(_native, module) {
              "panels"_a = 0, "fetch_ahead"_a = 0);
 
     bind_blocks(module);
+    bind_experts(module);
 
     nb::class_<Kernels>(module, "Kernels", "The kernels of one level, with a pool of threads.")
         .def(nb::init<const std::string&, int, bool>(), "level"_a, "threads"_a,
@@ -377,6 +379,12 @@ NB_MODULE(_native, module) {
              [](const Kernels& kernels, const FeedForwardBlock& block, In<float> x,
                 Out<float> out) { block.run(kernels.table(), kernels.pool(), kernels.rounds(), x, out); },
              "block"_a, "x"_a.noconvert(), "out"_a.noconvert())
+        .def("experts_block",
+             [](const Kernels& kernels, const ExpertsBlock& block, In<float> x,
+                std::optional<In<int32_t>> chosen, Out<float> out) {
+                 block.run(kernels.table(), kernels.pool(), kernels.rounds(), x, chosen, out);
+             },
+             "block"_a, "x"_a.noconvert(), "chosen"_a.noconvert().none(), "out"_a.noconvert())
         .def("logits",
              [](const Kernels& kernels, const Head& head, In<float> x, In<int32_t> wanted,
                 Out<float> out) { head.run(kernels.table(), kernels.pool(), kernels.rounds(), x, wanted, out); },

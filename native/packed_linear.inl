@@ -10,6 +10,7 @@ struct PackedTiles {
     const LinearCall* call;
     FixedRows fixed;
     int64_t panels, block, blocks, ahead, tasks;
+    bool strips;
 };
 
 // The sum of what row m of x has in a run of the group whose lines begin at `lines`.
@@ -76,11 +77,28 @@ inline void panel_product(const uint8_t* at, int first, const uint8_t* lines, in
     }
 }
 
+// What a row's totals of a panel come to.
+FIRSTLIGHT_INLINE void put_results(const PackedTiles& tiles, int64_t row, int64_t panel,
+                                   Vector total) {
+    const LinearCall& call = *tiles.call;
+    const int64_t left = call.weight.rows - panel;
+    Vector result = total * broadcast(tiles.fixed.scales[row]);
+    if (call.bias) {
+        result = result +
+                 (left < kWidth ? load_first(call.bias + panel, left) : load(call.bias + panel));
+    }
+    float* out = call.out + row * call.weight.rows + panel;
+    if (left < kWidth) {
+        store_first(out, result, left);
+    } else {
+        store(out, result);
+    }
+}
+
 // A panel times the block of rows of x that begins with `row`.
 template <class Format, int Rows>
 inline void panel_block(const PackedTiles& tiles, int64_t panel, int64_t row) {
-    const LinearCall& call = *tiles.call;
-    const StoredMatrix& weight = call.weight;
+    const StoredMatrix& weight = tiles.call->weight;
     constexpr int64_t kUnitColumns = kGroupColumns * Format::kShape.groups;
     const uint8_t* at = weight.data + panel * Format::kShape.panel_bytes(weight.columns);
     for (int first = 0; first < kPanelRows; first += kWidth) {
@@ -88,32 +106,88 @@ inline void panel_block(const PackedTiles& tiles, int64_t panel, int64_t row) {
         panel_product<Format>(at, first, tiles.fixed.block(row), weight.columns / kUnitColumns,
                               tiles.ahead, total);
         const int64_t start = panel * kPanelRows + first;
-        const int64_t left = weight.rows - start;
-        if (left <= 0) return;
-        Vector bias = broadcast(0.0f);
-        if (call.bias) {
-            bias = left < kWidth ? load_first(call.bias + start, left) : load(call.bias + start);
+        if (weight.rows <= start) return;
+        for (int m = 0; m < Rows; ++m) put_results(tiles, row + m, start, total[m]);
+    }
+}
+
+#if defined(FIRSTLIGHT_STRIPS)
+
+// Panels from `panel` times rows from `begin` to `end`.
+template <class Format, int Panels>
+inline void strip_panels(const PackedTiles& tiles, int64_t panel, int64_t begin, int64_t end,
+                         Vector* totals) {
+    using Form = StripForm<Format::kZeroBits, Format::kMinimum>;
+    constexpr PanelShape kShape = Format::kShape;
+    const StoredMatrix& weight = tiles.call->weight;
+    const FixedRows& fixed = tiles.fixed;
+    const int64_t rows = end - begin;
+    auto* strip = reinterpret_cast<uint8_t*>(totals + rows * Panels);
+    for (int64_t i = 0; i < rows * Panels; ++i) totals[i] = broadcast(0.0f);
+    for (int64_t group = 0; group < fixed.groups(); group += kStripGroups) {
+        const int groups = static_cast<int>(least(kStripGroups, fixed.groups() - group));
+        StripFetch fetch{};
+        fetch.bytes = groups * kShape.group_bytes();
+        for (int p = 0; p < Panels; ++p) {
+            const uint8_t* unit = weight.data +
+                                  (panel + p) * kShape.panel_bytes(weight.columns) +
+                                  group / kShape.groups * kShape.unit_bytes();
+            const uint8_t* at =
+                unit + kShape.header + group % kShape.groups * kShape.group_bytes();
+            fill_strip<Format>(typename Format::Unit(unit, 0), at, groups, p, Panels, strip);
+            fetch.at[p] = at + fetch.bytes;
         }
-        for (int m = 0; m < Rows; ++m) {
-            Vector result = total[m] * broadcast(tiles.fixed.scales[row + m]);
-            if (call.bias) result = result + bias;
-            float* out = call.out + (row + m) * weight.rows + start;
-            if (left < kWidth) {
-                store_first(out, result, left);
-            } else {
-                store(out, result);
-            }
+        const auto lines = static_cast<int>(
+            divide_up(Panels * divide_up(fetch.bytes, kLine), rows));
+        for (int64_t row = begin; row < end; ++row) {
+            fetch.some(lines, Panels);
+            strip_row<Form, Panels>(strip, fixed.strip(group, row), groups,
+                                    totals + (row - begin) * Panels);
+        }
+    }
+    for (int64_t row = begin; row < end; ++row) {
+        for (int p = 0; p < Panels; ++p, ++totals) {
+            put_results(tiles, row, (panel + p) * kPanelRows, *totals);
         }
     }
 }
+
+template <class Format>
+inline void strip_tile(const PackedTiles& tiles, int64_t panel, int64_t end, int64_t begin_row,
+                       int64_t end_row) {
+    constexpr int64_t kBytes = kStripGroups * kStripPanels * StripForm<0, true>::kPanelBytes;
+    const auto totals = (end_row - begin_row) * kStripPanels * static_cast<int64_t>(sizeof(Vector));
+    auto* memory = static_cast<Vector*>(thread_scratch(static_cast<size_t>(totals + kBytes)));
+    for (; panel + 8 <= end; panel += 8) {
+        strip_panels<Format, 8>(tiles, panel, begin_row, end_row, memory);
+    }
+    for (; panel + 4 <= end; panel += 4) {
+        strip_panels<Format, 4>(tiles, panel, begin_row, end_row, memory);
+    }
+    for (; panel < end; ++panel) {
+        strip_panels<Format, 1>(tiles, panel, begin_row, end_row, memory);
+    }
+}
+
+#endif
+
+#include "packed_tiles.inl"
 
 template <class Format>
 inline void packed_tile(const PackedTiles& tiles, int64_t index) {
     const LinearCall& call = *tiles.call;
     const int64_t first = index / tiles.blocks * tiles.panels;
     const int64_t end = least(first + tiles.panels, panels_of(call.weight.rows));
-    const int64_t begin_row = index % tiles.blocks * tiles.block;
+    int64_t begin_row = index % tiles.blocks * tiles.block;
     const int64_t end_row = least(begin_row + tiles.block, call.count);
+#if defined(FIRSTLIGHT_TILES)
+    begin_row = tile_panels<Format>(tiles, first, end, begin_row, end_row);
+    if (begin_row == end_row) return;
+#elif defined(FIRSTLIGHT_STRIPS)
+    if constexpr (kInStrips<Format>) {
+        if (tiles.strips) return strip_tile<Format>(tiles, first, end, begin_row, end_row);
+    }
+#endif
     for (int64_t panel = first; panel < end; ++panel) {
         for (int64_t row = begin_row; row < end_row;) {
             const int rows = block_rows(end_row - row);
@@ -143,19 +217,27 @@ inline void packed_task(const PackedTiles& tiles, int64_t index) {
 // cache together with a panel.
 constexpr int64_t kBlockBytes = 384 << 10;
 
+// Rows that a strip meets one after another: their totals are in the second-level cache.
+constexpr int64_t kStripRows = 96;
+
 inline PackedTiles packed_tiles(const LinearCall& call, const FixedRows& fixed, int threads) {
     const StoredMatrix& weight = call.weight;
     const LinearTuning& tuning = call.tuning;
-    PackedTiles tiles{&call, fixed, 1, call.count, 1, 4096, 0};
+    PackedTiles tiles{&call, fixed, 1, call.count, 1, 4096, 0,
+                      in_strips(weight.format, call.count)};
     if (call.count == 0 || weight.rows == 0) return tiles;
     if (tuning.fetch_ahead) tiles.ahead = tuning.fetch_ahead;
     const int64_t fitting = kBlockBytes / (fixed.row_bytes() + 1);
-    const int64_t rows = tuning.block_rows ? tuning.block_rows : fitting;
+    int64_t rows = tiles.strips ? kStripRows : fitting;
+    if (tuning.block_rows) rows = tuning.block_rows;
     if (rows < call.count) tiles.block = divide_up(rows > 0 ? rows : 1, kMostRows) * kMostRows;
     tiles.blocks = divide_up(call.count, tiles.block);
     const int64_t panels = panels_of(weight.rows);
     // Long runs for the memory's sake, but several for each thread, for their balance.
     tiles.panels = tuning.panels ? tuning.panels : divide_up(panels, 8 * threads);
+    if (tiles.strips && !tuning.panels) {
+        tiles.panels = divide_up(tiles.panels, kStripPanels) * kStripPanels;
+    }
     tiles.panels = least(tiles.panels, panels);
     tiles.tasks = divide_up(panels, tiles.panels) * tiles.blocks;
     return tiles;

@@ -1,24 +1,35 @@
 // Matrix tiles: registers of 16 rows of 64 bytes, and products of two of them added to a third.
 //
 // Tiles are Intel's AMX, or with FIRSTLIGHT_EMULATED_TILES the same in software, to the bit, so that
-// the kernels can be checked on machines without it. A tile's number is written as a literal.
+// the kernels can be checked on machines without it. A tile's number is written as a literal: 0 to 3
+// are sums, 4 and 5 left and 6 and 7 right factors.
 // Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, LDTILECFG,
-// TILELOADD, TILESTORED, TILEZERO, TDPBF16PS.
+// TILELOADD, TILESTORED, TILEZERO, TDPBF16PS, TDPBSUD.
 
 #if defined(FIRSTLIGHT_EMULATED_TILES) || defined(__AMX_BF16__)
 #define FIRSTLIGHT_TILES
 
 constexpr int64_t kTileSide = 16, kTileLine = 64, kTileBytes = kTileSide * kTileLine;
 
+// How many of the columns of left and rows of right tiles count, in units of four bytes. All other
+// tiles, and these in the other direction, are full.
+struct TileDepth {
+    int words;
+};
+
 #if defined(FIRSTLIGHT_EMULATED_TILES)
 
 class TileUse {
 public:
+    explicit TileUse(TileDepth depth = {kTileSide}) : depth_(depth.words) {}
+
     void zero(int tile) { memset(tiles_[tile], 0, sizeof tiles_[tile]); }
 
     void load(int tile, const void* from, int64_t stride) {
-        for (int64_t row = 0; row < kTileSide; ++row) {
-            memcpy(tiles_[tile][row], static_cast<const uint8_t*>(from) + row * stride, kTileLine);
+        const int rows = tile < 6 ? kTileSide : depth_, bytes = tile / 2 == 2 ? 4 * depth_ : 64;
+        for (int64_t row = 0; row < rows; ++row) {
+            memcpy(tiles_[tile][row], static_cast<const uint8_t*>(from) + row * stride,
+                   static_cast<size_t>(bytes));
         }
     }
 
@@ -47,6 +58,19 @@ public:
         }
     }
 
+    // Signed bytes of the left tile by unsigned ones of the right one; sums wrap.
+    void add_int8(int sums, int left, int right) {
+        for (int64_t m = 0; m < kTileSide; ++m) {
+            __m512i sum = _mm512_load_si512(tiles_[sums][m]);
+            for (int k = 0; k < depth_; ++k) {
+                const auto four = static_cast<int32_t>(load_word(tiles_[left][m] + 4 * k));
+                const __m512i row = _mm512_load_si512(tiles_[right][k]);
+                sum = _mm512_dpbusd_epi32(sum, row, _mm512_set1_epi32(four));
+            }
+            _mm512_store_si512(tiles_[sums][m], sum);
+        }
+    }
+
 private:
     static Vector flush(Vector values) {
         const Integers bits = as_int(values);
@@ -59,6 +83,7 @@ private:
         return flush(as_float(pairs & broadcast_int(static_cast<int32_t>(0xFFFF0000))));
     }
 
+    int depth_;
     alignas(64) uint8_t tiles_[8][kTileSide][kTileLine];
 };
 
@@ -66,22 +91,23 @@ private:
 #define FIRSTLIGHT_TILE_LOAD(use, tile, from, stride) (use).load(tile, from, stride)
 #define FIRSTLIGHT_TILE_STORE(use, tile, to, stride) (use).store(tile, to, stride)
 #define FIRSTLIGHT_TILE_ADD_BF16(use, sums, left, right) (use).add_bf16(sums, left, right)
+#define FIRSTLIGHT_TILE_ADD_INT8(use, sums, left, right) (use).add_int8(sums, left, right)
 
 #else
 
 // The compiler does not know what the tile instructions read.
 #define FIRSTLIGHT_TILE_BARRIER() asm volatile("" ::: "memory")
 
-// Tiles are configured while an object of this class lives, all of them with 16 full rows.
+// Tiles are configured while an object of this class lives.
 class TileUse {
 public:
-    TileUse() {
+    explicit TileUse(TileDepth depth = {kTileSide}) {
         alignas(64) uint8_t layout[64] = {};
         layout[0] = 1;  // the palette
         for (int tile = 0; tile < 8; ++tile) {
-            const uint16_t line = kTileLine;
+            const auto line = static_cast<uint16_t>(tile / 2 == 2 ? 4 * depth.words : kTileLine);
             memcpy(layout + 16 + 2 * tile, &line, sizeof line);
-            layout[48 + tile] = kTileSide;
+            layout[48 + tile] = static_cast<uint8_t>(tile < 6 ? kTileSide : depth.words);
         }
         FIRSTLIGHT_TILE_BARRIER();
         _tile_loadconfig(layout);
@@ -104,6 +130,7 @@ public:
         FIRSTLIGHT_TILE_BARRIER();                   \
     } while (false)
 #define FIRSTLIGHT_TILE_ADD_BF16(use, sums, left, right) _tile_dpbf16ps(sums, left, right)
+#define FIRSTLIGHT_TILE_ADD_INT8(use, sums, left, right) _tile_dpbsud(sums, left, right)
 
 #endif
 

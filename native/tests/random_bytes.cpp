@@ -34,7 +34,7 @@ private:
 
 Case random_case(const FormatInfo& format, Draw& draw) {
     const int64_t blocks = format.block_values == 1 ? draw.below(900) : 1 + draw.below(7);
-    const int64_t rows = 1 + draw.below(40), count = 1 + draw.below(9);
+    const int64_t rows = 1 + draw.below(40), count = 1 + draw.below(19);
     Case one;
     one.op = "linear";
     one.name = std::string("random bytes as ") + format.name;

@@ -288,7 +288,7 @@ const std::vector<Runner>& all_runners() {
         {"linear", "stored", "none", nullptr, knows_weight, run_linear, rows_of_x, nullptr},
         {"linear", "bfloat16", "bfloat16", multiplies_bfloat16, is_bfloat16, run_linear_bfloat16,
          rows_of_x, nullptr},
-        {"linear", "packed", "fixed16", nullptr, packs_weight, run_linear_packed, rows_of_x,
+        {"linear", "packed", "mixed16", nullptr, packs_weight, run_linear_packed, rows_of_x,
          "weight"},
         {"embed", "stored", "none", nullptr, knows_table, run_embed, nullptr, nullptr},
         {"embed", "packed", "none", nullptr, packs_table, run_embed_packed, nullptr, "table"},

@@ -11,8 +11,9 @@ from firstlight.backends.base import Backend
 from firstlight.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from firstlight.checkpoint.resolve import resolve_model
 from firstlight.checkpoint.tokenizer import Tokenizer, load_tokenizer
-from firstlight.engine.engine import PROMPT_BUDGET, TOKEN_BUDGET, Engine, check_options
+from firstlight.engine.engine import Engine
 from firstlight.engine.memory_plan import MemoryPlan, fit_context, gibibytes, plan_memory
+from firstlight.engine.options import PROMPT_BUDGET, TOKEN_BUDGET, check_options
 from firstlight.engine.speculation import Speculation
 from firstlight.errors import (
     FormatError,

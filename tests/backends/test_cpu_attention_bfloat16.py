@@ -9,11 +9,13 @@ import pytest
 
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.backend import CpuBackend, available_levels
-from firstlight.ops.attention import attend, round_entries
+from firstlight.ops import attention
+from firstlight.ops.attention import round_entries
 from firstlight.ops.paging import PagedRows
 from firstlight.verify.conformance import check_kernels
 
 LEVELS = [level for level in available_levels() if _native.Kernels(level, 1).multiplies_bfloat16]
+attend: Any = attention.attend
 of_levels = pytest.mark.parametrize("level", LEVELS)
 
 
@@ -57,7 +59,7 @@ def test_rounds_as_it_announces(level: str, largest: float) -> None:
     """Far nearer to the definition that rounds than to the one that does not."""
     arguments = _arguments(700, 40, 64, largest=largest)
     found = CpuBackend(level, threads=1).attention(*arguments)
-    rounded, kept = (attend(*arguments, rounding=rounding) for rounding in ("bfloat16", "none"))
+    rounded, kept = attend(*arguments, "bfloat16"), attend(*arguments, "none")
     error, effect = np.abs(found - rounded), np.abs(rounded - kept)
     assert error.mean() < 0.02 * effect.mean()
     assert np.median(error) < 1e-3 * np.median(effect)
@@ -75,7 +77,7 @@ def test_a_rising_maximum_rounds_no_weight_otherwise(level: str) -> None:
     flat[slots] = round_entries(np.broadcast_to(rising, (1500, 2, 32)).copy(), keys.dtype)
     arguments = (np.abs(queries), keys, values, *rest)
     found = CpuBackend(level, threads=1).attention(*arguments)
-    expected = attend(*arguments, rounding="bfloat16")
+    expected = attend(*arguments, "bfloat16")
     assert np.abs(found - expected).max() < 1e-4
 
 
@@ -85,7 +87,7 @@ def test_state_in_float32_is_not_rounded(level: str) -> None:
     wide = [(pages.astype(np.uint32) << 16).view(np.float32) for pages in (keys, values)]
     backend = CpuBackend(level, threads=1)
     found = backend.attention(queries, *wide, *rest)
-    assert np.abs(found - attend(queries, *wide, *rest, rounding="none")).max() < 5e-6
+    assert np.abs(found - attend(queries, *wide, *rest, "none")).max() < 5e-6
     assert ("attention", "bfloat16") not in backend.usage()
 
 
@@ -95,7 +97,7 @@ def test_exact_leaves_the_rounding_kernel_out(level: str) -> None:
     exact = CpuBackend(level, threads=1, exact=True)
     assert _names(exact) == ["paged"]
     arguments = _arguments(200, 7, 64)
-    expected = attend(*arguments, rounding="none")
+    expected = attend(*arguments, "none")
     assert np.abs(exact.attention(*arguments) - expected).max() < 5e-6
 
 
@@ -107,7 +109,7 @@ def test_infinite_scores_give_no_number_and_tiny_ones_vanish(level: str) -> None
     backend = CpuBackend(level, threads=1)
     found = backend.attention(queries, keys, values, *rest)
     with np.errstate(all="ignore"):
-        expected = attend(queries, keys, values, *rest, rounding="bfloat16")
+        expected = attend(queries, keys, values, *rest, "bfloat16")
     assert np.array_equal(np.isnan(found), np.isnan(expected))
     assert np.isnan(found[0, 0]).all() and np.isfinite(found[0, 1:]).all()
     known = ~np.isnan(expected)

@@ -107,7 +107,7 @@ def test_every_level_packs_to_the_same_bytes_and_finds_the_same_rows(name: str) 
 @pytest.mark.parametrize("name", FORMATS)
 def test_products_are_the_same_at_every_level_and_in_every_batch(name: str) -> None:
     weight, bias, x = _weight(name, 67, 1280), _floats(67), _floats(23, 1280)
-    expected = linear(round_activations(x, "fixed16"), weight, bias)
+    expected = linear(round_activations(x, "mixed16"), weight, bias)
     results = []
     for level in LEVELS:
         backend = CpuBackend(level=level, threads=2)
@@ -179,7 +179,7 @@ def test_activations_are_rounded_to_the_bit(level: str) -> None:
     x[6, 1] = np.float32(1e-45)
     x[7, 5], x[8, 6], x[9, 7] = np.nan, np.inf, -np.inf
     with np.errstate(all="ignore"):
-        expected = round_activations(x, "fixed16")
+        expected = round_activations(x, "mixed16")
     backend = CpuBackend(level=level, threads=2)
     result = backend.linear(x, backend.pack(_columns_one_by_one(64)))
     np.testing.assert_array_equal(result, expected)

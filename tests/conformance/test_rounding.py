@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from firstlight.backends.numpy.backend import NumpyBackend
 from firstlight.formats.registry import get_format
-from firstlight.ops.rounding import FIXED16_LIMIT, Rounding, fixed16, round_activations
+from firstlight.ops.rounding import (
+    FIXED16_LIMIT,
+    Rounding,
+    fixed16,
+    mixed16,
+    round_activations,
+)
+from firstlight.verify.cases import StreamArgument, cases_of
 from firstlight.verify.random_weights import random_weight
 
 
@@ -19,10 +28,50 @@ def test_fixed16_steps_are_whole_and_reach_the_limit() -> None:
     assert (np.abs(steps * scale[:, None] - x) <= 0.51 * scale[:, None]).all()
 
 
-def test_fixed16_of_zeros_and_of_what_is_not_finite() -> None:
+def test_mixed16_keeps_two_quads_of_a_group_and_bytes_of_the_rest() -> None:
+    steps = np.zeros((1, 64), np.float32)
+    steps[0, 3], steps[0, 17] = -32000, 5000  # in quads 0 and 4, which keep all
+    steps[0, 1], steps[0, 18] = 3, -7
+    steps[0, 31], steps[0, 8] = 1270, 14  # 1270 is 127 steps of 10, and 14 becomes 1 of them
+    steps[0, 32:] = np.arange(32)  # nothing is beyond a byte
+    expected = steps.copy()
+    expected[0, 8] = 10
+    assert np.array_equal(mixed16(steps), expected)
+
+
+def test_mixed16_keeps_the_first_of_equal_quads() -> None:
+    steps = np.full((1, 32), 1001, np.float32)  # 8 steps at most: 125 of them are 1000
+    assert mixed16(steps).tolist() == [[1001] * 8 + [1000] * 24]
+
+
+def test_mixed16_is_off_by_half_a_step_at_most_and_by_less_than_bytes_alone() -> None:
+    steps, _ = fixed16(np.random.default_rng(0).standard_normal((50, 320)).astype(np.float32))
+    groups, rounded = steps.reshape(-1, 32), mixed16(steps).reshape(-1, 32)
+    quads = np.sort(np.abs(groups).reshape(-1, 8, 4).max(axis=2), axis=1)
+    step = np.ceil(quads[:, 5] / 127)
+    error = np.abs(rounded - groups)
+    assert (error <= step[:, None] / 2).all()
+    assert ((error > 0).reshape(-1, 8, 4).any(axis=2).sum(axis=1) <= 6).all()
+    bytes_alone = np.abs(groups).max(axis=1, keepdims=True) / 127
+    noise = np.square(np.rint(groups / bytes_alone) * bytes_alone - groups).sum()
+    assert np.square(error).sum() < 0.5 * noise
+
+
+def test_mixed16_of_a_last_group_of_fewer_columns() -> None:
+    steps, _ = fixed16(np.random.default_rng(0).standard_normal((3, 75)).astype(np.float32))
+    padded = np.pad(steps, ((0, 0), (0, 21)))
+    assert np.array_equal(mixed16(steps), mixed16(padded)[:, :75])
+
+
+@pytest.mark.parametrize("shape", [(0, 64), (0, 5), (3, 0)])
+def test_mixed16_of_nothing(shape: tuple[int, int]) -> None:
+    assert round_activations(np.zeros(shape, np.float32), "mixed16").shape == shape
+
+
+def test_mixed16_of_zeros_and_of_what_is_not_finite() -> None:
     x = np.zeros((4, 5), np.float32)
     x[1, 2], x[2, 3], x[3, :] = np.nan, np.inf, 1e-38
-    rounded = round_activations(x, "fixed16")
+    rounded = round_activations(x, "mixed16")
     assert (rounded[[0, 3]] == 0).all()
     assert np.isnan(rounded[1:3]).all()
 
@@ -34,7 +83,7 @@ def test_bfloat16_is_as_torch_rounds() -> None:
     assert np.array_equal(round_activations(x, "bfloat16"), expected)
 
 
-@pytest.mark.parametrize("rounding", ["fixed16", "bfloat16"])
+@pytest.mark.parametrize("rounding", ["mixed16", "bfloat16"])
 def test_a_row_is_rounded_by_itself(rounding: Rounding) -> None:
     x = np.random.default_rng(0).standard_normal((9, 64)).astype(np.float32)
     alone = np.concatenate([round_activations(x[i : i + 1], rounding) for i in range(9)])
@@ -51,3 +100,16 @@ def test_the_oracle_rounds_the_products_of_the_formats_it_is_told() -> None:
             round_activations(x, "bfloat16") if name == "q8_0" else x, weight
         )
         assert np.array_equal(rounds_q8_0.linear(x, weight), expected)
+
+
+@pytest.mark.parametrize("state", ["float32", "bfloat16"])
+def test_the_oracle_rounds_attention_over_bfloat16_state_alone(state: str) -> None:
+    (case,) = (case for case in cases_of("attention") if case.name == f"size 128, {state}")
+    given: Any = [
+        argument.pages if isinstance(argument, StreamArgument) else argument
+        for argument in case.arguments()
+    ]
+    kept = NumpyBackend().attention(*given)
+    rounded = NumpyBackend(lambda format: "bfloat16").attention(*given)
+    difference = np.abs(rounded - kept).max()
+    assert difference == 0 if state == "float32" else 1e-4 < difference < 2.0**-7

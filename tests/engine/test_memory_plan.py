@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firstlight import loading
 from firstlight.backends.numpy.backend import NumpyBackend
-from firstlight.engine.engine import PAGE_TOKENS, Engine
+from firstlight.engine.engine import Engine
 from firstlight.engine.memory_plan import (
     MemoryPlan,
     activation_bytes,
@@ -22,6 +23,7 @@ from firstlight.engine.memory_plan import (
     state_bytes_per_token,
     weight_bytes,
 )
+from firstlight.engine.options import PAGE_TOKENS
 from firstlight.errors import InsufficientMemoryError, RequestError
 from firstlight.formats.base import Weight
 from firstlight.formats.registry import get_format
@@ -71,6 +73,41 @@ def test_state_bytes_are_what_the_engine_allocates(
     assert state_allocated(windows, context, dtype, budget, 1) == expected
     plan = plan_memory(spec, files_of(spec), context, None, dtype, 3, budget)
     assert plan.state == 3 * expected == state_allocated(windows, context, dtype, budget, 3)
+
+
+@pytest.mark.parametrize("memory", [100_000, 1_000_000, 30_000_000])
+@pytest.mark.parametrize("windows", [(None,), MIXED, (6, 100)])
+def test_a_given_amount_of_state_is_what_the_engine_allocates(
+    windows: tuple[int | None, ...], memory: int
+) -> None:
+    spec = tiny_spec(windows)
+    plan = plan_memory(spec, files_of(spec), 1000, None, "float32", 8, 64, state_memory=memory)
+    engine = Engine(tiny_decoder(spec), 1000, 8, 64, "float32", state_memory=memory)
+    allocated = sum(pages.nbytes for layer in engine._state for pages in layer)
+    assert plan.state == allocated <= memory
+    again = Engine(tiny_decoder(spec), 1000, 8, 64, "float32", state_memory=plan.state)
+    assert again.pages.capacities == engine.pages.capacities
+
+
+def test_loading_gives_many_sequences_room_where_there_is_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = tiny_spec(MIXED)
+    files = files_of(spec)
+    one = plan_memory(spec, files, 64)
+
+    def planned(available: int, **options: Any) -> MemoryPlan:
+        monkeypatch.setattr(loading, "available_memory", lambda: available)
+        return loading.memory_plan(files, spec, state="float32", **options)
+
+    assert planned(one.total).state == one.state
+    assert planned(one.total, sequences=4).state == one.state
+    spare = 8 * one.state
+    assert one.state < planned(one.total + spare, sequences=4).state <= 2 * one.state
+    assert planned(one.total + 100 * spare, sequences=4).state == 4 * one.state
+    assert planned(10**9, state_memory=10**7).state > 0.9 * 10**7
+    with pytest.raises(InsufficientMemoryError, match="smaller state_memory"):
+        planned(one.total, state_memory=10**7)
 
 
 def test_state_grows_by_whole_pages_of_full_layers() -> None:

@@ -19,9 +19,11 @@ from tests.support.reference import (
 )
 from tests.support.texts import CHINESE, CODE, PROSE
 
-# Nats. Products round their activations to 16-bit fixed point, which costs about 1e-6; with `exact`
-# the two compute the same sums in float32, in another order.
-MOST_DIVERGENCE = 1e-4
+# Nats. Products round their activations (mixed16), which costs about 2e-4; with `exact` the two
+# compute the same sums in float32, in another order.
+MOST_DIVERGENCE = 4e-4
+# Of logits: where the first is no further above the second than this, rounding may choose.
+UNDECIDED = 0.15
 NEW_TOKENS = 64
 PROMPTS = (
     "The oldest bridge in the town was built by",
@@ -79,7 +81,9 @@ def test_the_definitions_agree_too() -> None:
     assert divergences(expected, found).mean() < MOST_DIVERGENCE
 
 
-def test_greedy_continuations_are_equal(model: LanguageModel, reference: Any) -> None:
+def test_greedy_continuations_are_equal(reference: Any) -> None:
+    """To the last token, where no activation is rounded."""
+    model = firstlight.load(gemma_path(), context_length=1024, exact=True)
     prompts = [model.encode(prompt)[:PROMPT_TOKENS] for prompt in PROMPTS]
     expected = reference_continuations(reference, prompts, NEW_TOKENS)
     found = continuations(_decoder(model), prompts, NEW_TOKENS)
@@ -87,6 +91,23 @@ def test_greedy_continuations_are_equal(model: LanguageModel, reference: Any) ->
         assert ours.token_ids == theirs.token_ids, prompt
     alone = model.generate(prompts[0], max_tokens=NEW_TOKENS, ignore_end=True, temperature=0)
     assert alone.token_ids == expected[0].token_ids
+
+
+def test_rounded_activations_change_only_what_the_reference_is_undecided_about(
+    model: LanguageModel, reference: Any
+) -> None:
+    prompts = [model.encode(prompt)[:PROMPT_TOKENS] for prompt in PROMPTS]
+    expected = reference_continuations(reference, prompts, NEW_TOKENS)
+    found = continuations(_decoder(model), prompts, NEW_TOKENS)
+    compared = 0
+    for prompt, ours, theirs in zip(PROMPTS, found, expected, strict=True):
+        pairs = zip(ours.token_ids, theirs.token_ids, strict=True)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), NEW_TOKENS)
+        compared += same
+        if same < NEW_TOKENS:
+            second, first = np.partition(theirs.logits[same], -2)[-2:]
+            assert first - second < UNDECIDED, (prompt, same)
+    assert compared > NEW_TOKENS * len(PROMPTS) // 2
 
 
 def _decoder(model: LanguageModel) -> Decoder:

@@ -37,7 +37,9 @@ def work(worker: Worker) -> list[Steps]:
     """All there is to do."""
     steps = []
     while worker.busy:
-        steps.append(worker.step())
+        step = worker.step()
+        assert step is not None
+        steps.append(step)
         assert len(steps) < 1000
     return steps
 
@@ -182,3 +184,9 @@ def test_a_prompt_alone() -> None:
     assert prompts[1].scores is None
     assert prompts[2].scores is not None and len(prompts[2].scores) == len(PROMPT) - 1
     assert not tokens_of(steps, 1) and not tokens_of(steps, 2)
+
+
+def test_nothing_is_said_of_nothing() -> None:
+    worker = Worker(tiny_engine())
+    assert not worker.busy
+    assert worker.step() is None

@@ -171,8 +171,7 @@ def test_requests_a_minute(guarded: Running) -> None:
 
 def test_tokens_a_minute(guarded: Running) -> None:
     with as_caller(guarded, "sk-dora-secret-") as client:
-        for _ in range(3):  # 14 tokens each, of 40
-            client.completions.create(**ASK)
+        client.completions.create(**{**ASK, "prompt": "x" * 400})  # of 40, which is overdrawn
         with pytest.raises(openai.RateLimitError) as error:
             client.completions.create(**ASK)
         assert "tokens a minute" in error.value.message

@@ -9,17 +9,20 @@ import asyncio
 import signal
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from firstlight.errors import DeviceError
+from firstlight.errors import DeviceError, RequestError
 from firstlight.replica.messages import SequenceRequest
-from firstlight.server.router import Limits
-from firstlight.server.token_streams import OverloadedError
+from firstlight.server.routed_stream import RoutedStream
+from firstlight.server.router import Limits, Router
+from firstlight.server.token_streams import OverloadedError, PromptEvent
 from tests.support.routers import (
     MODEL,
     Reader,
     all_pages_free,
     command_with,
+    options,
     read_all,
     requests,
     running_router,
@@ -153,6 +156,7 @@ def test_a_process_that_cannot_even_be_killed_is_left_behind(
                 assert replica.process is not process and process.returncode is None
             finally:
                 process.send_signal(signal.SIGKILL)
+                await process.wait()
 
     asyncio.run(run())
 
@@ -168,6 +172,37 @@ def test_stopping_at_once_ends_a_drain(folder: Path) -> None:
             await asyncio.wait_for(draining, 10)
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
             assert all(isinstance(outcome, OverloadedError) for outcome in outcomes)
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_computes_nothing_though_sequences_wait_is_started_again(
+    folder: Path, short_tokens: list[list[int]], tmp_path: Path
+) -> None:
+    stuck_once = f"""
+import os
+from firstlight.engine.engine import Engine
+step = Engine.step
+def stuck(self):
+    if any(len(each.output_ids) > 3 for each in self.scheduler) and stuck.once():
+        stuck.ever = True
+    return [] if stuck.ever else step(self)
+def once():
+    try:
+        os.close(os.open({str(tmp_path / "stuck")!r}, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+stuck.ever, stuck.once = False, once
+Engine.step = stuck
+"""
+
+    async def run() -> None:
+        limits = Limits(hang_seconds=1.0)
+        command = command_with(stuck_once)
+        async with running_router(folder, ("numpy", "numpy"), limits, command) as router:
+            assert await read_all(router, SHORT) == short_tokens
+            assert sum(replica.moved for replica in router.supervised) > 0
 
     asyncio.run(run())
 
@@ -244,6 +279,33 @@ def test_stopping_ends_every_stream_at_once_and_every_process(folder: Path) -> N
 
 
 POISON = 7
+
+
+@pytest.mark.parametrize("kills", [8])
+def test_a_request_that_meets_one_kill_after_another_is_not_blamed(
+    folder: Path, kills: int
+) -> None:
+    (request,) = requests(1, prompt_tokens=300, max_tokens=12)
+    (expected,) = undisturbed(folder, [request])
+
+    async def run() -> None:
+        limits = Limits(slowest_restart=0.1, hang_seconds=30.0)
+        async with running_router(folder, limits=limits) as router:
+            replica = router.supervised[0]
+
+            async def kill(readers: list[Reader]) -> None:
+                for _ in range(kills):
+                    await until(lambda: bool(replica.ready and replica.streams))
+                    assert not readers[0].tokens
+                    send_signal(replica)
+                    await until(lambda: replica.ready is None)
+
+            assert await read_all(router, [request], kill) == [expected]
+            assert replica.restarts == kills
+
+    asyncio.run(run())
+
+
 _DIES_OF_POISON = f"""
 import os
 from firstlight.replica.worker import Worker
@@ -268,11 +330,78 @@ def test_a_request_that_ends_replicas_is_given_up_alone(
             async def poison(readers: list[Reader]) -> None:
                 await until(lambda: decoding(readers))
                 stream = router.open(MODEL, SequenceRequest([POISON] * 3))
-                with pytest.raises(DeviceError, match="this request: 4 replicas ended"):
+                with pytest.raises(DeviceError, match="this request: 5 replicas ended"):
                     await Reader(stream).read()
 
             assert await read_all(router, SHORT, poison) == short_tokens
-            assert sum(replica.restarts for replica in router.supervised) == 4
+            assert sum(replica.restarts for replica in router.supervised) == 5
 
     asyncio.run(run())
     assert ("MemoryError: no more" in caplog.text) == ("MemoryError" in deed)
+
+
+def test_scores_go_on_across_a_move(folder: Path) -> None:
+    asked = [
+        msgspec.structs.replace(each, log_probabilities=2, prompt_log_probabilities=1)
+        for each in SHORT
+    ]
+
+    async def scores(router: Router, kill: bool) -> list[list[float]]:
+        streams = [router.open(MODEL, each) for each in asked]
+        found: list[list[float]] = [[] for _ in streams]
+
+        async def read(stream: RoutedStream, scores: list[float]) -> None:
+            async for event in stream:
+                if isinstance(event, PromptEvent):
+                    assert event.scores is not None
+                    scores += (score.log_probability for score in event.scores)
+                else:
+                    assert event.score is not None and len(event.score.likeliest) == 2
+                    scores.append(event.score.log_probability)
+
+        tasks = [
+            asyncio.create_task(read(stream, each))
+            for stream, each in zip(streams, found, strict=True)
+        ]
+        if kill:
+            lengths = [len(each.prompt_ids) + 4 for each in asked]
+            await until(lambda: all(len(f) >= n for f, n in zip(found, lengths, strict=True)))
+            send_signal(router.supervised[0])
+        await asyncio.gather(*tasks)
+        return found
+
+    async def run() -> None:
+        async with running_router(folder, ("numpy", "numpy")) as router:
+            expected = await scores(router, kill=False)
+            found = await scores(router, kill=True)
+            assert sum(replica.moved for replica in router.supervised) > 0
+            for request, one, other in zip(asked, expected, found, strict=True):
+                assert request.max_tokens is not None
+                assert len(one) == len(request.prompt_ids) - 1 + request.max_tokens
+                assert one == pytest.approx(other, abs=1e-4)
+
+    asyncio.run(run())
+
+
+def test_with_memory_for_a_few_all_end_and_what_can_never_fit_is_refused(
+    folder: Path, short_tokens: list[list[int]]
+) -> None:
+    models = {MODEL: options(folder, state_memory=6 * 64 * 128)}
+
+    async def run() -> None:
+        async with running_router(folder, ("numpy", "numpy"), models=models) as router:
+            ready = router.supervised[0].ready
+            assert ready is not None and ready.sequence_tokens < 400
+
+            async def more(readers: list[Reader]) -> None:
+                with pytest.raises(RequestError, match="400 tokens, and there is state for"):
+                    await Reader(router.open(MODEL, SequenceRequest([1] * 400))).read()
+                await until(lambda: any(len(reader.tokens) > 3 for reader in readers))
+                send_signal(router.supervised[1])
+
+            assert await read_all(router, SHORT, more) == short_tokens
+            assert sum(replica.statistics.preemptions for replica in router.supervised) > 0
+            await until(lambda: all(replica.ready for replica in router.supervised))
+            await all_pages_free(router)
+
+    asyncio.run(run())

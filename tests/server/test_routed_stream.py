@@ -114,11 +114,14 @@ def test_who_gains_nothing_while_replicas_end_is_suspected_then_convicted() -> N
     assert not each.suspect
     each.crashed(only_suspect=False)
     assert each.suspect and each.convictions == 0
+    assert each.start().request.priority > 1 << 30  # to have it done with
     each.crashed(only_suspect=False)  # beside another suspect, which may have done it
     assert each.convictions == 0
     each.crashed(only_suspect=True)
     each.crashed(only_suspect=True)
     assert each.convictions == 2
+    each.crashed(only_suspect=True, from_outside=True)
+    assert 2 < each.convictions < 2.5
     each.put(Token(7, 0, 5))
     assert not each.suspect and each.convictions == 0
     each.crashed(only_suspect=False)

@@ -47,7 +47,11 @@ def test_two_models_on_two_kinds_of_device(folder: Path, tmp_path: Path) -> None
     other = write_chat_model(tmp_path, context_length=128, seed=5)
     models = {MODEL: options(folder), "other": options(other)}
     asked = requests(4, max_tokens=20)
-    expected = [undisturbed(each, asked) for each in (folder, other)]
+    # Kinds of device may differ in the last bits, and so in a token now and then.
+    expected = [
+        list(zip(undisturbed(each, asked), undisturbed(each, asked, "cpu"), strict=True))
+        for each in (folder, other)
+    ]
     assert expected[0] != expected[1]
 
     async def run() -> None:
@@ -67,9 +71,11 @@ def test_two_models_on_two_kinds_of_device(folder: Path, tmp_path: Path) -> None
                 for request, wanted in zip(asked, tokens, strict=True):
                     prompt, *rest = await events(router, request, name)
                     assert prompt == PromptEvent(0)
-                    assert [each.token_id for each in rest] == wanted  # type: ignore[attr-defined]
+                    assert [each.token_id for each in rest] in wanted  # type: ignore[attr-defined]
             totals = [each.statistics for each in router.replicas()]
-            assert sum(each.output_tokens for each in totals) == 2 * sum(map(len, expected[0]))
+            assert sum(each.output_tokens for each in totals) == 2 * sum(
+                len(tokens) for tokens, _ in expected[0]
+            )
             assert sum(each.prompt_tokens for each in totals) == 2 * sum(
                 len(each.prompt_ids) for each in asked
             )

@@ -117,7 +117,14 @@ def _run_model(arguments: argparse.Namespace) -> int:
     longest = max(*arguments.prefill, arguments.prompt_tokens + arguments.output_tokens)
     if arguments.context is None:
         arguments.context = longest + 1
-    model = load_model(arguments, "ids", sequences=max(concurrencies))
+    # What the model computes is measured, not how much of it could be left out.
+    model = load_model(
+        arguments,
+        "ids",
+        sequences=max(concurrencies),
+        prefix_caching=False,
+        speculation="off",
+    )
     ceilings = model.backend.measure_ceilings()
     requests = {each: arguments.requests or max(4, 2 * each) for each in concurrencies}
     total = arguments.repetitions * (len(arguments.prefill) + 1) + sum(requests.values())

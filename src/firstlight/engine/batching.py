@@ -23,16 +23,19 @@ def make_batch(slices: list[Slice], pages: PageAllocator) -> Batch:
     lengths: list[int] = []
     starts = [0]
     for part in slices:
-        sequence, stop = part.sequence, part.start + part.tokens
-        floor = sequence.length_floor
-        if part.stop - part.start == 1:
+        sequence, tokens = part.sequence, part.tokens
+        floor, stop = sequence.length_floor, part.start + tokens
+        if tokens == 1:
             token_ids.append(sequence.token_ids[part.start])
-        else:
-            token_ids += sequence.token_ids[part.start : part.stop]
+            positions.append(part.start)
+            lengths.append(floor if floor > stop else stop)
+            starts.append(len(positions))
+            continue
+        token_ids += sequence.token_ids[part.start : part.stop]
         token_ids += part.proposal
         positions += range(part.start, stop)
         if floor >= stop:
-            lengths += [floor] * part.tokens
+            lengths += [floor] * tokens
         else:
             lengths += (max(floor, length) for length in range(part.start + 1, stop + 1))
         starts.append(len(positions))
@@ -54,7 +57,7 @@ class Rows:
 
     Attributes:
         first, count: the rows; none where only state was to be computed.
-        prompt: so many of them, from the first on, are logits of the prompt; -1 where none are.
+        prompt: so many of them, from the first on, are logits of the prompt; 0 where none are.
         position: of the first row's token.
         chooses: so many of them, up to the last, are to choose tokens from.
     """
@@ -93,8 +96,8 @@ def row_numbers(run: list[Rows]) -> Integers:
 def _all_rows(slices: list[Slice]) -> Iterator[Rows]:
     row = 0
     for part in slices:
-        sequence, end = part.sequence, row + part.tokens
-        chooses = 0
+        sequence, tokens = part.sequence, part.tokens
+        end, chooses = row + tokens, 0
         if part.completes and sequence.stop.max_tokens != 0:
             chooses = 1 + len(part.proposal)
         if sequence.receive_prompt_logits is not None:
@@ -103,5 +106,5 @@ def _all_rows(slices: list[Slice]) -> Iterator[Rows]:
             for start in range(first, last, HEAD_ROWS):
                 count = min(HEAD_ROWS, last - start)
                 yield Rows(part, row + start - part.start, count, count, start, 0)
-        yield Rows(part, end - chooses, chooses, 0, part.start + part.tokens - chooses, chooses)
+        yield Rows(part, end - chooses, chooses, 0, part.start + tokens - chooses, chooses)
         row = end

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import operator
 import threading
 import time
 from collections import deque
@@ -14,8 +13,19 @@ from dataclasses import asdict
 import numpy as np
 
 from firstlight.engine.batching import make_batch, row_numbers, wanted_rows
+from firstlight.engine.options import (
+    PAGE_TOKENS,
+    PROMPT_BUDGET,
+    TOKEN_BUDGET,
+    check_options,
+)
 from firstlight.engine.pages import PageAllocator
-from firstlight.engine.parameters import SamplingParameters, StopConditions, check_whole
+from firstlight.engine.parameters import (
+    SamplingParameters,
+    StopConditions,
+    check_token_ids,
+    check_whole,
+)
 from firstlight.engine.prefix_cache import PrefixCache
 from firstlight.engine.sampler import check_logit_bias, sample
 from firstlight.engine.scheduler import Scheduler, Slice
@@ -25,7 +35,7 @@ from firstlight.engine.sequence import (
     ReceivePromptLogits,
     Sequence,
 )
-from firstlight.engine.speculation import Proposer, Speculation, Speculator, check_speculation
+from firstlight.engine.speculation import Proposer, Speculation, Speculator
 from firstlight.engine.state_size import (
     longest_sequence,
     page_bytes,
@@ -37,11 +47,6 @@ from firstlight.errors import FirstlightError, RequestError
 from firstlight.formats.base import Floats
 from firstlight.model.decoder import Decoder
 from firstlight.model.rope import replay_length
-from firstlight.model.stream import VALUE_BYTES
-
-PAGE_TOKENS = 64
-TOKEN_BUDGET = 512
-PROMPT_BUDGET = 64
 
 
 class Engine:
@@ -182,7 +187,7 @@ class Engine:
             sampling,
             stop,
             self.pages.new_table(),
-            self._checked_ids(output_ids, "output token"),
+            check_token_ids(output_ids, self.decoder.spec.vocabulary_size, "output token"),
             receive=receive,
             receive_prompt_logits=receive_prompt_logits,
             allowed=allowed,
@@ -300,26 +305,7 @@ class Engine:
                 f"has {len(prompt_ids)} tokens, and there is state for {self.sequence_tokens}",
                 "Shorten it, or load the model with a larger state_memory",
             )
-        return self._checked_ids(prompt_ids, "prompt token")
-
-    def _checked_ids(self, token_ids: Items[int], what: str) -> list[int]:
-        vocabulary = self.decoder.spec.vocabulary_size
-        checked = []
-        for token in token_ids:
-            try:
-                checked.append(operator.index(token))
-            except TypeError:
-                raise RequestError(
-                    what.split()[0], f"holds {token!r}, which is no token id", "Use whole numbers"
-                ) from None
-        if checked and not (min(checked) >= 0 and max(checked) < vocabulary):
-            token = next(token for token in checked if not 0 <= token < vocabulary)
-            raise RequestError(
-                f"{what} {token}",
-                f"the vocabulary has ids 0 to {vocabulary - 1}",
-                "Encode the prompt with this model's tokenizer",
-            )
-        return checked
+        return check_token_ids(prompt_ids, self.decoder.spec.vocabulary_size, "prompt token")
 
     def _unless_busy(self, change: Callable[[], None]) -> None:
         """Make a change now, unless another thread's step runs: the next step will see to it."""
@@ -445,29 +431,3 @@ class Engine:
 
 
 _NO_LOGITS = np.empty((0, 0), np.float32)
-
-
-def check_options(
-    context_length: int,
-    sequences: int,
-    token_budget: int,
-    state_dtype: str,
-    *,
-    state_memory: int | None = None,
-    prompt_budget: int = PROMPT_BUDGET,
-    speculation: Speculation = "off",
-) -> None:
-    """RequestError where no engine could be made with these."""
-    check_whole("context_length", context_length, 1, 1 << 62)
-    check_whole("sequences", sequences, 1, 1 << 62)
-    check_whole("token_budget", token_budget, 1, 1 << 62)
-    check_whole("prompt_budget", prompt_budget, 1, 1 << 62)
-    if state_memory is not None:
-        check_whole("state_memory", state_memory, 1, 1 << 62)
-    check_speculation(speculation)
-    if state_dtype not in VALUE_BYTES:
-        raise RequestError(
-            f"state {state_dtype!r}",
-            "keys and values cannot be kept in it",
-            f"Use one of: {', '.join(VALUE_BYTES)}",
-        )

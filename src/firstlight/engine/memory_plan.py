@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from firstlight.engine.batching import HEAD_ROWS
-from firstlight.engine.engine import (
+from firstlight.engine.options import (
     PAGE_TOKENS,
     TOKEN_BUDGET,
     check_options,

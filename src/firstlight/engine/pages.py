@@ -68,6 +68,10 @@ class PageAllocator:
         """Runs of positions that so many tokens lie in."""
         return -(-length // self.page_tokens)
 
+    def reaches(self, table: PageTable, length: int) -> bool:
+        """Whether the sequence has had pages for so many positions already."""
+        return len(table.pages[0]) * self.page_tokens >= length
+
     def can_extend(self, table: PageTable, length: int) -> bool:
         """Whether `extend` would succeed."""
         needed = self.pages_of(length)

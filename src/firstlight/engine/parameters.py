@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from firstlight.errors import RequestError
@@ -102,3 +103,23 @@ def check_whole(name: str, value: object, least: int, most: int) -> None:
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not (whole and least <= value <= most):  # type: ignore[operator]
         raise RequestError(name, f"is {value!r}", f"Use a whole number from {least} to {most}")
+
+
+def check_token_ids(token_ids: Sequence[int], vocabulary: int, what: str) -> list[int]:
+    """The ids as plain integers; RequestError unless each is one of the vocabulary."""
+    checked = []
+    for token in token_ids:
+        try:
+            checked.append(operator.index(token))
+        except TypeError:
+            raise RequestError(
+                what.split()[0], f"holds {token!r}, which is no token id", "Use whole numbers"
+            ) from None
+    if checked and not (min(checked) >= 0 and max(checked) < vocabulary):
+        wrong = next(token for token in checked if not 0 <= token < vocabulary)
+        raise RequestError(
+            f"{what} {wrong}",
+            f"the vocabulary has ids 0 to {vocabulary - 1}",
+            "Encode the prompt with this model's tokenizer",
+        )
+    return checked

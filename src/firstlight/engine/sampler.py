@@ -61,6 +61,8 @@ def sample(
         adjusted = adjust(logits, parameters, prompt_ids, output_ids)
     if parameters.temperature == 0.0:
         return int(np.argmax(adjusted))
+    if len(logits) >= _LARGE and not _truncates(parameters, len(logits)):
+        return _draw_from_all(adjusted, parameters, position)
     tokens, probabilities = distribution(adjusted, parameters)
     cumulative = np.cumsum(probabilities)
     # Below the last sum for every number below one, and past every token of probability zero.
@@ -127,8 +129,12 @@ def distribution(
         Token ids int64 [m], and float64 [m] that sum to one. After top-k or top-p the ids stand by
         falling logit, equal ones by id; otherwise in order.
     """
+    rest = 0.0
     if 0 < parameters.top_k < len(adjusted):
         tokens = largest(adjusted, parameters.top_k)
+        logits = adjusted[tokens]
+    elif len(adjusted) >= _LARGE and _truncates(parameters, len(adjusted)):
+        tokens, rest = _likely(adjusted, parameters)
         logits = adjusted[tokens]
     else:
         tokens, logits = np.arange(len(adjusted)), adjusted
@@ -140,7 +146,7 @@ def distribution(
         with np.errstate(over="ignore"):
             probabilities /= parameters.temperature
     np.exp(probabilities, out=probabilities)
-    probabilities /= probabilities.sum()
+    probabilities /= probabilities.sum() + rest
     kept: Indices | NDArray[np.bool_]
     if parameters.top_p < 1.0:
         kept = _nucleus(logits, probabilities, parameters.top_p)
@@ -150,6 +156,59 @@ def distribution(
         tokens, probabilities = tokens[kept], probabilities[kept]
     probabilities /= probabilities.sum()
     return tokens, probabilities
+
+
+# From so many tokens on, passes over all of them in float64 would take longer than a small model's
+# step; up to there nothing is saved.
+_LARGE = 32768
+_BLOCK = 512  # tokens whose weights are summed before the block of the next token is looked for
+
+
+def _truncates(parameters: SamplingParameters, vocabulary: int) -> bool:
+    return 0 < parameters.top_k < vocabulary or parameters.top_p < 1.0 or parameters.min_p > 0.0
+
+
+def _weights(adjusted: Floats | Doubles, temperature: float) -> Floats:
+    """exp((logit - largest) / temperature), float32: within 1e-6 of it, for a few percent of the
+    time that float64 takes."""
+    with np.errstate(over="ignore", under="ignore"):
+        weights: Floats = (adjusted - adjusted.max()).astype(np.float32, copy=False)
+        weights /= np.float32(max(temperature, 1e-30))
+        np.exp(weights, out=weights)
+    return weights
+
+
+def _likely(adjusted: Floats | Doubles, parameters: SamplingParameters) -> tuple[Indices, float]:
+    """Tokens that top_p or min_p may keep, in order, and the sum of all other tokens' weights.
+
+    What is left out for top_p sums to less than half of 1 - top_p, see `_nucleus`, so that the
+    nucleus is complete without it, and what float32 does to that sum is far below 1 - top_p.
+    """
+    weights = _weights(adjusted, parameters.temperature)
+    total = float(weights.sum(dtype=np.float64))
+    if parameters.top_p < 1.0:
+        least = 0.5 * (1.0 - parameters.top_p) / len(weights) * total
+    else:
+        least = 0.999 * parameters.min_p
+    tokens = np.flatnonzero(weights >= np.float32(least))
+    return tokens, total - float(weights[tokens].sum(dtype=np.float64))
+
+
+def _draw_from_all(
+    adjusted: Floats | Doubles, parameters: SamplingParameters, position: int
+) -> int:
+    """A token of the whole vocabulary: first its block, then the token in it."""
+    weights = _weights(adjusted, parameters.temperature)
+    blocks = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK)).astype(np.float64)
+    after = np.cumsum(blocks)
+    draw = uniform(parameters.seed, position) * after[-1]
+    block = int(np.searchsorted(after, draw, side="right"))
+    inside = weights[block * _BLOCK : (block + 1) * _BLOCK].astype(np.float64)
+    within = np.cumsum(inside)
+    share = (draw - (after[block] - blocks[block])) / blocks[block]
+    index = int(np.searchsorted(within, share * within[-1], side="right"))
+    # Rounding may lead past the last token of the block that has any weight.
+    return block * _BLOCK + min(index, int(np.flatnonzero(inside)[-1]))
 
 
 def largest(values: Doubles | Floats, count: int) -> Indices:

@@ -112,8 +112,9 @@ class Scheduler:
     def computed(self, sequence: Sequence) -> None:
         """Let others find the pages of a sequence that are whole now, and free what it no longer
         sees."""
-        for index in self._prefixes.publish(sequence):
-            self._computing.pop(sequence.pages.keys[index], None)
+        if sequence.computed // self._pages.page_tokens > sequence.pages.published:
+            for index in self._prefixes.publish(sequence):
+                self._computing.pop(sequence.pages.keys[index], None)
         self._pages.slide(sequence.pages, sequence.computed)
 
     def plan(self) -> list[Slice]:
@@ -171,6 +172,8 @@ class Scheduler:
     def _grow(self, sequence: Sequence, length: int, slices: dict[Sequence, Slice]) -> bool:
         """Give a sequence pages up to a length, those of the last in order if need be; False if
         it was the last itself."""
+        if self._pages.reaches(sequence.pages, length):  # as nearly always, and so it is quick
+            return True
         while not self._pages.can_extend(sequence.pages, length):
             last = self.running[-1]
             slices.pop(last, None)

@@ -33,9 +33,8 @@ def score_token(logits: Floats, token_id: int, count: int = 0) -> TokenScore:
     """
     top = logits.max()
     total = float(top) + float(np.log(np.exp(logits - top).sum(dtype=np.float64)))
-    likeliest = tuple(
-        (int(token), float(logits[token]) - total) for token in largest(logits, count)
-    )
+    best = largest(logits, count) if count else ()
+    likeliest = tuple((int(token), float(logits[token]) - total) for token in best)
     return TokenScore(float(logits[token_id]) - total, likeliest)
 
 

@@ -103,6 +103,8 @@ class Speculator:
         """Guesses for one of `decoding` sequences that decode in this step; at most `room`."""
         if self._fixed is not None:
             count = self._fixed
+        elif 2 * decoding > _CHEAP_ROWS:
+            return ()
         else:
             record = self._record(sequence)
             if sequence.length < record.resume:

@@ -88,8 +88,8 @@ def page_counts(
             f"is less than the state of {page_tokens} tokens takes, {size(alone(1))} bytes",
             "Give it more",
         )
-    low, high = (0 if count_for is usual else 1), max(1, memory)
-    while low < high - 1:  # low fits, high does not, or would be a page of no bytes
+    low, high = (0 if count_for is usual else 1), memory + 2
+    while low < high - 1:  # low fits, high does not
         middle = (low + high) // 2
         low, high = (middle, high) if size(count_for(middle)) <= memory else (low, middle)
     return tuple(count_for(low))

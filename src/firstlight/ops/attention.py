@@ -209,8 +209,10 @@ def attend(
 
 def _weights(scores: NDArray[np.float64], rounding: Rounding) -> NDArray[np.float64]:
     """The softmax's weights before they are divided by their sum."""
+    weights: NDArray[np.float64]
     if rounding == "none":
-        return np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        return weights
     scores = scores * np.log2(np.e)
     weights = np.exp2(scores - np.ceil(scores.max(axis=-1, keepdims=True)))
     return round_activations(weights.astype(np.float32), rounding).astype(np.float64)

@@ -103,8 +103,7 @@ class _Shape:
     Tolerance(
         relative=1e-5,
         absolute=1e-6,
-        reason="two products in a row with a softmax between them, each with its own tolerance; a "
-        "step of fixed16, which the last bit of a norm may tip, is 3e-5 of one value in a row",
+        reason="two products in a row with a softmax between them, each with its own tolerance",
         tipped=2.0**-8,
     ),
     _attention_block_cost,

@@ -33,10 +33,10 @@ class Tolerance:
     terms that went into it and not by what is left of them).
 
     Attributes:
-        tipped: added to `relative` where values that the op makes on its way are rounded to
-            bfloat16: activations and weights of a softmax, as a kernel's rounding says, or entries
-            of a stream. One that lies at the border of two steps may then be rounded the other
-            way, and is off by 2^-8 of itself.
+        tipped: added to `relative` where values that the op makes on its way are rounded:
+            activations, as a kernel's rounding says, weights of a softmax to bfloat16, or entries
+            of a bfloat16 stream. One that lies at the border of two steps may then be rounded the
+            other way, and is off by 2^-8 of itself, or in mixed16 by 2^-7 of a value of its group.
     """
 
     relative: float

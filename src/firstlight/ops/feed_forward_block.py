@@ -60,8 +60,7 @@ def _feed_forward_block_cost(x: Tensor, block: FeedForwardBlock) -> Cost:
     Tolerance(
         relative=1e-5,
         absolute=1e-6,
-        reason="two products in a row, each with the tolerance of `linear`; a step of fixed16, "
-        "which the last bit of a norm may tip, is 3e-5 of one value in a row",
+        reason="two products in a row, each with the tolerance of `linear`",
         tipped=2.0**-8,
     ),
     _feed_forward_block_cost,

@@ -56,8 +56,7 @@ def _logits_cost(x: Tensor, head: Head, wanted: NDArray[np.int32]) -> Cost:
     Tolerance(
         relative=1e-5,
         absolute=1e-6,
-        reason="a norm, and a product with the tolerance of `linear`; a step of fixed16, which the "
-        "last bit of the norm may tip, is 3e-5 of one value in a row",
+        reason="a norm, and a product with the tolerance of `linear`",
         tipped=2.0**-8,
     ),
     _logits_cost,

@@ -1,7 +1,7 @@
 """How a product may round the activations that go into it, and what that means exactly.
 
-The products of attention with keys and values are meant too, where these are stored as bfloat16; what
-goes into them are queries and the weights of the softmax (`ops/attention.py`, `attend`).
+The products of attention with keys and values are meant too, where these are stored as bfloat16;
+what goes into them are queries and the weights of the softmax (`ops/attention.py`, `attend`).
 
 Integer and bfloat16 units multiply several times as fast as float32 ones. A kernel that uses them
 rounds its activations first, by one of the rules below, and computes with the rounded values as
@@ -20,7 +20,7 @@ import numpy as np
 
 from firstlight.formats.base import Floats, Format
 
-Rounding = Literal["none", "fixed16", "bfloat16"]
+Rounding = Literal["none", "mixed16", "bfloat16"]
 
 # Of the products with weights, or with keys and values, of a format.
 RoundingOf = Callable[[Format], Rounding]
@@ -31,6 +31,15 @@ FIXED16_LIMIT = 32639
 
 # A row whose largest magnitude is below this is zero: its scale would leave float32's normal range.
 FIXED16_LEAST = 2.0**-100
+
+# Columns of a group in which mixed16 shares a step.
+MIXED16_GROUP = 32
+
+# Adjacent columns that mixed16 keeps or rounds together: what byte-wise multipliers add up at once.
+_QUAD = 4
+
+# The largest multiple of a group's step, so that a multiple is a signed byte.
+_MOST_MULTIPLE = 127
 
 
 def no_rounding(format: Format) -> Rounding:
@@ -43,19 +52,47 @@ def round_activations(x: Floats, rounding: Rounding) -> Floats:
 
     Args:
         x: float32 [n, columns].
-        rounding: "none"; "bfloat16" (to nearest, ties to even); or "fixed16": a whole number of
-            steps of row maximum / 32639, to nearest, ties to even. A row of fixed16 that holds
-            anything not finite becomes NaN altogether.
+        rounding: "none"; "bfloat16" (to nearest, ties to even); or "mixed16": fixed point (see
+            fixed16), of which in each group of 32 columns all but two quads keep 8 bits (see
+            mixed16). A row of mixed16 that holds anything not finite becomes NaN altogether.
 
     Returns:
         float32 [n, columns].
     """
     if rounding == "bfloat16":
         return _bfloat16(x)
-    if rounding == "fixed16":
+    if rounding == "mixed16":
         steps, scale = fixed16(x)
-        return steps * scale[:, None]
+        return mixed16(steps) * scale[:, None]
     return x
+
+
+def mixed16(steps: Floats) -> Floats:
+    """What mixed16 leaves of the whole steps of fixed16, float32 [n, columns].
+
+    In each group of 32 columns of a row, the two quads (columns 4i to 4i + 3) that hold the largest
+    magnitudes keep their values; of quads that are equal in that, the first do. The step of all
+    others is the least whole number of which their largest magnitude is at most 127 times; they
+    become round_to_even(value * (1 / step)) * step, each operation a float32 rounding. So an
+    outlier costs its neighbours nothing, and most products need a single byte. A last group of
+    fewer columns is one that ends with zeros.
+    """
+    rows, columns = steps.shape
+    padded = np.pad(steps, ((0, 0), (0, -columns % MIXED16_GROUP)))
+    groups = padded.shape[1] // MIXED16_GROUP
+    quads = padded.reshape(rows, groups, MIXED16_GROUP // _QUAD, _QUAD)
+    magnitude = np.abs(quads).max(axis=3)
+    order = np.argsort(-magnitude, axis=2, kind="stable")
+    rest = np.take_along_axis(magnitude, order[:, :, 2:3], axis=2)
+    step = np.maximum(1, np.ceil(rest / np.float32(_MOST_MULTIPLE))).astype(np.float32)[..., None]
+    rounded = np.rint(quads * (np.float32(1) / step)) * step
+    np.put_along_axis(
+        rounded,
+        order[:, :, :2, None],
+        np.take_along_axis(quads, order[:, :, :2, None], axis=2),
+        axis=2,
+    )
+    return rounded.reshape(padded.shape)[:, :columns]
 
 
 def fixed16(x: Floats) -> tuple[Floats, Floats]:

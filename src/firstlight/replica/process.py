@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 _FAREWELL_SECONDS = 2.0
+_STUCK_SECONDS = 0.01
 
 
 def main() -> int:
@@ -107,7 +108,12 @@ def serve(worker: Worker, connection: Connection) -> None:
                 case Stop():
                     return
         if worker.busy:
-            connection.send(worker.step())
+            steps = worker.step()
+            if steps is None:
+                # Sequences wait and none can go on, which should not be: silence has it noticed.
+                time.sleep(_STUCK_SECONDS)
+                continue
+            connection.send(steps)
         elif time.monotonic() >= beat_at:
             connection.send(Beat(worker.statistics()))
         else:

@@ -66,9 +66,12 @@ class Worker:
             self.engine.remove(sequence)
             self._forget(sequence)
 
-    def step(self) -> Steps:
-        """Compute a step, and say what it has brought."""
-        for progress in self.engine.step():
+    def step(self) -> Steps | None:
+        """Compute a step, and say what it has brought; None where there was nothing to compute."""
+        computed = self.engine.step()
+        if not (computed or self._refusals or self._prompts):
+            return None
+        for progress in computed:
             self._report(progress)
         steps = Steps(self.statistics(), self._prompts, self._tokens, self._refusals)
         self._prompts, self._tokens, self._refusals = [], [], []

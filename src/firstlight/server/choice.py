@@ -12,6 +12,8 @@ from firstlight.server.output_text import OutputText
 from firstlight.server.response_bodies import CompletionTokenDetails, PromptTokenDetails, Usage
 from firstlight.server.token_streams import PromptEvent, TokenEvent, TokenStream
 
+_WAITING = 16
+
 
 @dataclass(eq=False)
 class Choice:
@@ -111,7 +113,9 @@ async def events(
 async def _merged(
     choices: Sequence[Choice],
 ) -> AsyncGenerator[tuple[Choice, TokenEvent], None]:
-    arrivals: asyncio.Queue[tuple[Choice, TokenEvent | BaseException | None]] = asyncio.Queue()
+    # Bounded: what a slow client leaves waits in the streams, which have bounds of their own.
+    arrivals: asyncio.Queue[tuple[Choice, TokenEvent | BaseException | None]]
+    arrivals = asyncio.Queue(_WAITING * len(choices))
 
     async def pump(choice: Choice) -> None:
         try:
@@ -119,11 +123,11 @@ async def _merged(
                 if isinstance(event, PromptEvent):
                     choice.prompt_event = event
                 else:
-                    arrivals.put_nowait((choice, event))
+                    await arrivals.put((choice, event))
         except Exception as error:
-            arrivals.put_nowait((choice, error))
+            await arrivals.put((choice, error))
         else:
-            arrivals.put_nowait((choice, None))
+            await arrivals.put((choice, None))
 
     pumps = [asyncio.create_task(pump(choice)) for choice in choices]
     running = len(choices)

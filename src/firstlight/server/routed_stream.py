@@ -16,6 +16,9 @@ from firstlight.server.token_streams import PromptEvent, TokenEvent
 UNREAD_SCORES = 4096
 """Log probabilities that may wait for their reader; a token alone takes four bytes."""
 
+OUTSIDE_WEIGHT = 0.2
+_BEFORE_ALL = (1 << 31) - 1
+
 
 class RoutedStream:
     """A `TokenStream`. The router puts in what replicas say; one reader takes it out.
@@ -31,7 +34,8 @@ class RoutedStream:
         unplaced: since when no replica has it, on the same clock; None while one has.
         ended: no more will come; the reader may still have to read.
         crashes: of replicas that had it, in a row, since it last gained a token.
-        convictions: those among them to which no other request can have led.
+        convictions: those among them to which no other request can have led; one that was killed
+            from outside counts for `OUTSIDE_WEIGHT`.
     """
 
     def __init__(
@@ -50,7 +54,7 @@ class RoutedStream:
         self.unplaced: float | None = now
         self.ended = False
         self.crashes = 0
-        self.convictions = 0
+        self.convictions = 0.0
         self._cancel = cancel
         self._progress_at_crash = -1
         self._prompt: PromptEvent | None = None
@@ -116,6 +120,9 @@ class RoutedStream:
         request = self.request
         if self.begun and request.prompt_log_probabilities is not None:
             request = msgspec.structs.replace(request, prompt_log_probabilities=None)
+        if self.suspect:
+            # First of all, so that a replica that ends by chance meanwhile is unlikely.
+            request = msgspec.structs.replace(request, priority=_BEFORE_ALL)
         return Start(self.number, request, self.output_ids.tolist())
 
     def put_prompt(self, prompt: Prompt) -> None:
@@ -131,7 +138,7 @@ class RoutedStream:
         if token.index != len(self.output_ids) or self._prompt is None:
             return False
         self.output_ids.append(token.token_id)
-        self.crashes = self.convictions = 0
+        self.crashes, self.convictions = 0, 0.0
         if self._scored:
             self._scores.append(token.score)
             if len(self._scores) > UNREAD_SCORES and token.finish is None:
@@ -152,17 +159,18 @@ class RoutedStream:
         self.ended = True
         self._wake()
 
-    def crashed(self, only_suspect: bool) -> None:
+    def crashed(self, only_suspect: bool, from_outside: bool = False) -> None:
         """Its replica has ended.
 
         Args:
             only_suspect: no other suspect was on that replica.
+            from_outside: somebody killed the process: a person, or a system short of memory.
         """
         progress = len(self.output_ids) + self.begun
         if progress != self._progress_at_crash:
-            self.crashes = self.convictions = 0
+            self.crashes, self.convictions = 0, 0.0
         elif self.suspect and only_suspect:
-            self.convictions += 1
+            self.convictions += OUTSIDE_WEIGHT if from_outside else 1.0
         self._progress_at_crash = progress
         self.crashes += 1
 

@@ -34,14 +34,15 @@ class Limits:
     Attributes:
         requests: sequences at once, of all models; further ones are refused.
         wait_seconds: how long one may wait for its first token, or for a replica to go on with.
-        hang_seconds: see `SupervisedReplica`.
+        hang_seconds, slowest_restart: see `SupervisedReplica`.
         convictions: replicas that a request may end all on its own before it is given up.
     """
 
     requests: int = 256
     wait_seconds: float = 300.0
     hang_seconds: float = 10.0
-    convictions: int = 2
+    slowest_restart: float = 30.0
+    convictions: float = 3.0
 
 
 class Router:
@@ -99,6 +100,7 @@ class Router:
                     callbacks=callbacks,
                     cores=shares[index] if self._share_cores else None,
                     hang_seconds=self.limits.hang_seconds,
+                    slowest_restart=self.limits.slowest_restart,
                     command=self._command,
                 )
             )
@@ -137,6 +139,8 @@ class Router:
             stream.fail(OverloadedError("is stopped", _DRAINING_SECONDS, draining=True))
         self._streams.clear()
         self._notify()
+        for replica in self.supervised:
+            replica.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -248,7 +252,7 @@ class Router:
         for stream in streams:
             del self._placed[stream.number]
             stream.unplaced = now
-            stream.crashed(only_suspect)
+            stream.crashed(only_suspect, replica.killed_from_outside)
             if stream.convictions >= self.limits.convictions:
                 stream.fail(_deadly(stream))
                 self._forget(stream)

@@ -39,10 +39,10 @@ log = logging.getLogger("firstlight.server")
 LOADING_SILENCE = 60.0
 STEP_MARGIN = 4.0
 STEADY_SECONDS = 60.0
-SLOWEST_RESTART = 30.0
 STOP_SECONDS = 5.0
 _KILL_SECONDS = 3.0
 _WATCH_SECONDS = 0.25
+_KILLED = -9
 
 # Without the current directory among the places that modules come from.
 REPLICA_COMMAND = (sys.executable, "-P", "-m", "firstlight.replica")
@@ -71,10 +71,12 @@ class SupervisedReplica:
         name, model, device: as /metrics shows them; the model by the name that it is served under.
         cores: numbers of the cores that it keeps to; None: wherever the system likes.
         hang_seconds: how long it may say nothing beyond `STEP_MARGIN` times its longest step.
+        slowest_restart: most seconds until its process is started again.
         state: see `ReplicaStatus`.
         streams: those that it computes, by number.
         ready: what the process now running said when it was; None while there is none.
         failure: why the model could not be loaded, the last time that was tried.
+        killed_from_outside: its last process was killed, and not by the server.
         longest_step: in seconds, over all its processes.
     """
 
@@ -86,6 +88,7 @@ class SupervisedReplica:
     callbacks: Callbacks
     cores: list[int] | None = None
     hang_seconds: float = 10.0
+    slowest_restart: float = 30.0
     command: tuple[str, ...] = REPLICA_COMMAND
     state: str = "starting"
     restarts: int = 0
@@ -93,6 +96,7 @@ class SupervisedReplica:
     streams: dict[int, RoutedStream] = field(default_factory=dict)
     ready: Ready | None = None
     failure: FirstlightError | None = None
+    killed_from_outside: bool = False
     longest_step: float = 0.0
     process: asyncio.subprocess.Process | None = None
     speed: Speed = field(default_factory=Speed)
@@ -101,6 +105,7 @@ class SupervisedReplica:
     _before: Statistics = field(default_factory=Statistics)
     _heard: float = 0.0
     _failures: int = 0
+    _killed: bool = False
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -137,6 +142,7 @@ class SupervisedReplica:
         if self.process is not None and self.process.returncode is None:
             log.error("replica %s %s: its process is killed", self.name, why)
             self.process.kill()
+            self._killed = True
 
     async def run(self) -> None:
         """Keep a process running until `stop`, or until the task is cancelled, which kills it."""
@@ -174,6 +180,7 @@ class SupervisedReplica:
         )
         self._heard = asyncio.get_running_loop().time()
         self.failure = None
+        self._killed = False
         self.process = process = await asyncio.create_subprocess_exec(
             *self.command,
             stdin=asyncio.subprocess.PIPE,
@@ -195,6 +202,7 @@ class SupervisedReplica:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(asyncio.shield(process.wait()), _KILL_SECONDS)
             relay.cancel()
+            self.killed_from_outside = process.returncode == _KILLED and not self._killed
             if not self._stopping.is_set():
                 log.error("replica %s has ended: %s", self.name, _end_of(process.returncode))
 
@@ -283,8 +291,10 @@ class SupervisedReplica:
     def _delay(self) -> float:
         """Seconds until the next start: none after the first end, then twice as many each time."""
         if self.failure is not None:
-            return SLOWEST_RESTART
-        return min(SLOWEST_RESTART, 0.25 * 2**self._failures) if self._failures else 0.0
+            return self.slowest_restart
+        # The exponent is bounded lest the power be no number any more.
+        delay = 0.25 * 2 ** min(self._failures, 16) if self._failures else 0.0
+        return min(self.slowest_restart, delay)
 
     # What it says ----------------------------------------------------------------------------
 

@@ -189,24 +189,24 @@ def _tolerance_at(op: Op, place: int, tips: bool) -> Tolerance:
 
 
 def _tips(op: Op, rounding: RoundingOf, arguments: tuple[Any, ...]) -> bool:
-    """Whether values that the op makes on its way are rounded to bfloat16."""
+    """Whether values that the op makes on its way are rounded."""
     streams = [
         argument.dtype_name == "bfloat16" and (place in op.writes or rounding(_BFLOAT16) != "none")
         for place, argument in enumerate(arguments)
         if isinstance(argument, StreamArgument)
     ]
-    return any(streams) or any(_rounds_to_bfloat16(argument, rounding) for argument in arguments)
+    return any(streams) or any(_rounds_inputs(argument, rounding) for argument in arguments)
 
 
-def _rounds_to_bfloat16(argument: Any, rounding: RoundingOf) -> bool:
-    """Whether an argument has weights whose inputs become bfloat16."""
+def _rounds_inputs(argument: Any, rounding: RoundingOf) -> bool:
+    """Whether an argument has weights whose inputs are rounded."""
     if isinstance(argument, Weight):
-        return rounding(argument.format) == "bfloat16"
+        return rounding(argument.format) != "none"
     if isinstance(argument, tuple):
-        return any(_rounds_to_bfloat16(part, rounding) for part in argument)
+        return any(_rounds_inputs(part, rounding) for part in argument)
     if isinstance(argument, BLOCK_PARTS):
         parts = (getattr(argument, each.name) for each in dataclasses.fields(argument))
-        return any(_rounds_to_bfloat16(part, rounding) for part in parts)
+        return any(_rounds_inputs(part, rounding) for part in parts)
     return False
 
 

@@ -76,6 +76,27 @@ class FeedForwardBlock:
         residual_scale: float,
     ) -> None: ...
 
+class ExpertsBlock:
+    def __init__(
+        self,
+        router: Product,
+        products: list[Product],
+        shared: list[Product],
+        shared_gate: Product | None,
+        activation: str,
+        top_k: int,
+        score: str,
+        groups: int,
+        groups_kept: int,
+        group_counted: int,
+        renormalised: bool,
+        scale: float,
+        correction: _Array | None,
+        pre_norm: Norm | None,
+        post_norm: Norm | None,
+        residual_scale: float,
+    ) -> None: ...
+
 class Head:
     def __init__(
         self, product: Product, norm: Norm | None, scale: float, soft_cap: float
@@ -132,6 +153,7 @@ class Kernels:
         window: int,
         soft_cap: float,
         out: _Array,
+        round_to_bfloat16: bool = False,
         tile_queries: int = 0,
         head_parts: int = 0,
     ) -> None: ...
@@ -146,6 +168,9 @@ class Kernels:
         out: _Array,
     ) -> None: ...
     def feed_forward_block(self, block: FeedForwardBlock, x: _Array, out: _Array) -> None: ...
+    def experts_block(
+        self, block: ExpertsBlock, x: _Array, chosen: _Array | None, out: _Array
+    ) -> None: ...
     def logits(self, head: Head, x: _Array, wanted: _Array, out: _Array) -> None: ...
     def measure_bandwidth(self, bytes: int) -> tuple[float, str]: ...
     def multiply_add_types(self) -> list[str]: ...

@@ -9,6 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from firstlight.backends.base import Backend, Choice
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.blocks import BlockKernels
@@ -26,6 +29,7 @@ from firstlight.backends.cpu.tuned_matrices import TunedMatrices
 from firstlight.errors import DeviceError
 from firstlight.formats.base import Bytes, Format, Weight
 from firstlight.host.ceilings import Ceilings, measure_ceilings
+from firstlight.host.huge_pages import zeros
 from firstlight.host.processor import usable_cores
 from firstlight.ops.interface import PackedWeight
 from firstlight.ops.shape import Shape
@@ -54,7 +58,7 @@ class CpuBackend(Backend):
     """The host's processor. Tensors are NumPy arrays.
 
     Quantised weights are laid out anew for the products, which round their activations to 16 bits
-    (ops/rounding.py: fixed16); others are used where the file lies.
+    and 8 (ops/rounding.py: mixed16); others are used where the file lies.
 
     A row's result is the same bit for bit whatever else is in the batch and however many threads
     there are. Ops may be called from several threads; they take turns. After a fork the child
@@ -87,6 +91,12 @@ class CpuBackend(Backend):
         super().__init__((*kernels.all(), *latent.all(), *blocks.all()))
         self._matrices = TunedMatrices()
         self._linear_choices: dict[Shape, Choice] = {}
+
+    def new_stream(
+        self, pages: int, page_tokens: int, entry: tuple[int, ...], dtype: str
+    ) -> NDArray[Any]:
+        storage = {"float32": np.float32, "bfloat16": np.uint16}[dtype]
+        return zeros((pages, page_tokens, *entry), storage)
 
     def pack(self, weight: Weight) -> PackedWeight:
         packed = (None if self.exact else pack(weight, self.native)) or weight

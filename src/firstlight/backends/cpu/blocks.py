@@ -18,7 +18,9 @@ from firstlight.backends.cpu.arrays import NO_WINDOW, are_floats, are_integers, 
 from firstlight.backends.cpu.matrices import matrix_of
 from firstlight.formats.base import Floats
 from firstlight.ops.attention_block import AttentionBlock
+from firstlight.ops.experts_block import Expert, ExpertsBlock
 from firstlight.ops.feed_forward_block import FeedForwardBlock
+from firstlight.ops.gating import ClampedSwish
 from firstlight.ops.head import Head
 from firstlight.ops.paging import PagedRows
 from firstlight.ops.parts import Norm, Product
@@ -59,6 +61,13 @@ class BlockKernels:
                 "fused",
                 self.feed_forward_block,
                 self.accepts_feed_forward_block,
+                self._rounding,
+            ),
+            Kernel(
+                "experts_block",
+                "fused",
+                self.experts_block,
+                self.accepts_experts_block,
                 self._rounding,
             ),
             Kernel("logits", "fused", self.logits, self.accepts_logits, self._rounding),
@@ -105,6 +114,19 @@ class BlockKernels:
         made = _kept(block, _feed_forward_block)
         assert made is not None
         self._native.feed_forward_block(made, x, out)
+        return out
+
+    def accepts_experts_block(
+        self, x: Floats, block: ExpertsBlock, token_ids: NDArray[np.int32]
+    ) -> bool:
+        return _kept(block, _experts_block) is not None and are_floats(x)
+
+    def experts_block(self, x: Floats, block: ExpertsBlock, token_ids: NDArray[np.int32]) -> Floats:
+        out = np.empty(x.shape, np.float32)
+        made = _kept(block, _experts_block)
+        assert made is not None
+        chosen = None if block.hash_table is None else block.hash_table[token_ids]
+        self._native.experts_block(made, x, chosen, out)
         return out
 
     def accepts_logits(self, x: Floats, head: Head, wanted: NDArray[np.int32]) -> bool:
@@ -169,6 +191,36 @@ def _feed_forward_block(block: FeedForwardBlock) -> _native.FeedForwardBlock:
         post_norm=_norm(block.post_norm),
         residual_scale=block.residual_scale,
     )
+
+
+def _experts_block(block: ExpertsBlock) -> _native.ExpertsBlock:
+    if block.weighted_before or isinstance(block.gating, ClampedSwish):
+        raise _CannotMake
+    if not (block.correction is None or are_floats(block.correction)):
+        raise _CannotMake
+    routing = block.routing
+    return _native.ExpertsBlock(
+        router=_product(block.router),
+        products=[product for expert in block.experts for product in _expert(expert)],
+        shared=[] if block.shared is None else _expert(block.shared),
+        shared_gate=None if block.shared_gate is None else _product(block.shared_gate),
+        activation=block.gating,
+        top_k=routing.top_k,
+        score=routing.score,
+        groups=routing.groups,
+        groups_kept=routing.groups_kept,
+        group_counted=1 if routing.group_score == "largest" else 2,
+        renormalised=routing.renormalised,
+        scale=routing.scale,
+        correction=block.correction,
+        pre_norm=_norm(block.pre_norm),
+        post_norm=_norm(block.post_norm),
+        residual_scale=block.residual_scale,
+    )
+
+
+def _expert(expert: Expert) -> list[_native.Product]:
+    return [_product(each) for each in (expert.gate, expert.up, expert.down)]
 
 
 def _head(head: Head) -> _native.Head:

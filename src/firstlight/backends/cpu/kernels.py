@@ -50,7 +50,7 @@ def _matrix(weight: _Packed) -> _native.Matrix:
 
 def fixed_point(format: Format) -> Rounding:
     """How products with packed weights of a format round their activations."""
-    return "none" if packed_bytes(format, 0, 0) is None else "fixed16"
+    return "none" if packed_bytes(format, 0, 0) is None else "mixed16"
 
 
 def bfloat16_for_bfloat16(format: Format) -> Rounding:

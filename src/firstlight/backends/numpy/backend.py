@@ -30,12 +30,15 @@ class NumpyBackend(Backend):
             x = round_activations(x, self._rounding(weight.format))
             return super().call(name, x, weight, *rest)
         if name == "attention":
-            rounding = self._rounding(state_format(*arguments[1:3]))
-            if rounding == "bfloat16":
-                return attend(*arguments, rounding=rounding)
+            queries, keys, values, rows, scale, window, soft_cap = arguments
+            format = state_format(keys, values)
+            rounding = self._rounding(format)
+            if rounding == "bfloat16" and format.name == "bf16":
+                return attend(queries, keys, values, rows, scale, window, soft_cap, rounding)
         if name == "latent_attention":
             queries, entries, value_size, rows, scale = arguments
-            rounding = self._rounding(state_format(entries, entries))
-            if rounding == "bfloat16":
+            format = state_format(entries, entries)
+            rounding = self._rounding(format)
+            if rounding == "bfloat16" and format.name == "bf16":
                 return attend_latents(queries, entries, value_size, rows, scale, rounding)
         return super().call(name, *arguments)

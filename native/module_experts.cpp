@@ -1,0 +1,252 @@
+#include "module_experts.hpp"
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "thread_pool.hpp"
+
+namespace firstlight {
+
+using namespace nb::literals;
+
+namespace {
+
+constexpr int64_t kAlignedFloats = 16;
+
+Score score_of(const std::string& name) {
+    if (name == "softmax") return Score::softmax;
+    if (name == "sigmoid") return Score::sigmoid;
+    if (name == "sqrt_softplus") return Score::sqrt_softplus;
+    throw nb::value_error("the kernels do not know this score");
+}
+
+LinearCall linear_call(const Product& product, bool rounds, const float* x, int64_t count,
+                       float* out) {
+    const BlockProduct part = product.part(count, rounds);
+    return {part.weight, x, count, part.bias, out, part.tuning, part.round_to_bfloat16};
+}
+
+void require_expert(const Product* products, int64_t columns, int64_t width) {
+    require(products[0].columns() == columns && products[0].rows() == width &&
+                products[1].columns() == columns && products[1].rows() == width,
+            "gate and up of every expert must be products of one shape");
+    require(products[2].columns() == width && products[2].rows() == columns,
+            "down must lead from the width back to the stream's columns");
+}
+
+// out += factor * x, rounded twice as the op `add_rows` is.
+void add_row(const float* x, float factor, int64_t columns, float* out) {
+    for (int64_t i = 0; i < columns; ++i) out[i] += factor * x[i];
+}
+
+}  // namespace
+
+// One call's rows, and memory for what lies between them and the result.
+struct ExpertsBlock::Step {
+    const KernelTable& table;
+    ThreadPool& pool;
+    bool rounds;
+    int64_t rows;
+    const float* normed;
+    float *weights, *gate, *up, *gathered, *result, *sum;
+};
+
+ExpertsBlock::ExpertsBlock(Product router, std::vector<Product> products,
+                           std::vector<Product> shared, std::optional<Product> shared_gate,
+                           const std::string& activation, int64_t top_k, const std::string& score,
+                           int64_t groups, int64_t groups_kept, int64_t group_counted,
+                           bool renormalised, double scale, std::optional<In<float>> correction,
+                           MaybeNorm pre_norm, MaybeNorm post_norm, float residual_scale)
+    : router_(std::move(router)), products_(std::move(products)), shared_(std::move(shared)),
+      shared_gate_(std::move(shared_gate)), activation_(activation_of(activation)),
+      routing_{top_k, score_of(score), groups, groups_kept, group_counted, renormalised, scale},
+      correction_(std::move(correction)), pre_norm_(std::move(pre_norm)),
+      post_norm_(std::move(post_norm)), residual_scale_(residual_scale),
+      columns_(router_.columns()), width_(0), shared_width_(0) {
+    const int64_t count = router_.rows();
+    require(count >= 1 && products_.size() == 3 * static_cast<size_t>(count),
+            "there must be three products for each row of the router");
+    require(1 <= top_k && top_k <= count, "a token must go to one expert at least, and to all at "
+                                          "most");
+    require(1 <= groups && count % groups == 0 && 1 <= groups_kept && groups_kept <= groups &&
+                groups_kept * (count / groups) >= top_k,
+            "groups must divide the experts, and those kept hold as many as are chosen");
+    require(1 <= group_counted && (groups_kept == groups || group_counted <= count / groups),
+            "a group has no so many scores");
+    width_ = products_[0].rows();
+    for (int64_t i = 0; i < count; ++i) require_expert(&products_[3 * i], columns_, width_);
+    require(shared_.empty() || shared_.size() == 3, "a shared expert has three products");
+    if (!shared_.empty()) {
+        shared_width_ = shared_[0].rows();
+        require_expert(shared_.data(), columns_, shared_width_);
+    }
+    require(!shared_gate_ || (!shared_.empty() && shared_gate_->rows() == 1 &&
+                              shared_gate_->columns() == columns_),
+            "the shared expert's gate must be a product of one row");
+    require(!correction_ || (correction_->ndim() == 1 && extent(*correction_, 0) == count),
+            "correction must be [experts]");
+    require(!pre_norm_ || pre_norm_->part().columns == columns_,
+            "a norm does not have the stream's columns");
+    require(!post_norm_ || post_norm_->part().columns == columns_,
+            "a norm does not have the stream's columns");
+}
+
+void ExpertsBlock::run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x,
+                       std::optional<In<int32_t>> chosen, Out<float> out) const {
+    require(x.ndim() == 2 && extent(x, 1) == columns_, "x must be [rows, columns]");
+    require_same_shape(x, out, "out must have the shape of x");
+    const int64_t rows = extent(x, 0), count = experts();
+    if (chosen) {
+        require(chosen->ndim() == 2 && extent(*chosen, 0) == rows &&
+                    extent(*chosen, 1) == routing_.top_k,
+                "chosen must be [rows, top_k]");
+        require_indices(*chosen, count, "there is no such expert");
+    }
+    if (!rows) return;
+    const int32_t* given = chosen ? chosen->data() : nullptr;
+    nb::gil_scoped_release release;
+
+    const int64_t stream = rows * columns_;
+    // Of one row all experts' values lie side by side.
+    const int64_t active = rows == 1 ? std::min(routing_.top_k, count) : 1;
+    const int64_t width = std::max(rows * active * width_, rows * shared_width_);
+    const int64_t sizes[] = {stream, rows * count, width, width, stream, stream * active, stream};
+    float* pieces[7];
+    int64_t total = 0;
+    for (const int64_t size : sizes) total += size + kAlignedFloats;
+    float* next = static_cast<float*>(
+        thread_scratch(static_cast<size_t>(total) * sizeof(float), Scratch::block));
+    for (int i = 0; i < 7; ++i) {
+        pieces[i] = next;
+        next += (sizes[i] + kAlignedFloats - 1) / kAlignedFloats * kAlignedFloats;
+    }
+    const float* normed = x.data();
+    if (pre_norm_) {
+        const NormPart norm = pre_norm_->part();
+        table.rms_norm(pool, {x.data(), norm.weight, rows, norm.columns, norm.epsilon, pieces[0]});
+        normed = pieces[0];
+    }
+    const Step step{table,     pool,      rounds,    rows,      normed,   pieces[1],
+                    pieces[2], pieces[3], pieces[4], pieces[5], pieces[6]};
+    route(step, given);
+    std::fill_n(step.sum, stream, 0.0f);
+    rows == 1 ? one_row(step) : many_rows(step);
+    if (!shared_.empty()) {
+        expert_rows(step, shared_.data(), step.normed, rows, step.result);
+        shared_rows(step, step.result);
+    }
+    const NormPart post = post_norm_ ? post_norm_->part() : NormPart{};
+    table.join_residual(pool, {x.data(), step.sum, post, residual_scale_, rows, columns_,
+                               out.data()});
+}
+
+// The router's results become weights, where they lie.
+void ExpertsBlock::route(const Step& step, const int32_t* chosen) const {
+    const int64_t count = experts();
+    const LinearCall call =
+        linear_call(router_, step.rounds, step.normed, step.rows, step.weights);
+    step.table.linear(step.pool, &call, 1);
+    RoutingScratch scratch;
+    for (int64_t row = 0; row < step.rows; ++row) {
+        float* weights = step.weights + row * count;
+        route_row(routing_, weights, count, correction_ ? correction_->data() : nullptr,
+                  chosen ? chosen + row * routing_.top_k : nullptr, scratch, weights);
+    }
+}
+
+// All experts of one row: gate and up of all of them in one parallel region.
+void ExpertsBlock::one_row(const Step& step) const {
+    std::vector<LinearCall> calls;
+    std::vector<int64_t> active;
+    for (int64_t expert = 0; expert < experts(); ++expert) {
+        // Not equal to zero: what is not a number counts.
+        if (!(step.weights[expert] != 0.0f)) continue;
+        const int64_t place = static_cast<int64_t>(active.size()) * width_;
+        const Product* products = &products_[static_cast<size_t>(3 * expert)];
+        calls.push_back(linear_call(products[0], step.rounds, step.normed, 1, step.gate + place));
+        calls.push_back(linear_call(products[1], step.rounds, step.normed, 1, step.up + place));
+        active.push_back(expert);
+    }
+    const int64_t count = static_cast<int64_t>(active.size());
+    step.table.linear(step.pool, calls.data(), static_cast<int>(calls.size()));
+    step.table.elementwise(step.pool, {Elementwise::gate, activation_, step.gate, step.up, 0.0f,
+                                       count * width_, step.gate});
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t expert = active[static_cast<size_t>(i)];
+        const LinearCall down =
+            linear_call(products_[static_cast<size_t>(3 * expert + 2)], step.rounds,
+                        step.gate + i * width_, 1, step.result);
+        step.table.linear(step.pool, &down, 1);
+        add_row(step.result, step.weights[expert], columns_, step.sum);
+    }
+}
+
+void ExpertsBlock::expert_rows(const Step& step, const Product* products, const float* x,
+                               int64_t count, float* result) const {
+    const int64_t width = products[0].rows();
+    const LinearCall calls[] = {linear_call(products[0], step.rounds, x, count, step.gate),
+                                linear_call(products[1], step.rounds, x, count, step.up)};
+    step.table.linear(step.pool, calls, 2);
+    step.table.elementwise(step.pool, {Elementwise::gate, activation_, step.gate, step.up, 0.0f,
+                                       count * width, step.gate});
+    const LinearCall down = linear_call(products[2], step.rounds, step.gate, count, result);
+    step.table.linear(step.pool, &down, 1);
+}
+
+// Expert by expert, each with all of its rows.
+void ExpertsBlock::many_rows(const Step& step) const {
+    std::vector<int64_t> rows;
+    for (int64_t expert = 0; expert < experts(); ++expert) {
+        rows.clear();
+        for (int64_t row = 0; row < step.rows; ++row) {
+            if (step.weights[row * experts() + expert] != 0.0f) rows.push_back(row);
+        }
+        if (rows.empty()) continue;
+        const auto count = static_cast<int64_t>(rows.size());
+        for (int64_t i = 0; i < count; ++i) {
+            std::copy_n(step.normed + rows[static_cast<size_t>(i)] * columns_, columns_,
+                        step.gathered + i * columns_);
+        }
+        expert_rows(step, &products_[static_cast<size_t>(3 * expert)], step.gathered, count,
+                    step.result);
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t row = rows[static_cast<size_t>(i)];
+            add_row(step.result + i * columns_, step.weights[row * experts() + expert], columns_,
+                    step.sum + row * columns_);
+        }
+    }
+}
+
+void ExpertsBlock::shared_rows(const Step& step, const float* result) const {
+    float* gates = step.weights;
+    if (shared_gate_) {
+        const LinearCall call =
+            linear_call(*shared_gate_, step.rounds, step.normed, step.rows, gates);
+        step.table.linear(step.pool, &call, 1);
+    }
+    for (int64_t row = 0; row < step.rows; ++row) {
+        float factor = 1.0f;
+        if (shared_gate_) {
+            factor = static_cast<float>(0.5 * (1.0 + std::tanh(0.5 * double{gates[row]})));
+        }
+        add_row(result + row * columns_, factor, columns_, step.sum + row * columns_);
+    }
+}
+
+void bind_experts(nb::module_& module) {
+    nb::class_<ExpertsBlock>(module, "ExpertsBlock", "A layer's mixture of experts.")
+        .def(nb::init<Product, std::vector<Product>, std::vector<Product>, std::optional<Product>,
+                      const std::string&, int64_t, const std::string&, int64_t, int64_t, int64_t,
+                      bool, double, std::optional<In<float>>, MaybeNorm, MaybeNorm, float>(),
+             "router"_a, "products"_a, "shared"_a, "shared_gate"_a.none(), "activation"_a,
+             "top_k"_a, "score"_a, "groups"_a, "groups_kept"_a, "group_counted"_a,
+             "renormalised"_a, "scale"_a, "correction"_a.noconvert().none(), "pre_norm"_a.none(),
+             "post_norm"_a.none(), "residual_scale"_a);
+}
+
+}  // namespace firstlight

@@ -1,0 +1,57 @@
+// A layer's mixture of experts as Python makes it, once, and calls it.
+
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "module_blocks.hpp"
+#include "routing.hpp"
+
+namespace firstlight {
+
+class ExpertsBlock {
+public:
+    // `products`: gate, up and down of each expert, one expert's after another's; those of the
+    // shared expert, if there is one, in `shared`.
+    ExpertsBlock(Product router, std::vector<Product> products, std::vector<Product> shared,
+                 std::optional<Product> shared_gate, const std::string& activation, int64_t top_k,
+                 const std::string& score, int64_t groups, int64_t groups_kept,
+                 int64_t group_counted, bool renormalised, double scale,
+                 std::optional<In<float>> correction, MaybeNorm pre_norm, MaybeNorm post_norm,
+                 float residual_scale);
+
+    // chosen [rows, top_k] or none. `rounds`: as FeedForwardBlock's.
+    void run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x,
+             std::optional<In<int32_t>> chosen, Out<float> out) const;
+
+private:
+    struct Step;
+
+    int64_t experts() const { return static_cast<int64_t>(products_.size()) / 3; }
+    void route(const Step& step, const int32_t* chosen) const;
+    void one_row(const Step& step) const;
+    void expert_rows(const Step& step, const Product* products, const float* x, int64_t count,
+                     float* result) const;
+    void many_rows(const Step& step) const;
+    void shared_rows(const Step& step, const float* result) const;
+
+    Product router_;
+    std::vector<Product> products_, shared_;
+    std::optional<Product> shared_gate_;
+    Activation activation_;
+    Routing routing_;
+    std::optional<In<float>> correction_;
+    MaybeNorm pre_norm_, post_norm_;
+    float residual_scale_;
+    int64_t columns_, width_, shared_width_;
+};
+
+void bind_experts(nb::module_& module);
+
+}  // namespace firstlight

@@ -1,0 +1,52 @@
+"""Large arrays that begin where huge pages do."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from firstlight.host.huge_pages import HUGE_PAGE_BYTES, zeros
+
+on_linux = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="asks for nothing here")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+@pytest.mark.parametrize("shape", [(0, 3), (7, 5), (1 << 20, 3), (259, 64, 2, 64)])
+def test_zeros_that_can_be_written(shape: tuple[int, ...], dtype: Any) -> None:
+    array = zeros(shape, dtype)
+    assert array.shape == shape and array.dtype == dtype
+    assert array.flags.c_contiguous and array.flags.writeable
+    assert not array.any()
+    array[...] = 3
+    assert (array == 3).all()
+
+
+@on_linux
+def test_a_large_array_begins_at_a_huge_page() -> None:
+    assert all(
+        zeros((HUGE_PAGE_BYTES + 4096 * i,), np.uint8).ctypes.data % HUGE_PAGE_BYTES == 0
+        for i in range(3)
+    )
+
+
+@on_linux
+def test_memory_goes_with_the_array() -> None:
+    def mappings() -> int:
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    before = mappings()
+    for _ in range(50):
+        zeros((HUGE_PAGE_BYTES,), np.uint16)
+    assert mappings() < before + 20
+
+
+def test_a_system_that_refuses_gives_an_ordinary_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise OSError("no memory of this kind")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    assert not zeros((HUGE_PAGE_BYTES,), np.uint16).any()
