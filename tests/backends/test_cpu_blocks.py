@@ -63,7 +63,9 @@ def test_a_block_has_the_bits_of_its_parts(level: str, case: Case) -> None:
         assert _same_bits(fused, parts)
 
 
-@pytest.mark.parametrize("name", ["bf16", "formats mixed", "groups, corrected, and a shared expert"])
+@pytest.mark.parametrize(
+    "name", ["bf16", "formats mixed", "groups, corrected, and a shared expert"]
+)
 def test_what_experts_make_of_a_row_does_not_depend_on_the_others(name: str) -> None:
     """Alone, where its experts' products are done together, and among rows that share experts."""
     backend = CpuBackend(threads=2)
