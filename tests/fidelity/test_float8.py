@@ -12,11 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from firstlight.backends import open_device
 from firstlight.checkpoint.checkpoint import open_checkpoint
 from firstlight.errors import CheckpointError, FirstlightError, UnsupportedModelError
+from firstlight.formats.registry import get_format
 from firstlight.loading import check_formats
+from firstlight.model.decoder import Decoder
 from firstlight.model.families.registry import make_spec
 from firstlight.model.matrices import kept_matrices
+from firstlight.model.weights import load_weights
 from tests.support.decode import continuation, load_decoder, logits
 from tests.support.float8_files import published, write_float8
 from tests.support.reference import reference_continuation, reference_logits
@@ -44,6 +48,15 @@ def test_logits_and_tokens_are_those_of_the_dequantised_model(
     assert np.abs(found - reference_logits(reference, prompt())).max() < 1e-4
     expected = reference_continuation(reference, prompt(), NEW_TOKENS)
     assert continuation(decoder, prompt(), NEW_TOKENS).token_ids == expected.token_ids
+
+
+def test_converting_on_loading_decodes_exactly(tmp_path: Path, device: str) -> None:
+    reference = write_float8(tiny_model("deepseek_v3").build(), tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    spec, ops = make_spec(checkpoint), open_device(device, exact=True)
+    decoder = Decoder(spec, load_weights(spec, checkpoint, ops, get_format("f32")), ops)
+    found = logits(decoder, prompt())
+    assert np.abs(found - reference_logits(reference, prompt())).max() < 1e-4
 
 
 @pytest.fixture

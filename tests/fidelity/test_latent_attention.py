@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,34 @@ def test_state_is_576_values_a_token_and_layer(config: dict[str, Any], layers: i
     assert _attention(spec).entry_size == 576
     assert state_bytes_per_token(spec, "bfloat16") == layers * 576 * 2
     assert state_bytes_per_token(spec, "float32") == layers * 576 * 4
+
+
+def test_v3_as_published_has_671_billion_parameters_of_which_a_token_uses_37() -> None:
+    """The counts that arXiv:2412.19437 states, from the spec's tensors: every one is there."""
+    published = {
+        **V3,
+        "first_k_dense_replace": 3,
+        "moe_layer_freq": 1,
+        "n_routed_experts": 256,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 2048,
+        "n_group": 8,
+        "topk_group": 4,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "quantization_config": {
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "quant_method": "fp8",
+            "weight_block_size": [128, 128],
+        },
+    }
+    spec = spec_of_config(ConfigFiles(published))
+    assert round(sum(prod(source.shape) for source in spec.sources()) / 1e9) == 671
+    assert 37e9 <= spec.active_parameters() < 38e9
 
 
 def test_pages_hold_the_latent_and_nothing_else(tiny: Tiny) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.formats.base import Floats, Weight
-from firstlight.ops.attention import StreamPages, attention, read_entries
+from firstlight.ops.attention import StreamPages, attend, read_entries
 from firstlight.ops.contract import Cost, Tolerance, define
 from firstlight.ops.paging import PagedRows
+from firstlight.ops.rounding import Rounding
 from firstlight.ops.shape import Shape, context_range, rows_range
 
 
@@ -47,7 +48,7 @@ def _latent_attention_shape(
 
 
 @define(
-    Tolerance(5e-6, 1e-6, "as of `attention`"),
+    Tolerance(5e-6, 1e-6, "as of `attention`", tipped=2.0**-9),
     _latent_attention_cost,
     shape=_latent_attention_shape,
 )
@@ -69,8 +70,20 @@ def latent_attention(
     Returns:
         float32 [rows, heads, value_size]; scores and sums in float64.
     """
+    return attend_latents(queries, entries, value_size, rows, scale, "none")
+
+
+def attend_latents(
+    queries: Floats,
+    entries: StreamPages,
+    value_size: int,
+    rows: PagedRows,
+    scale: float,
+    rounding: Rounding,
+) -> Floats:
+    """`latent_attention` with the rounding of `ops.attention.attend`."""
     keys = entries[:, :, None]
-    return attention(queries, keys, keys[..., :value_size], rows, scale, None, None)
+    return attend(queries, keys, keys[..., :value_size], rows, scale, None, None, rounding)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class CpuBackend(Backend):
         self.native = _native.Kernels(self.level, self.threads, exact)
         kernels = CpuKernels(self.native, packed=not exact, exact=exact)
         blocks = BlockKernels(self.native, kernels.rounding)
-        latent = LatentKernels(self.native)
+        latent = LatentKernels(self.native, exact)
         super().__init__((*kernels.all(), *latent.all(), *blocks.all()))
         self._matrices = TunedMatrices()
         self._linear_choices: dict[Shape, Choice] = {}

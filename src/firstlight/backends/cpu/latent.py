@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from firstlight.backends.base import Kernel
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.arrays import NO_WINDOW, are_floats, are_pages, are_rows
+from firstlight.backends.cpu.kernels import bfloat16_for_bfloat16
 from firstlight.backends.cpu.matrices import knows
 from firstlight.backends.cpu.packed import PackedMatrix
 from firstlight.formats.base import Bytes, Floats, Weight
 from firstlight.formats.plain import F32
+from firstlight.ops.attention import state_format
 from firstlight.ops.paging import PagedRows
 
 _KEPT = "_cpu_heads"
@@ -35,18 +37,28 @@ class LatentKernels:
 
     Args:
         native: the extension's kernels.
+        exact: round neither queries nor the softmax's weights.
     """
 
-    def __init__(self, native: _native.Kernels) -> None:
+    def __init__(self, native: _native.Kernels, exact: bool = False) -> None:
         self._native = native
+        self._bfloat16 = native.multiplies_bfloat16 and not exact
 
     def all(self) -> tuple[Kernel, ...]:
-        """Every kernel; none rounds activations."""
+        """Every kernel, in order of preference within an op."""
+        rounding = Kernel(
+            "latent_attention",
+            "bfloat16",
+            self.latent_attention_bfloat16,
+            self.accepts_latent_attention_bfloat16,
+            rounding=bfloat16_for_bfloat16,
+        )
         return (
-            Kernel("head_linear", "stored", self.head_linear, self.accepts_head_linear),
+            *((rounding,) if self._bfloat16 else ()),
             Kernel(
                 "latent_attention", "paged", self.latent_attention, self.accepts_latent_attention
             ),
+            Kernel("head_linear", "stored", self.head_linear, self.accepts_head_linear),
         )
 
     def accepts_head_linear(
@@ -87,6 +99,40 @@ class LatentKernels:
     ) -> Floats:
         """Paged attention with one key-value head, whose values are the whole entries: they are
         read anyway, and what lies behind `value_size` is left out of the result."""
+        return self._attend(queries, entries, value_size, rows, scale, False)
+
+    def accepts_latent_attention_bfloat16(
+        self,
+        queries: Floats,
+        entries: NDArray[Any],
+        value_size: int,
+        rows: PagedRows,
+        scale: float,
+    ) -> bool:
+        return state_format(entries, entries).name == "bf16" and self.accepts_latent_attention(
+            queries, entries, value_size, rows, scale
+        )
+
+    def latent_attention_bfloat16(
+        self,
+        queries: Floats,
+        entries: NDArray[Any],
+        value_size: int,
+        rows: PagedRows,
+        scale: float,
+    ) -> Floats:
+        """With queries and the softmax's weights rounded to bfloat16, as the entries are."""
+        return self._attend(queries, entries, value_size, rows, scale, True)
+
+    def _attend(
+        self,
+        queries: Floats,
+        entries: NDArray[Any],
+        value_size: int,
+        rows: PagedRows,
+        scale: float,
+        round_to_bfloat16: bool,
+    ) -> Floats:
         pages, page_tokens, size = entries.shape
         shared = entries.reshape(pages, page_tokens, 1, size)
         out = np.empty(queries.shape, np.float32)
@@ -102,6 +148,7 @@ class LatentKernels:
             NO_WINDOW,
             0.0,
             out,
+            round_to_bfloat16=round_to_bfloat16,
         )
         return np.ascontiguousarray(out[..., :value_size])
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from firstlight.backends.base import Backend
 from firstlight.ops.attention import attend, state_format
+from firstlight.ops.latent_attention import attend_latents
 from firstlight.ops.rounding import RoundingOf, no_rounding, round_activations
 
 
@@ -13,8 +14,8 @@ class NumpyBackend(Backend):
     """No kernels at all, so that dispatch runs every definition on the host.
 
     Args:
-        rounding: how `linear` rounds its activations, and `attention` its queries and weights;
-            as an oracle for kernels that do so.
+        rounding: how `linear` rounds its activations, and `attention` and `latent_attention` their
+            queries and weights; as an oracle for kernels that do so.
     """
 
     name = "numpy"
@@ -34,4 +35,10 @@ class NumpyBackend(Backend):
             rounding = self._rounding(format)
             if rounding == "bfloat16" and format.name == "bf16":
                 return attend(queries, keys, values, rows, scale, window, soft_cap, rounding)
+        if name == "latent_attention":
+            queries, entries, value_size, rows, scale = arguments
+            format = state_format(entries, entries)
+            rounding = self._rounding(format)
+            if rounding == "bfloat16" and format.name == "bf16":
+                return attend_latents(queries, entries, value_size, rows, scale, rounding)
         return super().call(name, *arguments)
