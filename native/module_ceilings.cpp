@@ -1,5 +1,7 @@
 #include "module_ceilings.hpp"
 
+#include <nanobind/stl/string.h>
+
 #include <algorithm>
 #include <chrono>
 
