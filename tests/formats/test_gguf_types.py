@@ -53,7 +53,9 @@ def test_every_type_is_known_with_its_size_or_refused_with_a_reason(type: GgufTy
 
 
 def test_there_is_no_format_that_gguf_does_not_vouch_for() -> None:
-    assert set(known_formats()) == {type.name.lower() for type in DECODABLE} | {"f64"}
+    """f8_e4m3 is no type of GGUF's; test_float8.py holds it to PyTorch's."""
+    others = {"f64", "f8_e4m3"}
+    assert set(known_formats()) == {type.name.lower() for type in DECODABLE} | others
 
 
 @pytest.mark.parametrize("type", by_name(DECODABLE))

@@ -79,6 +79,7 @@ class Terminal:
                 "TERM": "xterm",
                 **environment,
             },
+            use_poll=True,  # select() knows no descriptor past 1023, which other tests may hold open
             encoding="utf-8",
             timeout=60,
             dimensions=(40, 100),

@@ -55,10 +55,17 @@ def _finite(text: str) -> float:
     return value
 
 
-def _small_integer(text: str) -> int:
-    if len(text) > 20 or not -(1 << 63) <= int(text) < 1 << 63:
-        raise _Refused(f"holds the number {shown(text, 30)}, too large for 64 bits")
-    return int(text)
+# transformers writes int(1e30), 31 digits, as the `model_max_length` of a tokenizer without one.
+_MOST_DIGITS = 40
+
+
+def _number(text: str) -> int | float:
+    """An integer of 64 bits; a larger one is the float nearest to it, as in most readers of JSON
+    (RFC 8259, section 6), and so serves nowhere as a size."""
+    if len(text) > _MOST_DIGITS:
+        raise _Refused(f"holds the number {shown(text, 30)}, of more than {_MOST_DIGITS} digits")
+    value = int(text)
+    return value if -(1 << 63) <= value < 1 << 63 else float(value)
 
 
 def parse_json_object(
@@ -66,7 +73,7 @@ def parse_json_object(
     path: Path,
     *,
     what: str = "",
-    parse_int: Callable[[str], int] | None = None,
+    parse_int: Callable[[str], int | float] | None = None,
     parse_float: Callable[[str], float] | None = None,
 ) -> dict[str, Any]:
     """The JSON object in `raw`, UTF-8, duplicate names refused at every level.
@@ -108,14 +115,14 @@ def parse_json_object(
 def read_json_object(path: Path, limit: int = LARGEST_CONFIG) -> dict[str, Any]:
     """The JSON object in a config file, fit to be printed, compared and computed with.
 
-    Beyond `parse_json_object`, integers fit 64 bits, floats are finite, no string holds half a
-    surrogate pair, and nesting is at most 64 deep.
+    Beyond `parse_json_object`, integers fit 64 bits (larger ones become floats), floats are
+    finite, no string holds half a surrogate pair, and nesting is at most 64 deep.
 
     Raises:
         CheckpointError: the file is missing, unreadable, over `limit` bytes, or not such JSON.
     """
     value = parse_json_object(
-        read_limited(path, limit), path, parse_int=_small_integer, parse_float=_finite
+        read_limited(path, limit), path, parse_int=_number, parse_float=_finite
     )
     level: list[dict[str, Any] | list[Any]] = [value]
     for _ in range(DEEPEST_NESTING):
