@@ -79,7 +79,7 @@ class Terminal:
                 "TERM": "xterm",
                 **environment,
             },
-            use_poll=True,  # select() knows no descriptor past 1023, which other tests may hold open
+            use_poll=True,  # select() knows no descriptor past 1023; other tests hold many
             encoding="utf-8",
             timeout=60,
             dimensions=(40, 100),
