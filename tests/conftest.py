@@ -10,6 +10,7 @@ file is (tests/support/gemma.py): packing that anew in every process would cost 
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -22,3 +23,8 @@ settings.load_profile("ci" if os.environ.get("CI") else "explore")
 os.environ["FIRSTLIGHT_CACHE"] = str(
     Path(tempfile.gettempdir()) / f"firstlight-tests-{os.getuid()}" / "cache"
 )
+
+# A shell starts background jobs with Ctrl-C ignored, which every program that a test interrupts would
+# inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
