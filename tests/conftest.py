@@ -24,7 +24,7 @@ os.environ["FIRSTLIGHT_CACHE"] = str(
     Path(tempfile.gettempdir()) / f"firstlight-tests-{os.getuid()}" / "cache"
 )
 
-# A shell starts background jobs with Ctrl-C ignored, which every program that a test interrupts would
+# A shell starts background jobs with Ctrl-C ignored, which programs that tests interrupt would
 # inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
