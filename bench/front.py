@@ -95,9 +95,7 @@ async def _measure(arguments: argparse.Namespace, url: str) -> dict[str, Any]:
 async def _load(
     arguments: argparse.Namespace, client: CompletionsClient, requests: int, seed: int
 ) -> LoadResult:
-    client.prompts = token_prompts(
-        requests, arguments.prompt_tokens, arguments.vocabulary, seed, avoid=range(1000)
-    )
+    client.prompts = token_prompts(requests, arguments.prompt_tokens, arguments.vocabulary, seed)
     with progress("Sending requests", total=requests, unit="requests") as advance:
         load = Load(requests, arguments.concurrency)
         return summarise(await run_load(load, client.send, advance))
