@@ -165,6 +165,7 @@ def attend(
     window: int | None,
     soft_cap: float | None,
     rounding: Rounding,
+    sinks: Floats | None = None,
 ) -> Floats:
     """`attention` as kernels compute it that round what they multiply with keys and values.
 
@@ -174,11 +175,15 @@ def attend(
             2^(t - e), t being the score times log2(e) and e the whole number next above the
             largest t: any other whole number gives weights that are rounded alike, so that a kernel
             need not know the largest score beforehand.
+        sinks: float32 [heads] as in `attention_with_sinks`, which rounds nothing; or None.
     """
     _, heads, _ = queries.shape
     if rounding == "bfloat16":
         queries = round_activations(queries, rounding)
     key_value_heads, value_size = keys.shape[2], values.shape[3]
+    sink = None
+    if sinks is not None:
+        sink = sinks.astype(np.float64).reshape(key_value_heads, heads // key_value_heads, 1, 1)
     out = np.empty((len(queries), heads, value_size), np.float32)
     for sequence in range(rows.sequences):
         start, stop = rows.row_starts[sequence : sequence + 2]
@@ -200,19 +205,28 @@ def attend(
         if window is not None:
             hidden |= entries[None, :] <= positions[:, None] - window
         scores[..., hidden] = -np.inf
-        weights = _weights(scores, rounding)
-        weights /= weights.sum(axis=-1, keepdims=True)
+        weights = _weights(scores, rounding) if sink is None else _weights_beside(scores, sink)
         mixed = np.einsum("kgrt,tkd->rkgd", weights, value, optimize=True)
         out[start:stop] = mixed.reshape(len(query), heads, value_size)
     return out
 
 
 def _weights(scores: NDArray[np.float64], rounding: Rounding) -> NDArray[np.float64]:
-    """The softmax's weights before they are divided by their sum."""
+    """The softmax of scores."""
     weights: NDArray[np.float64]
     if rounding == "none":
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        return weights
-    scores = scores * np.log2(np.e)
-    weights = np.exp2(scores - np.ceil(scores.max(axis=-1, keepdims=True)))
-    return round_activations(weights.astype(np.float32), rounding).astype(np.float64)
+    else:
+        scores = scores * np.log2(np.e)
+        weights = np.exp2(scores - np.ceil(scores.max(axis=-1, keepdims=True)))
+        weights = round_activations(weights.astype(np.float32), rounding).astype(np.float64)
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights
+
+
+def _weights_beside(scores: NDArray[np.float64], sink: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The softmax of scores with one more term in its denominator, e^sink."""
+    most = np.maximum(scores.max(axis=-1, keepdims=True), sink)
+    weights: NDArray[np.float64] = np.exp(scores - most)
+    weights /= weights.sum(axis=-1, keepdims=True) + np.exp(sink - most)
+    return weights

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
@@ -67,24 +66,6 @@ class Choice:
         """Stop here, whatever else would come."""
         self.finish = reason
         self.stream.cancel()
-
-
-class Timing:
-    """When a request's tokens came, in seconds on a monotonic clock."""
-
-    def __init__(self, started: float) -> None:
-        self.started = started
-        self.first: float | None = None
-        self.last = started
-
-    def mark(self) -> tuple[bool, float]:
-        """Note a token; whether it is the first, and the time since the one before."""
-        now = time.perf_counter()
-        since, self.last = now - self.last, now
-        if self.first is None:
-            self.first = now
-            return True, since
-        return False, since
 
 
 async def events(

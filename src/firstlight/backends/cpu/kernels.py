@@ -354,7 +354,17 @@ class CpuKernels:
         window: int | None,
         soft_cap: float | None,
     ) -> Floats:
-        return self._attend(queries, keys, values, rows, scale, window, soft_cap, False)
+        return attend(
+            self._native,
+            queries,
+            keys,
+            values,
+            rows,
+            scale,
+            window,
+            soft_cap,
+            round_to_bfloat16=False,
+        )
 
     def accepts_attention_bfloat16(
         self,
@@ -381,32 +391,48 @@ class CpuKernels:
         soft_cap: float | None,
     ) -> Floats:
         """With queries and the softmax's weights rounded to bfloat16, as keys and values are."""
-        return self._attend(queries, keys, values, rows, scale, window, soft_cap, True)
-
-    def _attend(
-        self,
-        queries: Floats,
-        keys: NDArray[Any],
-        values: NDArray[Any],
-        rows: PagedRows,
-        scale: float,
-        window: int | None,
-        soft_cap: float | None,
-        round_to_bfloat16: bool,
-    ) -> Floats:
-        out = np.empty((*queries.shape[:2], values.shape[-1]), np.float32)
-        self._native.attention(
+        return attend(
+            self._native,
             queries,
             keys,
             values,
-            rows.row_starts,
-            rows.positions,
-            rows.page_table,
-            rows.page_tokens,
+            rows,
             scale,
-            NO_WINDOW if window is None else window,
-            soft_cap or 0.0,
-            out,
-            round_to_bfloat16=round_to_bfloat16,
+            window,
+            soft_cap,
+            round_to_bfloat16=True,
         )
-        return out
+
+
+def attend(
+    native: _native.Kernels,
+    queries: Floats,
+    keys: NDArray[Any],
+    values: NDArray[Any],
+    rows: PagedRows,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    *,
+    round_to_bfloat16: bool,
+) -> Floats:
+    """The extension's paged attention: float32 [rows, heads, value_size].
+
+    `round_to_bfloat16`: queries and the softmax's weights, as keys and values are.
+    """
+    out = np.empty((*queries.shape[:2], values.shape[-1]), np.float32)
+    native.attention(
+        queries,
+        keys,
+        values,
+        rows.row_starts,
+        rows.positions,
+        rows.page_table,
+        rows.page_tokens,
+        scale,
+        NO_WINDOW if window is None else window,
+        soft_cap or 0.0,
+        out,
+        round_to_bfloat16=round_to_bfloat16,
+    )
+    return out

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from firstlight.backends.base import Kernel
 from firstlight.backends.cpu import _native
-from firstlight.backends.cpu.arrays import NO_WINDOW, are_floats, are_pages, are_rows
-from firstlight.backends.cpu.kernels import bfloat16_for_bfloat16
+from firstlight.backends.cpu.arrays import are_floats, are_pages, are_rows
+from firstlight.backends.cpu.kernels import attend, bfloat16_for_bfloat16
 from firstlight.backends.cpu.matrices import knows
 from firstlight.backends.cpu.packed import PackedMatrix
 from firstlight.formats.base import Bytes, Floats, Weight
@@ -133,22 +133,9 @@ class LatentKernels:
         scale: float,
         round_to_bfloat16: bool,
     ) -> Floats:
-        pages, page_tokens, size = entries.shape
-        shared = entries.reshape(pages, page_tokens, 1, size)
-        out = np.empty(queries.shape, np.float32)
-        self._native.attention(
-            queries,
-            shared,
-            shared,
-            rows.row_starts,
-            rows.positions,
-            rows.page_table,
-            rows.page_tokens,
-            scale,
-            NO_WINDOW,
-            0.0,
-            out,
-            round_to_bfloat16=round_to_bfloat16,
+        shared = entries[:, :, None]
+        out = attend(
+            self._native, queries, shared, shared, rows, scale, round_to_bfloat16=round_to_bfloat16
         )
         return np.ascontiguousarray(out[..., :value_size])
 
