@@ -21,14 +21,8 @@ STEPS = 24
 
 def main() -> None:
     path, tasks, threads = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
-    scheduler = genai.SchedulerConfig()
-    scheduler.cache_size = 2
-    scheduler.max_num_batched_tokens = 2048
-    scheduler.max_num_seqs = 64
-    scheduler.enable_prefix_caching = False
-    properties = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     started = time.perf_counter()
-    pipeline = genai.ContinuousBatchingPipeline(path, scheduler, "CPU", properties)
+    pipeline = open_pipeline(path, threads)
     result: dict[str, Any] = {"load_seconds": time.perf_counter() - started, "speeds": {}}
     _run(pipeline, 1, 32, 8)
     for kind, number in tasks:
@@ -40,6 +34,17 @@ def main() -> None:
             speed = 1 / statistics.median(_run(pipeline, 1, number, 12)[-11:])
         result["speeds"][f"{kind} {number}"] = speed
     print(json.dumps(result))
+
+
+def open_pipeline(path: str, threads: int) -> Any:
+    """A pipeline that batches up to 64 requests and shares no prefixes."""
+    scheduler = genai.SchedulerConfig()
+    scheduler.cache_size = 2
+    scheduler.max_num_batched_tokens = 2048
+    scheduler.max_num_seqs = 64
+    scheduler.enable_prefix_caching = False
+    properties = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    return genai.ContinuousBatchingPipeline(path, scheduler, "CPU", properties)
 
 
 def _run(pipeline: Any, sequences: int, prompt: int, tokens: int) -> list[float]:

@@ -15,18 +15,13 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import openvino_genai as genai
+from openvino_child import open_pipeline
 
 
 def main() -> None:
     path, output_tokens, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     plan = json.load(sys.stdin)
-    scheduler = genai.SchedulerConfig()
-    scheduler.cache_size = 2
-    scheduler.max_num_batched_tokens = 2048
-    scheduler.max_num_seqs = 64
-    scheduler.enable_prefix_caching = False
-    properties = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    pipeline = genai.ContinuousBatchingPipeline(path, scheduler, "CPU", properties)
+    pipeline = open_pipeline(path, threads)
     _run(pipeline, [list(range(32))] * 2, 2, 8)
     found = [_run(pipeline, load["prompts"], load["concurrency"], output_tokens) for load in plan]
     print(json.dumps(found))

@@ -8,6 +8,9 @@ from typing import Any
 
 from measure import CONTEXT
 
+from firstlight.benchmark.step_cost import StepCost
+from firstlight.host.ceilings import Ceilings
+
 OWN = "firstlight"
 
 
@@ -56,24 +59,21 @@ def _least_seconds(one: dict[str, Any], task: str) -> float:
     Memory reads weights once a step and the state of each sequence; products with weights run at
     the bfloat16 peak where there is one. Attention's own arithmetic is not counted.
     """
-    own, ceilings = one[OWN], one["ceilings"]
+    own, found = one[OWN], one["ceilings"]
     kind, number = task.split()
     count = int(number)
     if kind == "start":  # no ceiling but the reading of the weights
-        return float(own["weight_bytes"] / ceilings["bandwidth"])
-    matrix = ceilings["matrix"]
-    peak = matrix.get("bf16", matrix["f32"])
+        return float(own["weight_bytes"] / found["bandwidth"])
     operations = own["operations_a_token"]
+    cost = StepCost(
+        own["weight_bytes"], operations["inner"], operations["head"], own["state_bytes_a_token"]
+    )
+    ceilings = Ceilings("", found["bandwidth"], found["matrix"])
     if kind == "prefill":
-        steps = -(-count // 512)
-        moved = steps * own["weight_bytes"]
-        computed = count * operations["inner"] + operations["head"]
-        return max(moved / ceilings["bandwidth"], computed / peak) / count
-    sequences = count if kind == "decode" else 1
-    context = CONTEXT if kind == "decode" else count
-    moved = own["weight_bytes"] + sequences * context * own["state_bytes_a_token"]
-    computed = sequences * (operations["inner"] + operations["head"])
-    return max(moved / ceilings["bandwidth"], computed / peak) / sequences
+        return cost.prefill_seconds(count, 512, ceilings) / count
+    if kind == "decode":
+        return cost.decode_seconds(count, CONTEXT, ceilings) / count
+    return cost.decode_seconds(1, count, ceilings)
 
 
 def chart(result: dict[str, Any], path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from firstlight.cli.columns import aligned
+
 if TYPE_CHECKING:
     from firstlight.benchmark.load import LoadResult
     from firstlight.benchmark.model_speed import Speed, Throughput
@@ -15,7 +17,7 @@ def speed_table(speeds: list[Speed]) -> str:
     rows += [
         [each.name, f"{each.tokens_per_second:.1f}", f"{each.ceiling_share:.0%}"] for each in speeds
     ]
-    return _columns(rows)
+    return aligned(rows, left=(0,))
 
 
 def load_table(
@@ -39,15 +41,4 @@ def load_table(
         row += [f"{result.requests_per_second:.2f}", f"{result.output_tokens_per_second:.1f}"]
         row += [f"{1e3 * wait:.0f}" for wait in waits]
         rows.append(row + ([f"{shares[index].ceiling_share:.0%}"] if shares else []))
-    return _columns(rows)
-
-
-def _columns(rows: list[list[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            f"{cell:>{width}}" if column else f"{cell:<{width}}"
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
+    return aligned(rows, left=(0,))

@@ -6,6 +6,7 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
+from firstlight.cli.columns import aligned
 from firstlight.cli.terminal import harmless, json_text
 from firstlight.errors import FirstlightError
 
@@ -76,10 +77,7 @@ def _list(arguments: argparse.Namespace, store: PackedStore) -> int:
         for values in (_values(entry),)
     ]  # fmt: skip
     if entries:
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            cells = zip(row, widths, strict=True)
-            print(harmless("  ".join(text.ljust(width) for text, width in cells).rstrip()))
+        print(harmless(aligned(rows, left=range(5))))
     print(f"{gibibytes(total)} of at most {gibibytes(store.limit)} in {store.directory}")
     return 0
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from firstlight.cli.columns import aligned
 from firstlight.cli.options import add_hub, add_model
 from firstlight.cli.terminal import harmless, json_text
 
@@ -151,15 +152,7 @@ def _table(results: list[Result]) -> str:
                 "" if ceiling is None else f"{ceiling:.0%}",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    left = (0, 2)
-    return "\n".join(
-        "  ".join(
-            f"{cell:<{width}}" if column in left else f"{cell:>{width}}"
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    return aligned(rows, left=(0, 2))
 
 
 def _name(result: Result) -> str:
