@@ -2,8 +2,9 @@
 // arrangements.
 //
 // Blocks are of up to kMostRows rows: for each group of 32 columns, the lines of the rows and then
-// their sums, so that a product reads it from one end to the other. For products in strips
-// (panel_strips.inl) the lines of a strip's groups lie together, row by row.
+// their sums, so that a product reads it from one end to the other. For products by steps
+// (step_lines.inl) the lines of a strip's groups lie together, row by row; the last strip may have
+// room to spare.
 
 // Whole-number sums of the first and last 16 columns of a group, and of all.
 struct GroupSums {
@@ -16,7 +17,7 @@ struct FixedRows {
     const float* x;
     int64_t count, columns;
     uint8_t* blocks;   // or null
-    StripLine* lines;  // or null
+    StepLine* lines;   // or null
     float* scales;     // of a step, one a row
 
     int64_t groups() const { return columns / kGroupColumns; }
@@ -24,8 +25,8 @@ struct FixedRows {
     // Of the block that begins with `row`.
     uint8_t* block(int64_t row) const { return blocks + row * row_bytes(); }
     // Of a row's groups from `group`, with which a strip begins.
-    StripLine* strip(int64_t group, int64_t row) const {
-        return lines + group * count + row * least(kStripGroups, groups() - group);
+    StepLine* strip(int64_t group, int64_t row) const {
+        return lines + group * count + row * kStripGroups;
     }
 };
 
@@ -56,7 +57,8 @@ inline uint32_t largest_magnitude_bits(const float* x, int64_t count) {
 
 // Row `row`, which is row m of a block of `rows`; returns the size of a step.
 inline float fix_row(const FixedRows& fixed, int64_t row, int rows, int m) {
-    constexpr float kLimit = 32639.0f, kLeast = 0x1p-100f;
+    // 127 * 256 - 1: rounding to a step may add half of one, 128, and both bytes stay signed bytes.
+    constexpr float kLimit = 32511.0f, kLeast = 0x1p-100f;
     // Adding it leaves a whole number, ties rounded to even, in the lowest bits.
     constexpr float kWhole = 0x1.8p23f;
     const float* x = fixed.x + row * fixed.columns;
@@ -67,18 +69,26 @@ inline float fix_row(const FixedRows& fixed, int64_t row, int rows, int m) {
     const float factor = zero ? 0.0f : kLimit / most;
     uint8_t* to = fixed.blocks ? fixed.block(row - m) : nullptr;
     for (int64_t g = 0; g < fixed.groups(); ++g, x += kGroupColumns) {
-        int32_t values[kGroupColumns], rounded[kGroupColumns], multiples[kGroupColumns];
+        int32_t values[kGroupColumns], multiples[kGroupColumns];
         for (int i = 0; i < kGroupColumns; i += kWidth) {
             const Vector whole = load(x + i) * broadcast(factor) + broadcast(kWhole);
             Integers value = as_int(whole) - broadcast_int(0x4B400000);
             if (zero) value = broadcast_int(0);
             memcpy(values + i, &value, sizeof value);
         }
-        const GroupRounding rounding = round_group(values, rounded, multiples);
+        const GroupStep step = group_step(values);
+        step_multiples(values, step.step, multiples);
+        if (fixed.lines) {
+            StepLine* strip = fixed.strip(g / kStripGroups * kStripGroups, row);
+            put_step_line(step, multiples, strip + g % kStripGroups);
+        }
+        if (!to) continue;
         Integers run[2] = {broadcast_int(0), broadcast_int(0)};
         for (int i = 0; i < kGroupColumns; i += kWidth) {
             Integers value;
-            memcpy(&value, rounded + i, sizeof value);
+            memcpy(&value, multiples + i, sizeof value);
+            value = value * broadcast_int(step.step);
+            memcpy(values + i, &value, sizeof value);
             run[i / 16] = run[i / 16] + value;
         }
         GroupSums sums = {};
@@ -88,15 +98,9 @@ inline float fix_row(const FixedRows& fixed, int64_t row, int rows, int m) {
             for (int32_t lane : lanes) sums.run[r] += lane;
         }
         sums.all = sums.run[0] + sums.run[1];
-        if (fixed.lines) {
-            StripLine* strip = fixed.strip(g / kStripGroups * kStripGroups, row);
-            put_strip_line(rounding, rounded, multiples, sums.all, strip + g % kStripGroups);
-        }
-        if (to) {
-            put_line(rounded, to + m * kLine);
-            memcpy(to + rows * kLine + m * sizeof sums, &sums, sizeof sums);
-            to += rows * kRowGroupBytes;
-        }
+        put_line(values, to + m * kLine);
+        memcpy(to + rows * kLine + m * sizeof sums, &sums, sizeof sums);
+        to += rows * kRowGroupBytes;
     }
     if (!finite) return bits_to_float(0x7FC00000);
     return zero ? 0.0f : most / kLimit;
@@ -114,13 +118,14 @@ void fix_task(void* context, int64_t index) {
 
 // All rows of x, in memory that stays until the calling thread fixes others.
 FixedRows fix_rows(ThreadPool& pool, const float* x, int64_t count, int64_t columns, bool blocks,
-                   bool strips) {
+                   bool steps) {
     FixedRows fixed{x, count, columns, nullptr, nullptr, nullptr};
-    const int64_t line_bytes = strips ? count * fixed.groups() * 64 : 0;
+    const int64_t places = divide_up(fixed.groups(), kStripGroups) * kStripGroups;
+    const int64_t line_bytes = steps ? count * places * static_cast<int64_t>(sizeof(StepLine)) : 0;
     const int64_t block_bytes = blocks ? count * fixed.row_bytes() : 0;
     const auto wanted = static_cast<size_t>(line_bytes + block_bytes + count * 4);
     auto* memory = static_cast<uint8_t*>(thread_scratch(wanted, Scratch::fixed16_rows));
-    if (strips) fixed.lines = reinterpret_cast<StripLine*>(memory);
+    if (steps) fixed.lines = reinterpret_cast<StepLine*>(memory);
     if (blocks) fixed.blocks = memory + line_bytes;
     fixed.scales = reinterpret_cast<float*>(memory + line_bytes + block_bytes);
     share(pool, 16 * count * columns, divide_up(count, kMostRows), fix_task, &fixed);

@@ -36,10 +36,10 @@ void linear_part(ThreadPool& pool, const LinearCall* calls, int count) {
     const void* rounded = nullptr;
     const int threads = thread_count(pool);
     int64_t tasks = 0, work = 0;
-    bool blocks = false, strips = false;
+    bool blocks = false, steps = false;
     for (int i = 0; i < count; ++i) {
         if (calls[i].weight.layout != Layout::panels) continue;
-        (in_strips(calls[i].weight.format, calls[i].count) ? strips : blocks) = true;
+        (by_steps(calls[i].weight.format) ? steps : blocks) = true;
     }
     for (int i = 0; i < count; ++i) {
         const LinearCall& call = calls[i];
@@ -48,7 +48,7 @@ void linear_part(ThreadPool& pool, const LinearCall* calls, int count) {
         product.packed = weight.layout == Layout::panels;
         if (product.packed) {
             if (!fixed.x) {
-                fixed = fix_rows(pool, call.x, call.count, weight.columns, blocks, strips);
+                fixed = fix_rows(pool, call.x, call.count, weight.columns, blocks, steps);
             }
             product.panels = packed_tiles(call, fixed, threads);
         } else if (kBfloat16Products && call.round_to_bfloat16 &&

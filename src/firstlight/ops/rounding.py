@@ -25,9 +25,10 @@ Rounding = Literal["none", "mixed16", "bfloat16"]
 # Of the products with weights, or with keys and values, of a format.
 RoundingOf = Callable[[Format], Rounding]
 
-# The largest magnitude of a fixed-point value: 127 * 256 + 127, so that it splits into a signed
-# upper byte within +-127 and a signed lower byte, which byte-wise multipliers take.
-FIXED16_LIMIT = 32639
+# The largest magnitude of a fixed-point value. Up to 127 * 256 + 127 it splits into a signed upper
+# byte within +-127 and a signed lower byte, which byte-wise multipliers take; mixed16 may add half
+# of its largest step, 128.
+FIXED16_LIMIT = 127 * 256 - 1
 
 # A row whose largest magnitude is below this is zero: its scale would leave float32's normal range.
 FIXED16_LEAST = 2.0**-100
@@ -70,12 +71,12 @@ def round_activations(x: Floats, rounding: Rounding) -> Floats:
 def mixed16(steps: Floats) -> Floats:
     """What mixed16 leaves of the whole steps of fixed16, float32 [n, columns].
 
-    In each group of 32 columns of a row, the two quads (columns 4i to 4i + 3) that hold the largest
-    magnitudes keep their values; of quads that are equal in that, the first do. The step of all
-    others is the least whole number of which their largest magnitude is at most 127 times; they
-    become round_to_even(value * (1 / step)) * step, each operation a float32 rounding. So an
-    outlier costs its neighbours nothing, and most products need a single byte. A last group of
-    fewer columns is one that ends with zeros.
+    Values of a group of 32 columns of a row become whole multiples of one step:
+    round_to_even(value * (1 / step)) * step, each operation a float32 rounding. The step is the
+    least whole number of which all values are at most 127 times, the two quads (columns 4i to
+    4i + 3) excepted that hold the largest magnitudes; of quads that are equal in that, the first
+    are. So an outlier costs its neighbours nothing, and a multiple needs a single byte but in two
+    quads, where it may need two. A last group of fewer columns is one that ends with zeros.
     """
     rows, columns = steps.shape
     padded = np.pad(steps, ((0, 0), (0, -columns % MIXED16_GROUP)))
@@ -86,12 +87,6 @@ def mixed16(steps: Floats) -> Floats:
     rest = np.take_along_axis(magnitude, order[:, :, 2:3], axis=2)
     step = np.maximum(1, np.ceil(rest / np.float32(_MOST_MULTIPLE))).astype(np.float32)[..., None]
     rounded = np.rint(quads * (np.float32(1) / step)) * step
-    np.put_along_axis(
-        rounded,
-        order[:, :, :2, None],
-        np.take_along_axis(quads, order[:, :, :2, None], axis=2),
-        axis=2,
-    )
     return rounded.reshape(padded.shape)[:, :columns]
 
 
