@@ -252,13 +252,17 @@ inline void packed_task(const PackedTiles& tiles, int64_t index) {
 constexpr int64_t kBlockBytes = 384 << 10;
 
 // Rows that a strip meets one after another: their totals are in the second-level cache.
-constexpr int64_t kStripRows = 96;
+constexpr int64_t kStripRows = 192;
+
+// How far ahead weights are fetched for products by steps, where few rows meet them.
+constexpr int64_t kStepsAhead = 12 << 10;
 
 inline PackedTiles packed_tiles(const LinearCall& call, const FixedRows& fixed, int threads) {
     const StoredMatrix& weight = call.weight;
     const LinearTuning& tuning = call.tuning;
     PackedTiles tiles{&call, fixed, 1, call.count, 1, 4096, 0, by_steps(weight.format)};
     if (call.count == 0 || weight.rows == 0) return tiles;
+    if (tiles.steps) tiles.ahead = kStepsAhead;
     if (tuning.fetch_ahead) tiles.ahead = tuning.fetch_ahead;
     const int64_t fitting = kBlockBytes / (fixed.row_bytes() + 1);
     int64_t rows = tiles.steps ? kStripRows : fitting;

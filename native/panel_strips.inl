@@ -64,6 +64,11 @@ FIRSTLIGHT_APART void strip_rows(const uint8_t* strip, const StepLine* line, int
     FIRSTLIGHT_UNROLL
     for (int m = 0; m < Rows; ++m) {
         FIRSTLIGHT_UNROLL
+        for (int p = 0; p < Panels; ++p) FIRSTLIGHT_FETCH(totals + (Rows + m) * Panels + p);
+    }
+    FIRSTLIGHT_UNROLL
+    for (int m = 0; m < Rows; ++m) {
+        FIRSTLIGHT_UNROLL
         for (int p = 0; p < Panels; ++p) total[m][p] = totals[m * Panels + p];
     }
     for (int g = 0; g < groups; ++g, ++line) {
@@ -73,13 +78,16 @@ FIRSTLIGHT_APART void strip_rows(const uint8_t* strip, const StepLine* line, int
             FIRSTLIGHT_UNROLL
             for (int p = 0; p < Panels; ++p) {
                 sum[m][p] = upper_products<Form::kZeroBits>(
-                    [&](int64_t place) FIRSTLIGHT_INLINED {
+                    [&](int i) FIRSTLIGHT_INLINED {
+                        const int64_t place = line[m * kStripGroups].places[i];
                         return (__m512i)load_codes(strip + kPlaneBytes * place +
                                                    p * Form::kCodeBytes);
                     },
                     line[m * kStripGroups]);
             }
         }
+        FIRSTLIGHT_UNROLL
+        for (int m = 0; m < Rows; ++m) FIRSTLIGHT_FETCH(line + (Rows + m) * kStripGroups);
         FIRSTLIGHT_UNROLL
         for (int q = 0; q < 8; ++q) {
             __m512i codes[Panels];
@@ -123,6 +131,28 @@ FIRSTLIGHT_APART void strip_rows(const uint8_t* strip, const StepLine* line, int
     }
 }
 
+// Whether a quad named by a line is taken from where its panel lies. Else all eight are put down as
+// bytes first.
+template <class Format, int Rows>
+constexpr bool kQuadsInPlace = Format::kBits == 8 || (Format::kBits == 4 && Rows <= 2);
+
+// The codes of the quad at line.places[i].
+template <class Format>
+FIRSTLIGHT_INLINE __m512i quad_in_place(const uint8_t* group, const StepLine& line, int i) {
+    if constexpr (Format::kBits == 8) {
+        return (__m512i)load_codes(group + kPlaneBytes * int64_t{line.places[i]});
+    }
+    const auto both = (__m512i)load_codes(group + kPlaneBytes * int64_t{line.places[i] & 3u});
+    const __m128i shift = _mm_loadu_si32(&line.shifts[i]);
+    const __m512i down = _mm512_maskz_srl_epi16((__mmask32)-1, both, shift);
+    const auto codes = (Codes)down & (15 - Codes{});
+    if constexpr (requires { Format::kTable; }) {
+        return (__m512i)look_up_codes(Format::kTable.bytes, codes);
+    } else {
+        return (__m512i)codes;
+    }
+}
+
 // A panel, from its first unit at `at`, times rows of x whose first lines these are, with `count`
 // rows in all. Few rows: its codes go through registers once for all of them.
 template <class Format, int Rows>
@@ -141,24 +171,32 @@ FIRSTLIGHT_APART void panel_rows(const uint8_t* at, const StepLine* lines, int64
             at += kShape.header;
             for (int u = 0; u < kShape.groups; ++u, ++group, ++line) {
                 FIRSTLIGHT_UNROLL
-                for (int i = 0; i < kFetches; ++i) FIRSTLIGHT_FETCH(at + ahead + i * kLine);
+                for (int i = 0; i < kFetches; ++i) {
+                    // In two leaps: the first-level cache has too few places for lines on their way
+                    // to hide the memory's latency.
+                    FIRSTLIGHT_FETCH_FAR(at + ahead + i * kLine);
+                    FIRSTLIGHT_FETCH(at + 3 * kShape.group_bytes() + i * kLine);
+                }
                 alignas(64) uint8_t bytes[8 * kPlaneBytes];
-                const uint8_t* places = bytes;
                 __m512i quads[8];
                 each_place<8>([&](auto quad) FIRSTLIGHT_INLINED {
                     constexpr int kQuad = decltype(quad)::value;
                     quads[kQuad] = (__m512i)quad_of<Format, kQuad>(at, 0);
-                    if constexpr (Format::kBits < 8) {
+                    if constexpr (!kQuadsInPlace<Format, Rows>) {
                         _mm512_store_si512(bytes + kQuad * kPlaneBytes, quads[kQuad]);
                     }
                 });
-                if constexpr (Format::kBits == 8) places = at;
                 __m512i sum[Rows];
                 FIRSTLIGHT_UNROLL
                 for (int m = 0; m < Rows; ++m) {
                     sum[m] = upper_products<Format::kZeroBits>(
-                        [&](int64_t place) FIRSTLIGHT_INLINED {
-                            return (__m512i)load_codes(places + kPlaneBytes * place);
+                        [&](int i) FIRSTLIGHT_INLINED {
+                            if constexpr (kQuadsInPlace<Format, Rows>) {
+                                return quad_in_place<Format>(at, line[m * kStripGroups], i);
+                            } else {
+                                return _mm512_load_si512(
+                                    bytes + kPlaneBytes * line[m * kStripGroups].places[i]);
+                            }
                         },
                         line[m * kStripGroups]);
                 }

@@ -9,19 +9,28 @@
 
 constexpr bool kSteps = true;
 // Groups whose lines lie together.
-constexpr int kStripGroups = 8;
+constexpr int kStripGroups = 4;
 static_assert(kWidth == kPanelRows);
 
 // A row's group of 32 columns.
 struct StepLine {
     uint8_t lower[32], upper[8];
-    uint8_t places[4];  // of the quads that the upper bytes belong to; two are used
+    uint8_t places[4];   // of the quads that the upper bytes belong to; two are used
+    uint32_t shifts[2];  // 4 for a quad of the last four, which lie in upper nibbles
     int32_t step;
     int32_t multiples;  // the sum of all multiples
     float sum;          // of all values
-    int32_t unused[2];
 };
 static_assert(sizeof(StepLine) == 64);
+
+inline int32_t sum_of_lanes(__m512i values) {
+    __m256i halves[2];
+    memcpy(halves, &values, sizeof halves);
+    const __m256i eight = _mm256_add_epi32(halves[0], halves[1]);
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1)));
+}
 
 inline void put_step_line(const GroupStep& step, const int32_t* multiples, StepLine* line) {
     uint8_t upper[32];
@@ -39,20 +48,21 @@ inline void put_step_line(const GroupStep& step, const int32_t* multiples, StepL
     for (int i = 0; i < 2; ++i) {
         memcpy(line->upper + 4 * i, upper + 4 * step.fine[i], 4);
         line->places[i] = static_cast<uint8_t>(step.fine[i]);
+        line->shifts[i] = static_cast<uint32_t>(step.fine[i]) / 4 * 4;
     }
     line->step = step.step;
-    line->multiples = _mm512_reduce_add_epi32(sum);
+    line->multiples = sum_of_lanes(sum);
     line->sum = static_cast<float>(line->multiples * step.step);
 }
 
 // The product of a group's codes with a row's line, once the lower bytes' have been added to what
 // this gives: the upper bytes' products and what codes of 2^ZeroBits for zero have too much.
-// codes(place) gives the codes of the quad there.
+// codes(i) gives the codes of the quad at line.places[i].
 template <int ZeroBits, class Source>
 FIRSTLIGHT_INLINE __m512i upper_products(Source codes, const StepLine& line) {
-    __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes(line.places[0]),
+    __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes(0),
                                       four_columns(line.upper));
-    sum = _mm512_dpbusd_epi32(sum, codes(line.places[1]), four_columns(line.upper + 4));
+    sum = _mm512_dpbusd_epi32(sum, codes(1), four_columns(line.upper + 4));
     if constexpr (ZeroBits == 0) return (__m512i)((Integers)sum << 8);
     const Integers shifted = (Integers)sum << (8 - ZeroBits);
     return (__m512i)((shifted - broadcast_int(line.multiples)) << ZeroBits);
