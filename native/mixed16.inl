@@ -13,9 +13,9 @@ inline GroupStep step_of(int32_t first, int32_t second, int32_t third) {
     return {rest <= 127 ? 1 : (rest + 126) / 127, {7 - (first & 7), 7 - (second & 7)}};
 }
 
-// Quads are compared by their largest magnitude; of equal ones the earlier counts as larger. So the
-// keys of the three largest are wanted, a key being a magnitude times eight and 7 less the quad's
-// place.
+// The step is set by the quad whose largest magnitude is the third in order, and the two before it
+// are the fine ones. Quads are told apart by keys: that magnitude times eight, and 7 less the
+// quad's place.
 #if defined(__AVX512F__)
 
 // The largest of lanes 0 and 1 of each four, in every lane.
@@ -44,7 +44,7 @@ inline GroupStep group_step(const int32_t* values) {
     int32_t found[3];
     for (int32_t& each : found) {
         const __m512i most = largest_key(keys);
-        each = _mm_cvtsi128_si32(_mm512_castsi512_si128(most));
+        memcpy(&each, &most, sizeof each);
         // Lanes without a quad, and quads that were found, are 0: so is what comes next if all is 0.
         keys = _mm512_maskz_mov_epi32(_mm512_cmpneq_epi32_mask(keys, most), keys);
     }
