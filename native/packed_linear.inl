@@ -124,25 +124,19 @@ inline void strip_panels(const PackedTiles& tiles, int64_t panel, int64_t begin,
     const int64_t rows = end - begin, panel_bytes = kShape.panel_bytes(weight.columns);
     auto* strip = reinterpret_cast<uint8_t*>(totals + rows * Panels);
     for (int64_t i = 0; i < rows * Panels; ++i) totals[i] = broadcast(0.0f);
-    const uint8_t* at = weight.data + panel * panel_bytes;
     for (int64_t group = 0; group < fixed.groups(); group += kStripGroups) {
         const int groups = static_cast<int>(least(kStripGroups, fixed.groups() - group));
-        const int units = groups / kShape.groups;
-        for (int p = 0; p < Panels; ++p) {
-            const uint8_t* unit = at + p * panel_bytes;
-            for (int u = 0; u < units; ++u, unit += kShape.unit_bytes()) {
-                fill_unit<Format>(typename Format::Unit(unit, 0), unit + kShape.header,
-                                  kShape.groups, p, Panels,
-                                  strip + u * kShape.groups * Panels * Form::kPanelBytes);
-            }
-        }
-        at += units * kShape.unit_bytes();
-        // After the last strip of these panels come the first ones of those that follow.
-        StripFetch fetch{};
-        fetch.bytes = units * kShape.unit_bytes();
         const bool last = group + kStripGroups >= fixed.groups();
+        StripFetch fetch{};
+        fetch.bytes = groups * kShape.group_bytes();
         for (int p = 0; p < Panels; ++p) {
-            fetch.at[p] = at + (last ? p + Panels - 1 : p) * panel_bytes;
+            const uint8_t* first = weight.data + (panel + p) * panel_bytes;
+            const uint8_t* unit = first + group / kShape.groups * kShape.unit_bytes();
+            const uint8_t* at =
+                unit + kShape.header + group % kShape.groups * kShape.group_bytes();
+            fill_strip<Format>(typename Format::Unit(unit, 0), at, groups, p, Panels, strip);
+            // After the last strip of these panels comes the first of those that follow.
+            fetch.at[p] = last ? first + Panels * panel_bytes : at + fetch.bytes;
         }
         const auto lines = static_cast<int>(
             divide_up(kStripPair * Panels * divide_up(fetch.bytes, kLine), rows));

@@ -18,10 +18,10 @@ struct StripForm {
     static constexpr int64_t kPanelBytes = kCodeBytes + kScaleBytes;
 };
 
-// Takes `groups` groups of panel `panel` apart, of a strip of `panels`; those of one unit, from `at`.
+// Takes `groups` groups of a unit apart, from `at`, as panel `panel` of a strip of `panels`.
 template <class Format>
-inline void fill_unit(const typename Format::Unit& scales_of, const uint8_t* at, int groups,
-                      int panel, int panels, uint8_t* strip) {
+inline void fill_strip(const typename Format::Unit& scales_of, const uint8_t* at, int groups,
+                       int panel, int panels, uint8_t* strip) {
     using Form = StripForm<Format::kZeroBits, Format::kMinimum>;
     for (int g = 0; g < groups; ++g, at += Format::kShape.group_bytes()) {
         each_place<8>([&](auto quad) FIRSTLIGHT_INLINED {
@@ -153,76 +153,76 @@ FIRSTLIGHT_INLINE __m512i quad_in_place(const uint8_t* group, const StepLine& li
     }
 }
 
-// A panel, from its first unit at `at`, times rows of x whose first lines these are, with `count`
-// rows in all. Few rows: its codes go through registers once for all of them.
+// A panel times rows of x whose first lines these are, with `count` rows in all. Few rows: its codes
+// go through registers once for all of them.
 template <class Format, int Rows>
-FIRSTLIGHT_APART void panel_rows(const uint8_t* at, const StepLine* lines, int64_t count,
+FIRSTLIGHT_APART void panel_rows(const uint8_t* panel, const StepLine* lines, int64_t count,
                                  int64_t groups, int64_t ahead, Vector* totals) {
     constexpr PanelShape kShape = Format::kShape;
+    static_assert(kShape.groups == 1 || kShape.groups % kStripGroups == 0);
     constexpr int kFetches = static_cast<int>((kShape.group_bytes() + kLine - 1) / kLine);
     Vector total[Rows];
     FIRSTLIGHT_UNROLL
     for (int m = 0; m < Rows; ++m) total[m] = broadcast(0.0f);
-    for (int64_t group = 0; group < groups; lines += count * kStripGroups) {
-        const StepLine* line = lines;
-        const int64_t end = least(group + kStripGroups, groups);
-        while (group < end) {
-            const typename Format::Unit scales_of(at, 0);
-            at += kShape.header;
-            for (int u = 0; u < kShape.groups; ++u, ++group, ++line) {
-                FIRSTLIGHT_UNROLL
-                for (int i = 0; i < kFetches; ++i) {
-                    // In two leaps: the first-level cache has too few places for lines on their way
-                    // to hide the memory's latency.
-                    FIRSTLIGHT_FETCH_FAR(at + ahead + i * kLine);
-                    FIRSTLIGHT_FETCH(at + 3 * kShape.group_bytes() + i * kLine);
-                }
-                alignas(64) uint8_t bytes[8 * kPlaneBytes];
-                __m512i quads[8];
-                each_place<8>([&](auto quad) FIRSTLIGHT_INLINED {
-                    constexpr int kQuad = decltype(quad)::value;
-                    quads[kQuad] = (__m512i)quad_of<Format, kQuad>(at, 0);
-                    if constexpr (!kQuadsInPlace<Format, Rows>) {
-                        _mm512_store_si512(bytes + kQuad * kPlaneBytes, quads[kQuad]);
-                    }
-                });
-                __m512i sum[Rows];
-                FIRSTLIGHT_UNROLL
-                for (int m = 0; m < Rows; ++m) {
-                    sum[m] = upper_products<Format::kZeroBits>(
-                        [&](int i) FIRSTLIGHT_INLINED {
-                            if constexpr (kQuadsInPlace<Format, Rows>) {
-                                return quad_in_place<Format>(at, line[m * kStripGroups], i);
-                            } else {
-                                return _mm512_load_si512(
-                                    bytes + kPlaneBytes * line[m * kStripGroups].places[i]);
-                            }
-                        },
-                        line[m * kStripGroups]);
-                }
-                FIRSTLIGHT_UNROLL
-                for (int q = 0; q < 8; ++q) {
-                    FIRSTLIGHT_UNROLL
-                    for (int m = 0; m < Rows; ++m) {
-                        const uint8_t* from = line[m * kStripGroups].lower + 4 * q;
-                        sum[m] = _mm512_dpbusd_epi32(sum[m], quads[q], four_columns(from));
-                    }
-                }
-                const auto scales = scales_of.scales(at + kPlaneBytes * Format::kBits, 0);
-                FIRSTLIGHT_UNROLL
-                for (int m = 0; m < Rows; ++m) {
-                    const Vector product = times_step(sum[m], line[m * kStripGroups]);
-                    total[m] = total[m] + product * scales.scale[0];
-                }
-                if constexpr (Format::kMinimum) {
-                    FIRSTLIGHT_UNROLL
-                    for (int m = 0; m < Rows; ++m) {
-                        const Vector all = broadcast(line[m * kStripGroups].sum);
-                        total[m] = total[m] + scales.minimum[0] * all;
-                    }
-                }
-                at += kShape.group_bytes();
+    for (int64_t group = 0; group < groups; group += kStripGroups) {
+        const uint8_t* unit = panel + group / kShape.groups * kShape.unit_bytes();
+        const uint8_t* at = unit + kShape.header + group % kShape.groups * kShape.group_bytes();
+        const typename Format::Unit scales_of(unit, 0);
+        const StepLine* line = lines + group * count;
+        const StepLine* end = line + least(kStripGroups, groups - group);
+        for (; line < end; ++line) {
+            FIRSTLIGHT_UNROLL
+            for (int i = 0; i < kFetches; ++i) {
+                // In two leaps: the first-level cache has too few places for lines on their way
+                // to hide the memory's latency.
+                FIRSTLIGHT_FETCH_FAR(at + ahead + i * kLine);
+                FIRSTLIGHT_FETCH(at + 3 * kShape.group_bytes() + i * kLine);
             }
+            alignas(64) uint8_t bytes[8 * kPlaneBytes];
+            __m512i quads[8];
+            each_place<8>([&](auto quad) FIRSTLIGHT_INLINED {
+                constexpr int kQuad = decltype(quad)::value;
+                quads[kQuad] = (__m512i)quad_of<Format, kQuad>(at, 0);
+                if constexpr (!kQuadsInPlace<Format, Rows>) {
+                    _mm512_store_si512(bytes + kQuad * kPlaneBytes, quads[kQuad]);
+                }
+            });
+            __m512i sum[Rows];
+            FIRSTLIGHT_UNROLL
+            for (int m = 0; m < Rows; ++m) {
+                sum[m] = upper_products<Format::kZeroBits>(
+                    [&](int i) FIRSTLIGHT_INLINED {
+                        if constexpr (kQuadsInPlace<Format, Rows>) {
+                            return quad_in_place<Format>(at, line[m * kStripGroups], i);
+                        } else {
+                            return _mm512_load_si512(
+                                bytes + kPlaneBytes * line[m * kStripGroups].places[i]);
+                        }
+                    },
+                    line[m * kStripGroups]);
+            }
+            FIRSTLIGHT_UNROLL
+            for (int q = 0; q < 8; ++q) {
+                FIRSTLIGHT_UNROLL
+                for (int m = 0; m < Rows; ++m) {
+                    const uint8_t* from = line[m * kStripGroups].lower + 4 * q;
+                    sum[m] = _mm512_dpbusd_epi32(sum[m], quads[q], four_columns(from));
+                }
+            }
+            const auto scales = scales_of.scales(at + kPlaneBytes * Format::kBits, 0);
+            FIRSTLIGHT_UNROLL
+            for (int m = 0; m < Rows; ++m) {
+                const Vector product = times_step(sum[m], line[m * kStripGroups]);
+                total[m] = total[m] + product * scales.scale[0];
+            }
+            if constexpr (Format::kMinimum) {
+                FIRSTLIGHT_UNROLL
+                for (int m = 0; m < Rows; ++m) {
+                    const Vector all = broadcast(line[m * kStripGroups].sum);
+                    total[m] = total[m] + scales.minimum[0] * all;
+                }
+            }
+            at += kShape.group_bytes();
         }
     }
     FIRSTLIGHT_UNROLL
