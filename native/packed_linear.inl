@@ -266,7 +266,7 @@ inline PackedTiles packed_tiles(const LinearCall& call, const FixedRows& fixed, 
     const int64_t panels = panels_of(weight.rows);
     // Long runs for the memory's sake, but several for each thread, for their balance.
     tiles.panels = tuning.panels ? tuning.panels : divide_up(panels, 8 * threads);
-    if (tiles.steps && !tuning.panels) tiles.panels = divide_up(tiles.panels, 4) * 4;
+    if (!tuning.panels) tiles.panels = divide_up(tiles.panels, kStripPanels) * kStripPanels;
     tiles.panels = least(tiles.panels, panels);
     tiles.tasks = divide_up(panels, tiles.panels) * tiles.blocks;
     return tiles;

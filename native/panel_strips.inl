@@ -229,6 +229,10 @@ FIRSTLIGHT_APART void panel_rows(const uint8_t* panel, const StepLine* lines, in
     for (int m = 0; m < Rows; ++m) totals[m] = total[m];
 }
 
+#else
+
+constexpr int kStripPanels = 1;
+
 #endif
 
 // Whether products with weights of that format go by steps.
