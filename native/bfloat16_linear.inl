@@ -121,7 +121,7 @@ inline const void* bfloat16_inputs(ThreadPool& pool, const LinearCall& call) {
 // Up to kFewInputs the weight streams through once; with more, blocks of it stay in the second-level
 // cache.
 inline LinearTiles bfloat16_tiles(const LinearCall& call, const void* x, int threads) {
-    constexpr int64_t kFewInputs = 48, kManyRows = 64, kTaskBytes = 1 << 17;
+    constexpr int64_t kFewInputs = 20, kManyRows = 64, kTaskBytes = 1 << 17;
     const StoredMatrix& weight = call.weight;
     LinearTiles tiles{bfloat16_task, &call, x, 0, 1, call.count, 0, kBfloat16Rows};
     if (call.count == 0 || weight.rows == 0) return tiles;
