@@ -11,6 +11,7 @@ import numpy as np
 from firstlight.checkpoint.files import open_regular
 from firstlight.errors import CheckpointError
 from firstlight.formats.base import Bytes
+from firstlight.host.huge_pages import ask_for_huge_pages
 
 
 class MappedFile:
@@ -67,5 +68,6 @@ class MappedFile:
                     f"cannot be memory-mapped ({error})",
                     "Raise the limits on open files and address space (`ulimit -n`, `ulimit -v`)",
                 ) from None
+        ask_for_huge_pages(mapping)
         self._mapping = mapping
         return np.frombuffer(mapping, np.uint8)

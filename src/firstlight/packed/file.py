@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from firstlight.formats.base import Bytes
+from firstlight.host.huge_pages import ask_for_huge_pages
 from firstlight.packed.layout import (
     PRELUDE_BYTES,
     DamagedPackedFile,
@@ -68,6 +69,7 @@ def open_packed(path: Path, use: bool = True) -> PackedFile:
         header = _read_header(descriptor)
         # The mapping duplicates the descriptor, and the lock lives as long as it does.
         mapping = mmap.mmap(descriptor, header.size, access=mmap.ACCESS_READ)
+        ask_for_huge_pages(mapping)
         if use:
             os.utime(descriptor)
             if hasattr(os, "posix_fadvise"):  # the disk begins to read; nobody waits for it
