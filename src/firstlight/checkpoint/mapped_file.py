@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import sys
 import threading
 from pathlib import Path
 
@@ -60,7 +61,7 @@ class MappedFile:
             if not size:
                 return np.empty(0, np.uint8)
             try:
-                mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+                mapping = _mapped(file.fileno(), size)
             except (OSError, ValueError, OverflowError) as error:
                 raise CheckpointError(
                     self.path,
@@ -69,3 +70,9 @@ class MappedFile:
                 ) from None
         self._mapping = mapping
         return np.frombuffer(mapping, np.uint8)
+
+
+def _mapped(descriptor: int, size: int) -> mmap.mmap:
+    if sys.version_info >= (3, 13):  # before, the mapping keeps a descriptor of its own
+        return mmap.mmap(descriptor, size, access=mmap.ACCESS_READ, trackfd=False)
+    return mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
