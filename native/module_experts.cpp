@@ -61,12 +61,13 @@ ExpertsBlock::ExpertsBlock(Product router, std::vector<Product> products,
                            const std::string& activation, int64_t top_k, const std::string& score,
                            int64_t groups, int64_t groups_kept, int64_t group_counted,
                            bool renormalised, double scale, std::optional<In<float>> correction,
-                           MaybeNorm pre_norm, MaybeNorm post_norm, float residual_scale)
+                           MaybeNorm pre_norm, MaybeNorm post_norm, float residual_scale,
+                           std::optional<Out<int64_t>> use)
     : router_(std::move(router)), products_(std::move(products)), shared_(std::move(shared)),
       shared_gate_(std::move(shared_gate)), activation_(activation_of(activation)),
       routing_{top_k, score_of(score), groups, groups_kept, group_counted, renormalised, scale},
       correction_(std::move(correction)), pre_norm_(std::move(pre_norm)),
-      post_norm_(std::move(post_norm)), residual_scale_(residual_scale),
+      post_norm_(std::move(post_norm)), residual_scale_(residual_scale), use_(std::move(use)),
       columns_(router_.columns()), width_(0), shared_width_(0) {
     const int64_t count = router_.rows();
     require(count >= 1 && products_.size() == 3 * static_cast<size_t>(count),
@@ -90,6 +91,7 @@ ExpertsBlock::ExpertsBlock(Product router, std::vector<Product> products,
             "the shared expert's gate must be a product of one row");
     require(!correction_ || (correction_->ndim() == 1 && extent(*correction_, 0) == count),
             "correction must be [experts]");
+    require(!use_ || (use_->ndim() == 1 && extent(*use_, 0) == count), "use must be [experts]");
     require(!pre_norm_ || pre_norm_->part().columns == columns_,
             "a norm does not have the stream's columns");
     require(!post_norm_ || post_norm_->part().columns == columns_,
@@ -156,6 +158,9 @@ void ExpertsBlock::route(const Step& step, const int32_t* chosen) const {
         float* weights = step.weights + row * count;
         route_row(routing_, weights, count, correction_ ? correction_->data() : nullptr,
                   chosen ? chosen + row * routing_.top_k : nullptr, scratch, weights);
+        if (use_) {
+            for (int64_t i = 0; i < count; ++i) use_->data()[i] += weights[i] != 0.0f;
+        }
     }
 }
 
@@ -242,11 +247,12 @@ void bind_experts(nb::module_& module) {
     nb::class_<ExpertsBlock>(module, "ExpertsBlock", "A layer's mixture of experts.")
         .def(nb::init<Product, std::vector<Product>, std::vector<Product>, std::optional<Product>,
                       const std::string&, int64_t, const std::string&, int64_t, int64_t, int64_t,
-                      bool, double, std::optional<In<float>>, MaybeNorm, MaybeNorm, float>(),
+                      bool, double, std::optional<In<float>>, MaybeNorm, MaybeNorm, float,
+                      std::optional<Out<int64_t>>>(),
              "router"_a, "products"_a, "shared"_a, "shared_gate"_a.none(), "activation"_a,
              "top_k"_a, "score"_a, "groups"_a, "groups_kept"_a, "group_counted"_a,
              "renormalised"_a, "scale"_a, "correction"_a.noconvert().none(), "pre_norm"_a.none(),
-             "post_norm"_a.none(), "residual_scale"_a);
+             "post_norm"_a.none(), "residual_scale"_a, "use"_a.noconvert().none() = nb::none());
 }
 
 }  // namespace firstlight

@@ -18,13 +18,14 @@ namespace firstlight {
 class ExpertsBlock {
 public:
     // `products`: gate, up and down of each expert, one expert's after another's; those of the
-    // shared expert, if there is one, in `shared`.
+    // shared expert, if there is one, in `shared`. `use` [experts], if given, counts the rows that
+    // went to each.
     ExpertsBlock(Product router, std::vector<Product> products, std::vector<Product> shared,
                  std::optional<Product> shared_gate, const std::string& activation, int64_t top_k,
                  const std::string& score, int64_t groups, int64_t groups_kept,
                  int64_t group_counted, bool renormalised, double scale,
                  std::optional<In<float>> correction, MaybeNorm pre_norm, MaybeNorm post_norm,
-                 float residual_scale);
+                 float residual_scale, std::optional<Out<int64_t>> use);
 
     // chosen [rows, top_k] or none. `rounds`: as FeedForwardBlock's.
     void run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x,
@@ -49,6 +50,7 @@ private:
     std::optional<In<float>> correction_;
     MaybeNorm pre_norm_, post_norm_;
     float residual_scale_;
+    std::optional<Out<int64_t>> use_;
     int64_t columns_, width_, shared_width_;
 };
 

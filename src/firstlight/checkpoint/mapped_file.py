@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import sys
 import threading
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from firstlight.checkpoint.files import open_regular
 from firstlight.errors import CheckpointError
 from firstlight.formats.base import Bytes
+from firstlight.host.mapping import map_file
 
 
 class MappedFile:
@@ -61,7 +61,7 @@ class MappedFile:
             if not size:
                 return np.empty(0, np.uint8)
             try:
-                mapping = _mapped(file.fileno(), size)
+                mapping = map_file(file.fileno(), size)
             except (OSError, ValueError, OverflowError) as error:
                 raise CheckpointError(
                     self.path,
@@ -70,9 +70,3 @@ class MappedFile:
                 ) from None
         self._mapping = mapping
         return np.frombuffer(mapping, np.uint8)
-
-
-def _mapped(descriptor: int, size: int) -> mmap.mmap:
-    if sys.version_info >= (3, 13):  # before, the mapping keeps a descriptor of its own
-        return mmap.mmap(descriptor, size, access=mmap.ACCESS_READ, trackfd=False)
-    return mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
