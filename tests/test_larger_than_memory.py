@@ -156,19 +156,24 @@ def check(limited: dict[str, Any], free: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def free(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The run without a limit."""
-    return run("none", model, "cpu", tmp_path_factory.mktemp("cache"))
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
 
 
-def test_with_a_limit_on_the_process(model: Path, free: dict[str, Any], tmp_path: Path) -> None:
-    check(run("data", model, "cpu", tmp_path), free)
+@pytest.fixture(scope="module")
+def free(model: Path, cache: Path) -> dict[str, Any]:
+    """The run without a limit, which also checks the kernels: that takes memory, once."""
+    return run("none", model, "cpu", cache)
+
+
+def test_with_a_limit_on_the_process(model: Path, free: dict[str, Any], cache: Path) -> None:
+    check(run("data", model, "cpu", cache), free)
 
 
 def test_in_a_control_group(
-    model: Path, group: Callable[[int], Path], free: dict[str, Any], tmp_path: Path
+    model: Path, group: Callable[[int], Path], free: dict[str, Any], cache: Path
 ) -> None:
-    check(run(group(LIMIT), model, "cpu", tmp_path), free)
+    check(run(group(LIMIT), model, "cpu", cache), free)
 
 
 def test_weights_that_are_laid_out_anew_are_kept_on_disk(

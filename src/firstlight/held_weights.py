@@ -1,9 +1,10 @@
 """A model larger than memory: what of its weights is held there, and how slow it will be.
 
 All weights stay mapped from their files, whose pages the system drops and reads again as it must.
-What most tokens need is held in memory beside them (host/mapping.py): first what every token needs,
-then experts, those that most tokens have gone to first. The use of experts is counted while the
-model runs, older use for less and less, and what is held follows it.
+Beside them is held in memory (host/mapping.py) first what every token needs, and then those experts
+that far more tokens have gone to than to others. Of the rest the system's own cache keeps what was
+used last, which is as good for experts that are used alike, and leaves them more room. The use of
+experts is counted while the model runs, older use for less and less, and what is held follows it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ _MOVED_SHARE = 0.125
 
 _BETTER = 1.25
 """An expert is exchanged only for one that is used so much more: what moves is read from disk."""
+
+_HOT = 2.0
+"""An expert is held where it is used so many times as much as if all were used alike."""
 
 _PRIOR_TOKENS = 8.0
 """An expert's use counts as if so many tokens had gone to all experts alike before."""
@@ -189,12 +193,11 @@ class HeldWeights:
             counts >>= 1
 
     def _chosen(self, room: int) -> list[_Part]:
-        def worth(part: _Part) -> float:
-            return -part.use() * (_BETTER if part.held else 1.0)
-
+        worth = {part: part.use() * (_BETTER if part.held else 1.0) for part in self._parts}
         chosen = []
-        for part in sorted(self._parts, key=worth):
-            if part.size <= room:
+        for part in sorted(self._parts, key=lambda part: -worth[part]):
+            hot = part.counts is None or worth[part] >= _HOT * part.share
+            if hot and part.size <= room:
                 room -= part.size
                 chosen.append(part)
         return chosen
