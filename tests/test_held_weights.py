@@ -84,13 +84,17 @@ def counts_of(spec: ModelSpec) -> list[Any]:
     ]
 
 
+def read_ahead_of(spec: ModelSpec) -> list[Any]:
+    return [np.zeros((len(each), 3, 2), np.int64) for each in counts_of(spec)]
+
+
 def held_weights_of(
     spec: ModelSpec, matrices: list[KeptMatrix], chip: Chip, counts: list[Any], room: int
 ) -> HeldWeights:
     weights: Any = chip.weights
     mapped = [each.source for each in matrices]
     memory = -int(-room // HELD_SHARE) + 1
-    return HeldWeights(spec, weights, mapped, counts, memory)
+    return HeldWeights(spec, weights, mapped, counts, read_ahead_of(spec), memory)
 
 
 Mixture = tuple[ModelSpec, list[KeptMatrix]]
@@ -115,7 +119,7 @@ def test_what_every_token_needs_is_held_first(
 def test_nothing_is_held_without_room(mixture: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, matrices = mixture
     chip = Chip(matrices, monkeypatch)
-    held = HeldWeights(spec, chip.weights, chip.weights, counts_of(spec), -5)  # type: ignore[arg-type]
+    held = held_weights_of(spec, matrices, chip, counts_of(spec), -5)
     held.begin()
     held.review()
     assert not chip.held

@@ -103,17 +103,26 @@ class _Part:
         counts: uses of all experts of its layer; None: every token needs it.
         expert: its index among them.
         share: of tokens, if they went to all experts alike.
+        read_ahead: of its layer; see `HeldWeights`.
     """
 
     places: tuple[tuple[int, int], ...]
     counts: NDArray[np.int64] | None = None
     expert: int = 0
     share: float = 1.0
+    read_ahead: NDArray[np.int64] | None = None
     held: bool = False
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.size = sum(size for _, size in self.places)
+
+    def tell(self) -> None:
+        """Have its weights read before they are used, unless they are held."""
+        if self.read_ahead is not None:
+            self.read_ahead[self.expert] = 0
+            if not self.held:
+                self.read_ahead[self.expert, : len(self.places)] = self.places
 
     def use(self) -> float:
         """The share of tokens that need it, as far as is known."""
@@ -134,18 +143,21 @@ class HeldWeights:
         weights: Weights,
         mapped: Iterable[TensorSource],
         counts: Sequence[NDArray[np.int64] | None],
+        read_ahead: Sequence[NDArray[np.int64] | None],
         memory: int,
     ) -> None:
         """
         Args:
             mapped: the matrices that lie in files mapped by `host.mapping.map_file`.
             counts: for each layer the tokens that went to each expert, which the layer counts.
+            read_ahead: for each layer int64 [experts, 3, 2], which is told where the weights of
+                experts lie that are not held (see `ExpertsBlock.places`).
             memory: bytes for weights, of which HELD_SHARE is held.
         """
         self._most = int(HELD_SHARE * memory)
         self._spare = int(_SPARE_SHARE * memory)
         self._counts = [each for each in counts if each is not None]
-        self._parts = _parts(spec, weights, set(mapped), counts)
+        self._parts = _parts(spec, weights, set(mapped), counts, read_ahead)
         self._passes = 0
         self._review_after = _FIRST_REVIEW
 
@@ -208,6 +220,7 @@ def _parts(
     weights: Weights,
     mapped: set[TensorSource],
     counts: Sequence[NDArray[np.int64] | None],
+    read_ahead: Sequence[NDArray[np.int64] | None],
 ) -> list[_Part]:
     """In the order of use; an untied embedding, of which a token reads one row, is not there."""
     parts: list[_Part] = []
@@ -229,7 +242,9 @@ def _parts(
         together = [each for each in _matrices(expert) if each in mapped]
         taken.update(together)
         places = tuple(_place(weights, each) for each in together)
-        parts.append(_Part(places, counts[index], number, shares[source]))
+        part = _Part(places, counts[index], number, shares[source], read_ahead[index])
+        part.tell()
+        parts.append(part)
     return parts
 
 
@@ -246,9 +261,11 @@ def _hold(part: _Part) -> None:
     for address, size in part.places:
         hold(address, size)
     part.held = True
+    part.tell()
 
 
 def _let_go(part: _Part) -> None:
     for address, size in part.places:
         let_go(address, size)
     part.held = False
+    part.tell()

@@ -378,7 +378,8 @@ def _hold(
         decoder.spec,
         decoder.weights,
         [matrix.source for matrix in matrices],
-        decoder.expert_uses(),
+        [None if each is None else each.use for each in decoder.expert_blocks()],
+        [None if each is None else each.places for each in decoder.expert_blocks()],
         memory,
     )
     with progress("Reading what is held in memory", total=held.most_bytes) as advance:

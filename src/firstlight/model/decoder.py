@@ -123,11 +123,10 @@ class Decoder:
             self.after_pass()
         return x
 
-    def expert_uses(self) -> tuple[NDArray[np.int64] | None, ...]:
-        """For each layer, the rows that went to each expert, int64 [experts], as they are counted
-        from now on; None for a layer without experts."""
+    def expert_blocks(self) -> tuple[ExpertsBlock | None, ...]:
+        """Of each layer, or None where it has no experts."""
         blocks = (layer.feed_forward for layer in self._layers)
-        return tuple(each.use if isinstance(each, ExpertsBlock) else None for each in blocks)
+        return tuple(each if isinstance(each, ExpertsBlock) else None for each in blocks)
 
     def _layer(self, index: int, layer: LayerSpec, weights: Weights) -> _Layer:
         return _Layer(

@@ -57,6 +57,7 @@ def experts_block(spec: ExpertsSpec, residual: ResidualSpec, weights: Weights) -
         post_norm=norm(residual.post_norm, weights),
         residual_scale=residual.scale,
         use=np.zeros(len(spec.experts), np.int64),
+        places=np.zeros((len(spec.experts), 3, 2), np.int64),
     )
 
 

@@ -62,6 +62,9 @@ class ExpertsBlock:
         residual_scale: factor of what is added to the stream.
         use: int64 [experts] on the host, to which the rows that go to each are added; None: they
             are not counted.
+        places: int64 [experts, 3, 2] on the host: address and size of each expert's gate, up and
+            down where they lie in a mapped file that memory may not hold, so that a backend can
+            have them read before it needs them; size 0 where that is of no use.
     """
 
     router: Product
@@ -77,6 +80,7 @@ class ExpertsBlock:
     post_norm: Norm | None = None
     residual_scale: float = 1.0
     use: NDArray[np.int64] | None = None
+    places: NDArray[np.int64] | None = None
 
 
 def _experts_block_cost(x: Tensor, block: ExpertsBlock, token_ids: Integers) -> Cost:

@@ -96,6 +96,7 @@ class ExpertsBlock:
         post_norm: Norm | None,
         residual_scale: float,
         use: _Array | None = None,
+        places: _Array | None = None,
     ) -> None: ...
 
 class Head:

@@ -223,6 +223,7 @@ def _experts_block(block: ExpertsBlock) -> _native.ExpertsBlock:
         post_norm=_norm(block.post_norm),
         residual_scale=block.residual_scale,
         use=block.use,
+        places=block.places,
     )
 
 
