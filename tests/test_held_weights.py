@@ -45,6 +45,7 @@ class Chip:
             self.sources[number] = matrix.source
             data = SimpleNamespace(nbytes=matrix.nbytes, ctypes=SimpleNamespace(data=number))
             self.weights[matrix.source] = SimpleNamespace(data=data)
+        monkeypatch.setattr(held_weights, "_HOT", 2.0)  # of few experts none can be used much more
         monkeypatch.setattr(held_weights, "hold", self.held.__setitem__)
         monkeypatch.setattr(held_weights, "let_go", lambda address, _: self.held.pop(address))
         monkeypatch.setattr(held_weights, "available_memory", lambda: self.available)

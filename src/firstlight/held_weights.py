@@ -36,8 +36,9 @@ _MOVED_SHARE = 0.125
 _BETTER = 1.25
 """An expert is exchanged only for one that is used so much more: what moves is read from disk."""
 
-_HOT = 2.0
-"""An expert is held where it is used so many times as much as if all were used alike."""
+_HOT = 4.0
+"""An expert is held where it is used so many times as much as if all were used alike. With less
+the system's cache did better (bench/README.md)."""
 
 _PRIOR_TOKENS = 8.0
 """An expert's use counts as if so many tokens had gone to all experts alike before."""

@@ -149,17 +149,14 @@ class BytePairs:
             raise CorruptTable("not tables of byte pairs, or not all of them")
         end = data.index(b"\n", start) + 1
         header = json.loads(data[start:end])
-        arrays = []
-        for code, size in (("Q", 8), ("I", 4), ("I", 4)):
-            stop = end + size * header["merges"]
-            arrays.append(view[end:stop].cast(code))
-            end = stop
+        count = header["merges"]
+        ranks, joined, table = (end + size * count for size in (8, 12, 16))
         return cls(
-            PieceTable.from_bytes(data[end:]),
+            PieceTable.from_bytes(data[table:]),
             tuple(header["letters"]),
-            arrays[0],
-            arrays[1],
-            arrays[2],
+            view[end:ranks].cast("Q"),
+            view[ranks:joined].cast("I"),
+            view[joined:table].cast("I"),
             header["whole_words"],
             header["about"],
         )
