@@ -22,6 +22,7 @@ SOURCE = Path(firstlight.__file__).parent
 # What joins the others, and so nothing below imports.
 JOINING = {
     "server", "replica", "cli", "generation", "language_model", "loading", "packing", "tuning",
+    "held_weights",
 }  # fmt: skip
 
 # Part -> parts of firstlight that nothing in it imports, not even for its type hints.

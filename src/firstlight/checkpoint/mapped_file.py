@@ -11,7 +11,7 @@ import numpy as np
 from firstlight.checkpoint.files import open_regular
 from firstlight.errors import CheckpointError
 from firstlight.formats.base import Bytes
-from firstlight.host.huge_pages import ask_for_huge_pages
+from firstlight.host.mapping import map_file
 
 
 class MappedFile:
@@ -61,13 +61,12 @@ class MappedFile:
             if not size:
                 return np.empty(0, np.uint8)
             try:
-                mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+                mapping = map_file(file.fileno(), size)
             except (OSError, ValueError, OverflowError) as error:
                 raise CheckpointError(
                     self.path,
                     f"cannot be memory-mapped ({error})",
                     "Raise the limits on open files and address space (`ulimit -n`, `ulimit -v`)",
                 ) from None
-        ask_for_huge_pages(mapping)
         self._mapping = mapping
         return np.frombuffer(mapping, np.uint8)

@@ -227,6 +227,8 @@ def _run_here(
     except InsufficientMemoryError as error:
         return {**here, "runs": False, "why": str(error)}
     how = f"on {backend.name}, with a context of {plan.context_length:,} tokens"
+    if plan.mapped:
+        how += "; memory does not hold its weights, which stay on disk: slowly"
     if slow:
         how += f"; products with {', '.join(slow)} run as their definition, slowly"
     return {**here, "runs": True, "how": how, "context_length_here": plan.context_length}

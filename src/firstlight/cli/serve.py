@@ -45,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: once, on --device)",
     )
     parser.add_argument(
+        "--no-core-shares",
+        action="store_true",
+        help="let the system place replicas on the processor's cores, instead of giving each its "
+        "own (Linux)",
+    )
+    parser.add_argument(
         "--log-format", choices=("text", "json"), default="text", help="of lines on standard error"
     )
     add_loading(parser)
@@ -246,6 +252,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         Caller("", b"", *rates),
         arguments.cors,
         arguments.share_prefixes,
+        not arguments.no_core_shares,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from firstlight.engine.batching import HEAD_ROWS
 from firstlight.engine.options import (
@@ -21,6 +21,10 @@ from firstlight.model.tensor_files import TensorFiles
 from firstlight.model.weights import weight_bytes
 from firstlight.ops import Ops
 
+_WORKING_BYTES = 64 << 20
+"""Of weights that are mapped: what is in memory at a time at least, while they are packed or
+multiplied."""
+
 
 @dataclass(frozen=True)
 class MemoryPlan:
@@ -32,6 +36,8 @@ class MemoryPlan:
         state: pages of all streams, which the sequences share.
         activations: the largest step's intermediate values, estimated from above.
         state_dtype: what the state is kept in.
+        mapped: of the weights, what stays in files that are mapped because memory does not hold
+            all of it; 0 where it does.
     """
 
     context_length: int
@@ -39,10 +45,12 @@ class MemoryPlan:
     state: int
     activations: int
     state_dtype: str = "float32"
+    mapped: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.state + self.activations
+        """What must be in memory."""
+        return self.weights - self.mapped + self.state + self.activations
 
 
 def plan_memory(
@@ -176,6 +184,40 @@ def fit_context(
             + (", or --state bfloat16" if full.state_dtype == "float32" else ""),
         )
     return longest
+
+
+def plan_mapped(
+    spec: ModelSpec,
+    plan: Callable[[int, int | None], MemoryPlan],
+    mapped: int,
+    available: int,
+    wanted: int | None,
+    state_memory: int | None,
+    subject: object,
+) -> MemoryPlan | None:
+    """The plan of a model whose weights are larger than memory and stay mapped from their files;
+    None where memory does not even hold what a step needs beside them.
+
+    Args:
+        plan: the plan at a context length and with so much memory for state (None: one sequence's).
+        mapped: bytes of weights that lie in files.
+        available: bytes that may be used. State gets a quarter of it, unless a longer context or
+            more memory for state is asked for.
+    """
+    working = min(mapped, _WORKING_BYTES)
+
+    def at(length: int) -> MemoryPlan:
+        return replace(plan(length, state_memory), mapped=mapped - working)
+
+    share = available if wanted is not None or state_memory is not None else available // 4
+    fixed = replace(at(1), state=0).total
+    try:
+        if state_memory is not None:
+            found = at(wanted or spec.context_length)
+            return found if found.total <= available else None
+        return fit_context(spec, at, min(available, fixed + share), wanted, subject)
+    except InsufficientMemoryError:
+        return None
 
 
 def gibibytes(count: int) -> str:

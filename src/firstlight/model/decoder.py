@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,12 +38,14 @@ class Decoder:
     Attributes:
         streams: for each layer, the streams it keeps.
         groups: streams that share stride and window, and so page tables.
+        after_pass: called after each pass through the layers.
     """
 
     def __init__(self, spec: ModelSpec, weights: Weights, ops: Ops) -> None:
         self.spec = spec
         self.weights = weights
         self.ops = ops
+        self.after_pass: Callable[[], None] | None = None
         self.streams = tuple(attention.streams(layer.attention) for layer in spec.layers)
         self.groups = group_streams(self.streams)
         self._group_of = {
@@ -116,7 +119,14 @@ class Decoder:
                 x = ops.experts_block(x, layer.feed_forward, batch.token_ids)
             else:
                 x = ops.feed_forward_block(x, layer.feed_forward)
+        if self.after_pass is not None:
+            self.after_pass()
         return x
+
+    def expert_blocks(self) -> tuple[ExpertsBlock | None, ...]:
+        """Of each layer, or None where it has no experts."""
+        blocks = (layer.feed_forward for layer in self._layers)
+        return tuple(each if isinstance(each, ExpertsBlock) else None for each in blocks)
 
     def _layer(self, index: int, layer: LayerSpec, weights: Weights) -> _Layer:
         return _Layer(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from firstlight.model.parts import norm, product
 from firstlight.model.spec import (
     ExpertSpec,
@@ -54,6 +56,8 @@ def experts_block(spec: ExpertsSpec, residual: ResidualSpec, weights: Weights) -
         pre_norm=norm(residual.pre_norm, weights),
         post_norm=norm(residual.post_norm, weights),
         residual_scale=residual.scale,
+        use=np.zeros(len(spec.experts), np.int64),
+        places=np.zeros((len(spec.experts), 3, 2), np.int64),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, cached_property
 from math import prod
 from typing import Any
 
@@ -407,6 +407,10 @@ class ModelSpec:
 
     def sources(self) -> tuple[TensorSource, ...]:
         """Every tensor of the model, each once, in the order of use."""
+        return self._sources
+
+    @cached_property
+    def _sources(self) -> tuple[TensorSource, ...]:
         return tuple(dict.fromkeys(_walk(self)))
 
     def expert_shares(self) -> dict[TensorSource, float]:

@@ -222,6 +222,8 @@ def _experts_block(block: ExpertsBlock) -> _native.ExpertsBlock:
         pre_norm=_norm(block.pre_norm),
         post_norm=_norm(block.post_norm),
         residual_scale=block.residual_scale,
+        use=block.use,
+        places=block.places,
     )
 
 
