@@ -26,6 +26,9 @@ from tests.support.quantized_files import (
 )
 from tests.support.tiny_models import TinyModel
 
+_SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+_LLAMA = TinyModel("llama", "LlamaForCausalLM", _SIZES)
+
 Change = Callable[[Tensors], None]
 
 
@@ -188,13 +191,7 @@ def test_what_is_not_read_is_refused_by_name(
 
 
 def test_experts_that_disagree_with_the_config(tmp_path: Path) -> None:
-    sizes = {
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_attention_heads": 4,
-        "num_local_experts": 4,
-    }
-    model = TinyModel("mixtral", "MixtralForCausalLM", sizes)
+    model = TinyModel("mixtral", "MixtralForCausalLM", {**_SIZES, "num_local_experts": 4})
     write_quantized(model.build(), tmp_path, awq(), ("self_attn",))
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
@@ -202,3 +199,25 @@ def test_experts_that_disagree_with_the_config(tmp_path: Path) -> None:
         path.write_text(json.dumps({**config, "num_local_experts": count}))
         with pytest.raises(CheckpointError, match=words):
             make_spec(open_checkpoint(tmp_path))
+
+
+def test_codes_without_a_config_that_explains_them(tmp_path: Path) -> None:
+    write_quantized(_LLAMA.build(), tmp_path, awq())
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "quantization_config": None}))
+    with pytest.raises(CheckpointError, match="'quantization_config' that says of which kind"):
+        make_spec(open_checkpoint(tmp_path))
+
+
+def test_modelopt_s_older_file(tmp_path: Path) -> None:
+    write_quantized(_LLAMA.build(), tmp_path, modelopt_nvfp4())
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    del config["quantization_config"]
+    path.write_text(json.dumps(config))
+    quantization = {"quant_algo": "NVFP4", "group_size": 16, "exclude_modules": ["lm_head"]}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": quantization}))
+    checkpoint = open_checkpoint(tmp_path)
+    assert make_spec(checkpoint).family == "llama"
+    assert checkpoint.format_of("model.layers.0.mlp.up_proj.weight").name == "e2m1"

@@ -114,6 +114,7 @@ def check_source(source: TensorSource, files: TensorFiles, family: str) -> None:
 def _check(name: str, shape: tuple[int, ...], files: TensorFiles, family: str) -> None:
     header = files.tensors.get(name)
     if header is None:
+        _refuse_codes(name, files)
         raise CheckpointError(
             files.location,
             f"tensor {name!r} is missing, which family {family} needs with shape {list(shape)}",
@@ -127,6 +128,20 @@ def _check(name: str, shape: tuple[int, ...], files: TensorFiles, family: str) -
             f"tensor {name!r} has shape {list(found)}, but the config implies {list(shape)}",
             "Check that the config file and the weights belong to the same model",
         )
+
+
+def _refuse_codes(name: str, files: TensorFiles) -> None:
+    """CheckpointError where a tensor is missing because it is stored in quantised codes, and the
+    config does not say how."""
+    stem = name.removesuffix("weight")
+    for codes in (f"{stem}qweight", f"{stem}weight_packed"):
+        if codes in files.tensors:
+            raise CheckpointError(
+                files.location,
+                f"tensor {codes!r} holds quantised codes, and the config has no "
+                "'quantization_config' that says of which kind",
+                "Fetch config.json again from where the model was published",
+            )
 
 
 def _first_row(source: TensorSource) -> int:
