@@ -204,6 +204,16 @@ class Checkpoint:
             return self.weight(name).row_slice(start, stop)
         return self._opened_codes(name).rows(self._part, start, stop)
 
+    def raw(self, name: str) -> Bytes:
+        """A tensor's bytes as they are stored, whatever its type: a read-only view of the file.
+
+        Raises:
+            CheckpointError: as `weight`.
+        """
+        if self.stand_in is not None:
+            raise self.stand_in.refusal(self.location)
+        return self._bytes(self.tensors[name])
+
     def _bytes(self, info: TensorInfo) -> Bytes:
         return self._mappings[info.file].bytes()[info.offset : info.offset + info.nbytes]
 
