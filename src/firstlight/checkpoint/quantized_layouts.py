@@ -152,6 +152,9 @@ def _chosen(module: _Module, kinds: tuple[GroupCodes, ...]) -> QuantizedTensor:
             continue
         if tensor not in found:
             found.append(tensor)
+    # One kind may leave out a part that another has, as zeros: whoever wrote that part meant it.
+    most = max((len(tensor.parts()) for tensor in found), default=0)
+    found = [tensor for tensor in found if len(tensor.parts()) == most]
     if len(found) == 1:
         return found[0]
     if not found and problem is not None:

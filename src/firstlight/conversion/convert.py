@@ -17,7 +17,7 @@ from firstlight.conversion.outputs import Output, outputs_of
 from firstlight.conversion.record import NAME, Record, Square, key_of, open_record
 from firstlight.conversion.schemes import Plain, Target
 from firstlight.conversion.shard_file import shard_file, unwritable
-from firstlight.conversion.small_files import check_small_files, write_small_files
+from firstlight.conversion.small_files import check_small_files, model_dtype, write_small_files
 from firstlight.conversion.writing import write_output
 from firstlight.errors import FirstlightError
 from firstlight.model.families.registry import make_spec
@@ -98,6 +98,7 @@ def convert_checkpoint(
     if checkpoint.stand_in is not None:
         raise checkpoint.stand_in.refusal(checkpoint.location)
     check_small_files(checkpoint)
+    target = target.for_model(model_dtype(checkpoint))
     outputs = outputs_of(checkpoint, make_spec(checkpoint), target)
     shards = _shards(outputs, checkpoint, shard_bytes)
     folder = out.with_name(f"{out.name}.unfinished")

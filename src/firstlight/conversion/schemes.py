@@ -6,15 +6,16 @@
 | int8, q4_0, int4 | X.weight_packed, X.weight_scale, X.weight_shape; int4 also X.weight_zero_point |
 | fp8 | X.weight, X.weight_scale_inv: a scale for each 128 by 128 |
 
-The second row is compressed-tensors' "pack-quantized" in groups of 32, with float16 scales. int8 and
-q4_0 are the formats q8_0 and q4_0 value by value; int4 is asymmetric with whole zeros
-(`formats/zero_points.py`), but for routed experts, which transformers reads without zeros only.
+The second row is compressed-tensors' "pack-quantized" in groups of 32. int8 and q4_0 are the formats
+q8_0 and q4_0 value by value, with float16 scales; int4 is asymmetric with whole zeros
+(`formats/zero_points.py`), but for routed experts, which transformers reads without zeros only. Its
+scales fit bfloat16 and float16 alike and have the model's own type, as readers expect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -112,13 +113,22 @@ class Packed:
 
     Attributes:
         bits: of a code: 4 or 8.
-        symmetric: no zeros are stored; values are those of q4_0 or q8_0.
+        symmetric: no zeros are stored.
+        short_scales: scales have seven significant bits; else they are those of q4_0 or q8_0.
+        scale: their type, as safetensors call it.
     """
 
     name: str
     bits: int
     symmetric: bool
+    short_scales: bool = False
+    scale: str = "F16"
     row_multiple: int = 8  # the zeros of so many rows share a word
+
+    def for_model(self, dtype: str) -> Packed:
+        """With scales of the model's own type, if that holds them."""
+        fits = dtype == "F32" or self.short_scales
+        return replace(self, scale=dtype if fits else "F16")
 
     def takes(self, rows: int, columns: int) -> bool:
         return columns % GROUP == 0
@@ -129,19 +139,37 @@ class Packed:
         zeros = Part("weight_zero_point", "I32", (-(-rows * self.bits // 32), groups))
         return (
             Part("weight_packed", "I32", (rows, words)),
-            Part("weight_scale", "F16", (rows, groups)),
+            Part("weight_scale", self.scale, (rows, groups)),
             *(() if self.symmetric else (zeros,)),
             Part("weight_shape", "I64", (2,), shape),
         )
 
     def encode(self, weight: Weight) -> tuple[tuple[Bytes, ...], Floats]:
-        if not self.symmetric:
-            return _with_zeros(weight)
+        if self.short_scales:
+            return self._fitted(weight)
         format = Q8_0 if self.bits == 8 else Q4_0
         blocks = convert(weight, format) if weight.scales is None else _encoded(weight, format)
         codes, scales = _taken_apart(blocks.data, format)
         data = codes if self.bits == 8 else pack_nibbles(codes)
-        return (data, _halves(scales)), blocks.decode()
+        return (data, self._scale_bytes(scales)), blocks.decode()
+
+    def _fitted(self, weight: Weight) -> tuple[tuple[Bytes, ...], Floats]:
+        codes, scales, zeros = fit_zero_points(weight.decode(), symmetric=self.symmetric)
+        wide = codes.reshape(len(codes), -1, GROUP).astype(np.float32)
+        wide -= zeros[:, :, None]
+        wide *= scales[:, :, None]
+        data = (pack_nibbles(codes), self._scale_bytes(scales))
+        if not self.symmetric:
+            data = (*data, _packed_zeros(zeros))
+        return data, wide.reshape(codes.shape)
+
+    def _scale_bytes(self, scales: Floats) -> Bytes:
+        encode = _SCALES[self.scale].encode
+        assert encode is not None
+        return encode(scales)
+
+
+_SCALES = {"F16": F16, "BF16": BF16, "F32": F32}
 
 
 def _encoded(weight: Weight, format: Format) -> Weight:
@@ -170,30 +198,26 @@ def _taken_apart(data: Bytes, format: Format) -> tuple[Bytes, Floats]:
     return codes.reshape(rows, -1), np.where(nothing, np.float32(1), scales)
 
 
-def _with_zeros(weight: Weight) -> tuple[tuple[Bytes, ...], Floats]:
-    codes, scales, zeros = fit_zero_points(weight.decode())
-    wide = codes.reshape(len(codes), -1, GROUP).astype(np.float32)
-    wide -= zeros[:, :, None]
-    wide *= scales[:, :, None]
-    padded = np.zeros((-len(zeros) % 8, zeros.shape[1]), np.uint8)
-    words = np.concatenate([zeros, padded]).reshape(-1, 8, zeros.shape[1]).swapaxes(1, 2)
-    packed_zeros = pack_nibbles(words).reshape(len(words), -1)
-    return (pack_nibbles(codes), _halves(scales), packed_zeros), wide.reshape(codes.shape)
-
-
-def _halves(scales: Floats) -> Bytes:
-    return np.ascontiguousarray(scales.astype("<f2")).view(np.uint8)
+def _packed_zeros(zeros: Bytes) -> Bytes:
+    """uint8 [rows, groups] below 16 as words along the rows: uint8 [rows / 8, groups * 4]."""
+    padded = np.concatenate([zeros, np.zeros((-len(zeros) % 8, zeros.shape[1]), np.uint8)])
+    words = padded.reshape(-1, 8, zeros.shape[1]).swapaxes(1, 2)
+    return pack_nibbles(words).reshape(len(words), -1)
 
 
 @dataclass(frozen=True)
 class Float8:
-    """E4M3 with a float32 scale for each block of 128 by 128, as DeepSeek-V3 was published."""
+    """E4M3 with a float32 scale for each block of 128 by 128, as DeepSeek-V3 was published.
+
+    Only matrices that are one block, or whole blocks: transformers takes a matrix's size over the
+    number of its scales for the size of a block, and so reads others wrongly, or refuses them.
+    """
 
     name: str = "fp8"
     row_multiple: int = FLOAT8_BLOCK
 
     def takes(self, rows: int, columns: int) -> bool:
-        return True
+        return all(size % FLOAT8_BLOCK == 0 or size < FLOAT8_BLOCK for size in (rows, columns))
 
     def parts(self, rows: int, columns: int) -> tuple[Part, ...]:
         blocks = (-(-rows // FLOAT8_BLOCK), -(-columns // FLOAT8_BLOCK))
@@ -235,6 +259,14 @@ class Target:
     experts: Scheme
     head: bool = True
     embedding: bool = False
+
+    def for_model(self, dtype: str) -> Target:
+        """For a model of that type ("F32", "F16", "BF16")."""
+        if not (isinstance(self.scheme, Packed) and isinstance(self.experts, Packed)):
+            return self
+        return replace(
+            self, scheme=self.scheme.for_model(dtype), experts=self.experts.for_model(dtype)
+        )
 
     def quantization_config(self, left_out: list[str], experts: bool) -> Mapping[str, Any] | None:
         """What config.json says of it, in the words of the readers.
@@ -288,12 +320,14 @@ def _plain(format: Format) -> Target:
     return Target(format.name, scheme, scheme, embedding=True)
 
 
-_INT8 = Packed("int8", 8, True)
-_Q4_0 = Packed("q4_0", 4, True)
+_INT4 = Packed("int4", 4, symmetric=False, short_scales=True)
+_INT4_EXPERTS = Packed("int4", 4, symmetric=True, short_scales=True)
+_INT8 = Packed("int8", 8, symmetric=True)
+_Q4_0 = Packed("q4_0", 4, symmetric=True)
 _TARGETS = {
     target.name: target
     for target in (
-        Target("int4", Packed("int4", 4, False), _Q4_0),
+        Target("int4", _INT4, _INT4_EXPERTS),
         Target("int8", _INT8, _INT8),
         Target("q4_0", _Q4_0, _Q4_0),
         Target("fp8", Float8(), Float8(), head=False),

@@ -30,6 +30,17 @@ def check_small_files(checkpoint: Checkpoint) -> None:
         )
 
 
+def model_dtype(checkpoint: Checkpoint) -> str:
+    """The type that readers load the model in, as safetensors call it."""
+    text = checkpoint.config.get("text_config")
+    for config in (checkpoint.config, text if isinstance(text, Mapping) else {}):
+        for key in ("dtype", "torch_dtype"):
+            for short, long in _LONG_NAMES.items():
+                if config.get(key) == long:
+                    return short.upper()
+    return "F32"
+
+
 def write_small_files(
     checkpoint: Checkpoint, folder: Path, outputs: tuple[Output, ...], target: Target
 ) -> None:

@@ -15,6 +15,7 @@ from firstlight.conversion.outputs import Output
 from firstlight.conversion.record import Square
 from firstlight.conversion.schemes import Scheme
 from firstlight.conversion.shard_file import ShardFile
+from firstlight.errors import FormatError
 from firstlight.formats.base import Bytes, Weight
 from firstlight.formats.plain import F32
 from firstlight.host.processor import usable_cores
@@ -104,7 +105,10 @@ def _encode(
     if output.offset:
         values = weight.decode() + np.float32(output.offset)
         weight = Weight(F32, weight.shape, values.view(np.uint8), weight.name)
-    data, decoded = scheme.encode(weight)
+    try:
+        data, decoded = scheme.encode(weight)
+    except FormatError as error:
+        raise FormatError(output.name, error.reason, error.remedy) from error
     values = weight.decode()
     difference = (decoded - values).reshape(-1)
     flat = values.reshape(-1)

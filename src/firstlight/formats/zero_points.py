@@ -15,20 +15,27 @@ from firstlight.formats.base import Bytes, Floats
 
 BLOCK = 32
 HIGHEST = 15
+MIDDLE = 8
 SCALE_BITS = 7
 
 # Starts of the search: the step as a share of a block's range over fifteen, and the zero beside the
 # one that its lowest value asks for. Each is followed by one least-squares step.
 _SHARES = (1.0, 0.96, 0.92, 0.88, 0.84)
 _BESIDE = (0, -1, 1)
+# The largest magnitude of a block in steps, where zeros are fixed.
+_STEPS = (7.0, 7.25, 7.5, 7.75, 8.0, 8.5)
+_LARGEST_HALF = 65504
 _SMALLEST = 2.0**-24
 
 
-def fit_zero_points(values: Floats) -> tuple[Bytes, Floats, NDArray[np.uint8]]:
+def fit_zero_points(
+    values: Floats, *, symmetric: bool = False
+) -> tuple[Bytes, Floats, NDArray[np.uint8]]:
     """The codes with the least squared error that a short search finds.
 
     Args:
         values: float32 [rows, columns], columns a multiple of 32.
+        symmetric: every zero is 8.
 
     Returns:
         (codes uint8 [rows, columns], scales float32 [rows, blocks], zeros uint8 [rows, blocks]).
@@ -39,28 +46,43 @@ def fit_zero_points(values: Floats) -> tuple[Bytes, Floats, NDArray[np.uint8]]:
     """
     rows, columns = values.shape
     blocks = np.ascontiguousarray(values.reshape(-1, BLOCK).T)
-    low = np.minimum(blocks.min(axis=0), 0)
-    reach = np.maximum(blocks.max(axis=0), 0) - low
-    own_low = blocks.min(axis=0)
-    own_reach = blocks.max(axis=0) - own_low
     best = _Best(blocks)
-    # With zero inside the block's range, and, which serves blocks far from zero, without.
-    for share in _SHARES:
-        for floor, width in ((low, reach), (own_low, own_reach)):
-            step = _rounded(width * np.float32(share / HIGHEST))
-            middle = floor + width * np.float32((1 - share) / 2)
-            for beside in _BESIDE:
-                with np.errstate(divide="ignore", invalid="ignore"):
-                    zero = np.rint(-middle / step) + np.float32(beside)
-                best.offer(step, np.clip(np.nan_to_num(zero), 0, HIGHEST))
-            if floor is low and np.array_equal(low, own_low):
-                break
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        (_offer_symmetric if symmetric else _offer_ranges)(blocks, best)
     codes, scale, zero = best.result()
     return (
         np.ascontiguousarray(codes.T).astype(np.uint8).reshape(rows, columns),
         scale.reshape(rows, -1),
         zero.astype(np.uint8).reshape(rows, -1),
     )
+
+
+def _offer_ranges(blocks: Floats, best: _Best) -> None:
+    """Steps and zeros from each block's range: with 0 inside it, and, which serves blocks far from
+    0, without."""
+    own_low, own_high = blocks.min(axis=0), blocks.max(axis=0)
+    low, high = np.minimum(own_low, 0), np.maximum(own_high, 0)
+    ranges = [(low, high - low)]
+    if not (np.array_equal(low, own_low) and np.array_equal(high, own_high)):
+        ranges.append((own_low, own_high - own_low))
+    for floor, width in ranges:
+        for share in _SHARES:
+            step = _rounded(width * np.float32(share / HIGHEST))
+            middle = floor + width * np.float32((1 - share) / 2)
+            for beside in _BESIDE:
+                zero = np.rint(-middle / step) + np.float32(beside)
+                best.offer(step, np.clip(np.nan_to_num(zero), 0, HIGHEST))
+
+
+def _offer_symmetric(blocks: Floats, best: _Best) -> None:
+    """Steps from each block's largest magnitude, of either sign: codes reach one further below zero
+    than above."""
+    largest = np.abs(blocks).max(axis=0)
+    zero = np.full(largest.shape, MIDDLE, np.float32)
+    for steps in _STEPS:
+        step = _rounded(largest / np.float32(steps))
+        best.offer(step, zero)
+        best.offer(-step, zero)
 
 
 class _Best:
@@ -71,7 +93,7 @@ class _Best:
         count = blocks.shape[1]
         self._error = np.full(count, np.inf, np.float32)
         self._scale = np.ones(count, np.float32)
-        self._zero = np.full(count, 8, np.float32)
+        self._zero = np.full(count, MIDDLE, np.float32)
 
     def offer(self, scale: Floats, zero: Floats) -> None:
         """A scale and zero for each block, and the scale that fits their codes better."""
@@ -79,12 +101,13 @@ class _Best:
         square = np.einsum("ij,ij->j", distances, distances)
         product = np.einsum("ij,ij->j", distances, self._blocks)
         with np.errstate(divide="ignore", invalid="ignore"):
-            fitted = _rounded(np.where((square > 0) & (product > 0), product / square, scale))
+            fitted = _rounded(np.where(product != 0, product / square, scale))
         self._keep(scale, zero, distances)
         self._keep(fitted, zero, self._codes(fitted, zero) - zero)
 
     def result(self) -> tuple[Floats, Floats, Floats]:
-        if not np.isfinite(self._blocks).all() or (self._scale * HIGHEST > 65504).any():
+        largest = np.abs(self._scale).max(initial=0) * HIGHEST
+        if not np.isfinite(self._blocks).all() or largest > _LARGEST_HALF:
             raise FormatError(
                 "values to store as int4",
                 "some are not finite, or too large for the format's float16 scale",
@@ -107,8 +130,8 @@ class _Best:
 
 
 def _rounded(scale: Floats) -> Floats:
-    """To seven significant bits, and to what float16 holds; above zero, and 1 where it was zero."""
+    """To seven significant bits, and to what float16 holds; never zero, and 1 where it was zero."""
     exponent = np.frexp(scale)[1]
     step = np.ldexp(1.0, np.maximum(exponent - SCALE_BITS, -24))
-    rounded = np.maximum(np.rint(scale / step) * step, _SMALLEST)
-    return np.where(scale > 0, rounded, 1.0).astype(np.float32)
+    rounded = np.maximum(np.rint(np.abs(scale) / step) * step, _SMALLEST)
+    return np.where(scale == 0, 1.0, np.copysign(rounded, scale)).astype(np.float32)
