@@ -141,7 +141,9 @@ def test_integer_logits_are_those_of_converting_on_loading(
     source, out = _source("llama", root), tmp_path / "out"
     converted(source, out, weights)
     kept = load(out, weights=format, cache=False).logits(prompt(40))
-    np.testing.assert_array_equal(kept, load(source, weights=format, cache=False).logits(prompt(40)))
+    np.testing.assert_array_equal(
+        kept, load(source, weights=format, cache=False).logits(prompt(40))
+    )
 
 
 def test_what_is_kept_is_named_for_the_readers(root: Path, tmp_path: Path) -> None:
@@ -227,9 +229,7 @@ def test_shards_are_bounded_and_indexed(root: Path, tmp_path: Path) -> None:
     assert report.shards == len(files) > 4
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {file.name for file in files}
-    sizes = {
-        file.name: [value.nbytes for value in load_file(file).values()] for file in files
-    }
+    sizes = {file.name: [value.nbytes for value in load_file(file).values()] for file in files}
     assert sum(sum(each) for each in sizes.values()) == index["metadata"]["total_size"]
     assert index["metadata"]["total_size"] == report.bytes_after
     # A shard over the bound holds one matrix alone, with its scales and shape.

@@ -82,7 +82,8 @@ def block_scales(
     """
     values = _positive(stored, found).reshape(blocks.scale_shape(info.shape))
     rows, columns = (
-        min(size, total) for size, total in zip((blocks.rows, blocks.columns), info.shape, strict=True)
+        min(size, total)
+        for size, total in zip((blocks.rows, blocks.columns), info.shape, strict=True)
     )
     return BlockScales(values, rows, columns)
 

@@ -246,9 +246,7 @@ def _packed(module: _Module, kind: GroupCodes) -> QuantizedTensor:
 def _bytes(module: _Module, kind: GroupCodes) -> QuantizedTensor:
     rows, columns = _two_axes(module.codes)
     zeros = None if kind.symmetric else module.part(".weight_zero_point")
-    return _matrix(
-        module, kind, rows, columns, scales=module.part(".weight_scale"), zeros=zeros
-    )
+    return _matrix(module, kind, rows, columns, scales=module.part(".weight_scale"), zeros=zeros)
 
 
 def _float4(module: _Module, kind: GroupCodes) -> QuantizedTensor:

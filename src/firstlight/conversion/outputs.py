@@ -105,9 +105,7 @@ def _is_plain(name: str, checkpoint: Checkpoint) -> bool:
     return checkpoint.kind == "safetensors" and info is not None and info.format in _PLAIN
 
 
-def _whole(
-    parts: list[tuple[TensorSource, TensorSource]], checkpoint: Checkpoint
-) -> TensorSource:
+def _whole(parts: list[tuple[TensorSource, TensorSource]], checkpoint: Checkpoint) -> TensorSource:
     """All rows of one published tensor, as they lie in the files.
 
     Args:

@@ -89,7 +89,9 @@ def open_record(folder: Path, key: str) -> Record:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise _other(folder, "holds no conversion that could go on") from None
     if not same:
-        raise _other(folder, "holds an unfinished conversion of another model, format or shard size")
+        raise _other(
+            folder, "holds an unfinished conversion of another model, format or shard size"
+        )
     record.shards = shards
     return record
 

@@ -336,7 +336,13 @@ _TARGETS = {
         _plain(F32),
     )
 }
-_ALIASES = {"q8_0": "int8", "f8_e4m3": "fp8", "bfloat16": "bf16", "float16": "f16", "float32": "f32"}
+_ALIASES = {
+    "q8_0": "int8",
+    "f8_e4m3": "fp8",
+    "bfloat16": "bf16",
+    "float16": "f16",
+    "float32": "f32",
+}
 
 
 def target_of(name: str) -> Target:
