@@ -1,4 +1,4 @@
-"""Matrices quantised by AWQ, GPTQ, compressed-tensors and ModelOpt, against decoders of their own."""
+"""Matrices of AWQ, GPTQ, compressed-tensors and ModelOpt, against decoders of their own."""
 
 from __future__ import annotations
 

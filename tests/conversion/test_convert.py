@@ -1,4 +1,4 @@
-"""Converted checkpoints: what they hold, and that firstlight and transformers read the same in them."""
+"""Converted checkpoints: what they hold, and that transformers reads the same in them."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_the_same_command_goes_on_from_any_point(
     for point in range(0, 21, 4) if where == "write_output" else (0,):
         out, calls, kept = tmp_path / f"out{point}", 0, 0
 
-        def interrupted(*arguments: Any) -> Any:
+        def interrupted(*arguments: Any, point: int = point) -> Any:
             nonlocal calls
             calls += 1
             if calls == point + 1:

@@ -45,7 +45,7 @@ class Scheme:
 
 
 def _pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """int [n, m] along the first axis into int32 [n * bits / 32, m], the first in the lowest bits."""
+    """int [n, m] along the first axis into int32 [n * bits / 32, m], lowest bits first."""
     across = 32 // bits
     words = torch.zeros(codes.shape[0] // across, codes.shape[1], dtype=torch.int64)
     for place in range(across):

@@ -102,8 +102,8 @@ class Checkpoint:
         return said
 
     def format_of(self, name: str) -> Format:
-        """The storage format that a tensor is given in: known from its header, but for matrices with
-        scales of groups, which may fit a format with fast kernels, as their scales tell.
+        """The storage format that a tensor is given in: known from its header, but for matrices
+        with scales of groups, whose scales tell whether a format with fast kernels holds them.
 
         Raises:
             CheckpointError: there is no such tensor, or its scales are damaged.
@@ -144,7 +144,7 @@ class Checkpoint:
 
     @cached_property
     def reading(self) -> str:
-        """What decides, beside the files of weights, what values their codes have; "" if nothing."""
+        """What decides, beside the files of weights, what their codes mean; "" if nothing."""
         kinds = {tensor.kind for tensor in self._quantized.values()}
         return ", ".join(sorted(map(repr, kinds)))
 

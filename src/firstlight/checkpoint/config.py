@@ -29,7 +29,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _with_modelopt(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """With what ModelOpt's older files say in a file of their own, in the words of its newer ones."""
+    """With what ModelOpt's older checkpoints say in a file of its own, in its newer words."""
     if config.get("quantization_config") is not None or not exists(path):
         return config
     declared = read_json_object(path).get("quantization")

@@ -3,7 +3,7 @@
 | method | what is read |
 | --- | --- |
 | fp8 | E4M3 in blocks, as DeepSeek-V3 was published |
-| compressed-tensors | pack-quantized, int-quantized, float-quantized, nvfp4- and mxfp4-pack-quantized |
+| compressed-tensors | pack-, int- and float-quantized, nvfp4- and mxfp4-pack-quantized |
 | gptq | 4 and 8 bits, with or without reordered columns |
 | awq | 4 bits, packed for "gemm" |
 | modelopt | FP8 and NVFP4 |
@@ -34,7 +34,8 @@ _E4M3 = ("e4m3", "float8_e4m3fn")
 class Float8Blocks:
     """fp8 (E4M3) with one scale for each block of a matrix.
 
-    DeepSeek-V3 (arXiv:2412.19437), section 3.3.2; a value is its code's times the scale of its block.
+    DeepSeek-V3 (arXiv:2412.19437), section 3.3.2; a value is its code's times its
+    block's scale.
 
     Attributes:
         rows, columns: of a block; WHOLE for all.
@@ -266,13 +267,15 @@ def _scheme(whole: _Section, groups: _Section, name: str) -> GroupCodes | Float8
     size = weights.size("group_size")
     if strategy is None:
         strategy = "tensor" if weights.get("group_size") is None else "group" if size else "channel"
+    if not isinstance(strategy, str):
+        raise weights.wrong("strategy", "text")
     what = f"method 'compressed-tensors' in format {shown(form)}"
     if form == "pack-quantized" and kind == "int" and strategy in ("group", "channel"):
         _bits(weights, "num_bits", (4, 8), "pack-quantized")
         return GroupCodes("pack-quantized", bits, size, symmetric)
-    if form in ("int-quantized", "naive-quantized") and (kind, bits) == ("int", 8):
-        if strategy in ("group", "channel", "tensor"):
-            return GroupCodes("int-quantized", bits, size, symmetric)
+    bytes_ = form in ("int-quantized", "naive-quantized") and (kind, bits) == ("int", 8)
+    if bytes_ and strategy in ("group", "channel", "tensor"):
+        return GroupCodes("int-quantized", bits, size, symmetric)
     if form in ("float-quantized", "naive-quantized") and (kind, bits) == ("float", 8):
         rows, columns = {"channel": (1, WHOLE), "tensor": (WHOLE, WHOLE)}.get(strategy, (0, 0))
         if strategy == "block":

@@ -49,7 +49,8 @@ class QuantizedTensor:
     Attributes:
         info: the matrix under the name X.weight, in its own shape; `nbytes` is that of all parts.
         kind: as the config declares it, with `group` and `symmetric` as the tensors have it.
-        codes, scales, zeros, groups, factor, stated_shape: headers of the parts; None: there is none.
+        codes, scales, zeros, groups, factor, stated_shape: headers of the parts; None: there is
+            none.
     """
 
     info: TensorInfo

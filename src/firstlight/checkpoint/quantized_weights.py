@@ -7,10 +7,11 @@ as `quantized_layouts` says where to find them:
 - gptq, awq: zeros as stored, in GPTQ's first format plus 1. That format's writers take 1 away from
   whole words of 32 bits, so it is added to whole words here (GPTQModel's
   `convert_gptq_v1_to_v2_format_module` does the same).
-- awq: the eight codes of a word are rows 0, 2, 4, 6, 1, 3, 5, 7 of its eight (AutoAWQ's `gemm_pack`).
+- awq: the eight codes of a word are rows 0, 2, 4, 6, 1, 3, 5, 7 of its eight (AutoAWQ's
+  `gemm_pack`).
 - pack-quantized: codes and zeros are signed, and stored plus half of their range.
-- 4-bit floating point: the scale is that of the group over `weight_global_scale` (compressed-tensors),
-  or times `weight_scale_2` (ModelOpt), rounded once to float32.
+- 4-bit floating point: the scale is that of the group over `weight_global_scale`
+  (compressed-tensors), or times `weight_scale_2` (ModelOpt), rounded once to float32.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Checkpoints in another storage format, written so that others can read them too (docs/convert.md)."""
+"""Checkpoints in another storage format, for other readers too (docs/convert.md)."""

@@ -6,7 +6,6 @@ Shards are written into OUT.unfinished, which takes the name OUT when all is the
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -198,7 +197,7 @@ def _finish(folder: Path, out: Path) -> None:
             path.unlink()  # of an attempt that was killed
     _check_free(out)
     (folder / NAME).unlink()
-    os.rename(folder, out)
+    folder.rename(out)
 
 
 def _report(

@@ -22,7 +22,7 @@ _LAYOUT = 1
 
 @dataclass(frozen=True)
 class Square:
-    """Sums over a matrix: of its squared values, and of the squares of what they have changed by."""
+    """Sums over a matrix: of its squared values, and of their squared changes."""
 
     values: float
     errors: float

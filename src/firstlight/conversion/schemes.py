@@ -3,11 +3,12 @@
 | scheme | tensors of a module X |
 | --- | --- |
 | f32, f16, bf16 | X.weight |
-| int8, q4_0, int4 | X.weight_packed, X.weight_scale, X.weight_shape; int4 also X.weight_zero_point |
+| int8, q4_0 | X.weight_packed, X.weight_scale, X.weight_shape |
+| int4 | the same, and X.weight_zero_point |
 | fp8 | X.weight, X.weight_scale_inv: a scale for each 128 by 128 |
 
-The second row is compressed-tensors' "pack-quantized" in groups of 32. int8 and q4_0 are the formats
-q8_0 and q4_0 value by value, with float16 scales; int4 is asymmetric with whole zeros
+The middle rows are compressed-tensors' "pack-quantized" in groups of 32. int8 and q4_0 are the
+formats q8_0 and q4_0 value by value, with float16 scales; int4 is asymmetric with whole zeros
 (`formats/zero_points.py`), but for routed experts, which transformers reads without zeros only. Its
 scales fit bfloat16 and float16 alike and have the model's own type, as readers expect.
 """
@@ -346,13 +347,13 @@ _ALIASES = {
 
 
 def target_of(name: str) -> Target:
-    """What `--weights` of that name stands for; FormatError where checkpoints are not written so."""
+    """What `--weights` of that name stands for; FormatError where nothing is written so."""
     key = name.lower()
     target = _TARGETS.get(_ALIASES.get(key, key))
     if target is None:
         raise FormatError(
             f"--weights {name}",
-            "is no format that a checkpoint can be converted to: readers of safetensors know no such",
+            "is no format that a checkpoint can be converted to",
             f"Use one of: {', '.join(_TARGETS)}",
         )
     return target

@@ -1,4 +1,4 @@
-"""A safetensors file whose tensors are known before their bytes: filled in any order, named when whole.
+"""A safetensors file whose tensors are known before their bytes; it is named when it is whole.
 
 The format is that of `checkpoint/safetensors.py`.
 """

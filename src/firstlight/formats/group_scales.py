@@ -15,8 +15,8 @@ from firstlight.formats.base import Bytes, Floats, Format
 class GroupScales:
     """value = (code - zero) * scale, where each row has one scale and zero for a group of columns.
 
-    Each of the two operations is one of float32. Codes of 8 bits less a zero are whole and small, so
-    with scales of 16 bits nothing is rounded at all.
+    Each of the two operations is one of float32. Codes of 8 bits less a zero are whole and small,
+    so with scales of 16 bits nothing is rounded at all.
 
     Attributes:
         data: uint8 [rows, groups * format.block_bytes], the scales as they are stored.

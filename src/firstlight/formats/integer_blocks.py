@@ -7,8 +7,8 @@ Those have blocks of 32 with a float16 scale, and the fastest kernels. (code - z
     q5_0    (q - 16) * d     otherwise, with q = code - zero + 16
     q8_0    q * d            codes of 8 bits with every zero 128
 
-if groups are whole blocks and every scale is a float16. A product of a float16 with such a code, and
-its sum with a float16 minimum, take fewer bits than float32 has, so both sides are exact.
+if groups are whole blocks and every scale is a float16. A product of a float16 with such a code,
+and its sum with a float16 minimum, take fewer bits than float32 has, so both sides are exact.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""4-bit codes with a scale and a whole-number zero for each block of 32: value = (code - zero) * scale.
+"""4-bit codes with a scale and a whole zero for each block of 32: (code - zero) * scale.
 
-That is what compressed-tensors' asymmetric "pack-quantized" files, AWQ and GPTQ can hold. Scales keep
-seven significant bits here, so that -zero * scale is a float16 too, and the same values are a q4_1
-(`integer_blocks.py`). What the zero's rounding costs beside a free minimum: docs/convert.md.
+That is what compressed-tensors' asymmetric "pack-quantized" files, AWQ and GPTQ can hold. Scales
+keep seven significant bits here, so that -zero * scale is a float16 too, and the same values are a
+q4_1 (`integer_blocks.py`). What a whole zero costs beside a free minimum: docs/convert.md.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ def stored_rows(source: TensorSource, files: TensorFiles, start: int, stop: int)
     if stored.scales is not None:
         raise FormatError(
             source.name,
-            f"is stored in {stored.format.name} with scales of its own, and its rows do not lie one "
-            "after another",
+            f"is stored in {stored.format.name} with scales of its own, and its rows do not lie "
+            "one after another",
             "Use the model as it was published, or a GGUF file of it",
         )
     if source.stack is not None and source.stack.transposed:
