@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,35 @@ def test_modelopt_s_older_file(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path)
     assert make_spec(checkpoint).family == "llama"
     assert checkpoint.format_of("model.layers.0.mlp.up_proj.weight").name == "e2m1"
+
+
+def _changes(value: Any) -> Iterator[Any]:
+    """A config with each of its values, in turn, something else."""
+    if not isinstance(value, dict):
+        yield from (None, -1, 0, 7, 1 << 70, 1.5, "x", "", [], [1], {}, {"a": 1}, True)
+        return
+    yield from (None, [], {}, "x")
+    for key, inner in value.items():
+        for changed in _changes(inner):
+            yield {**value, key: changed}
+        yield {name: kept for name, kept in value.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        gptq().config,
+        awq().config,
+        modelopt_nvfp4().config,
+        _groups(),
+        _groups(type="float", num_bits=8, format="float-quantized", strategy="block"),
+        {"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e4m3"},
+    ],
+)
+def test_no_config_is_worse_than_an_error(declared: dict[str, Any]) -> None:
+    count = 0
+    for changed in _changes(declared):
+        count += 1
+        with suppress(FirstlightError):
+            quantization_of({"quantization_config": changed}, "model")
+    assert count > 30

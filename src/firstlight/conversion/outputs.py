@@ -68,8 +68,8 @@ def outputs_of(checkpoint: Checkpoint, spec: ModelSpec, target: Target) -> tuple
     """
     published = published_spec(checkpoint, spec)
     merged: dict[str, list[tuple[TensorSource, TensorSource]]] = {}
-    for source, name in zip(spec.sources(), published.sources(), strict=True):
-        merged.setdefault(name.name, []).append((source, name))
+    for pair in zip(spec.sources(), published.sources(), strict=True):
+        merged.setdefault(pair[1].name, []).append(pair)
     experts, layers = _experts(spec), _layers(spec)
     found = []
     for name, parts in merged.items():

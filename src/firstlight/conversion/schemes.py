@@ -159,7 +159,7 @@ class Packed:
         wide = codes.reshape(len(codes), -1, GROUP).astype(np.float32)
         wide -= zeros[:, :, None]
         wide *= scales[:, :, None]
-        data = (pack_nibbles(codes), self._scale_bytes(scales))
+        data: tuple[Bytes, ...] = (pack_nibbles(codes), self._scale_bytes(scales))
         if not self.symmetric:
             data = (*data, _packed_zeros(zeros))
         return data, wide.reshape(codes.shape)
@@ -237,9 +237,9 @@ class Float8:
         largest = np.maximum.reduceat(np.maximum.reduceat(np.abs(values), down, 0), across, 1)
         scales = np.where(largest > 0, largest / _LARGEST_E4M3, np.float32(1))
         # A subnormal largest value could make a scale of zero.
-        scales = np.maximum(scales, np.finfo(np.float32).tiny)
+        scales = np.maximum(scales, np.finfo(np.float32).tiny).astype(np.float32)
         wide = scales.repeat(FLOAT8_BLOCK, 0).repeat(FLOAT8_BLOCK, 1)
-        wide = wide[: values.shape[0], : values.shape[1]]
+        wide = wide[: values.shape[0], : values.shape[1]].astype(np.float32)
         codes = encode_e4m3(values / wide)
         return (codes, scales.view(np.uint8)), F8_E4M3.decode(codes) * wide
 

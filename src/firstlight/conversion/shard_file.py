@@ -62,7 +62,7 @@ class ShardFile:
     def write(self, name: str, position: int, data: Bytes | bytes) -> None:
         """Bytes of a tensor, from `position` on."""
         self._file.seek(self._start + self._offsets[name] + position)
-        self._file.write(memoryview(data).cast("B"))
+        self._file.write(data if isinstance(data, bytes) else data.tobytes())
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class GroupScales:
 
     @property
     def groups(self) -> int:
-        return self.data.shape[1] // self.format.block_bytes
+        return int(self.data.shape[1]) // self.format.block_bytes
 
     def scales(self, rows: NDArray[np.intp]) -> Floats:
         """Of those rows: float32 [len(rows), groups]."""

@@ -76,9 +76,9 @@ def join_blocks(
         out[:, :, 4:] = _nibbles(parts)
     elif format is Q5_0:
         zero = zeros if isinstance(zeros, int) else zeros[:, :, None]
-        five = (parts.astype(np.int16) - zero + 16).astype(np.uint8)
+        five: Bytes = (parts.astype(np.int16) - zero + 16).astype(np.uint8)
         out[:, :, 2:6] = np.packbits(five >> 4, axis=2, bitorder="little")
-        out[:, :, 6:] = _nibbles(five & 15)
+        out[:, :, 6:] = _nibbles(five & np.uint8(15))
     else:
         out[:, :, 2:] = parts ^ np.uint8(128)
     return out.reshape(rows, blocks * format.block_bytes)

@@ -117,8 +117,9 @@ class _Best:
 
     def _codes(self, scale: Floats, zero: Floats) -> Floats:
         with np.errstate(invalid="ignore", over="ignore"):
-            codes = np.rint(self._blocks / scale) + zero
-        return np.clip(codes, 0, HIGHEST, out=codes)
+            codes: Floats = np.rint(self._blocks / scale) + zero
+        np.clip(codes, 0, HIGHEST, out=codes)
+        return codes
 
     def _keep(self, scale: Floats, zero: Floats, distances: Floats) -> None:
         difference = distances * scale - self._blocks
