@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -175,8 +174,14 @@ def _unused(checkpoint: Checkpoint, used: set[str]) -> Iterable[Output]:
     """What the model does not use: copied where it is plain, else as bfloat16."""
     if checkpoint.kind != "safetensors":
         return
+    scales = {
+        pattern.format(name=name, stem=name.removesuffix("weight"))
+        for name, info in checkpoint.tensors.items()
+        if info.format == "f8_e4m3"
+        for pattern in ("{name}_scale_inv", "{name}_scale", "{stem}scale", "{stem}input_scale")
+    }
     for name, info in checkpoint.tensors.items():
-        if name in used or re.search(r"(_scale_inv|weight_scale)$", name):
+        if name in used or name in scales:
             continue
         if info.format.upper() in BITS and info.format not in ("f8_e4m3", "f8_e5m2"):
             yield Output(name, info.shape)
