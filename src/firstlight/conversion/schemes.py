@@ -240,7 +240,7 @@ class Float8:
         scales = np.maximum(scales, np.finfo(np.float32).tiny).astype(np.float32)
         wide = scales.repeat(FLOAT8_BLOCK, 0).repeat(FLOAT8_BLOCK, 1)
         wide = wide[: values.shape[0], : values.shape[1]].astype(np.float32)
-        codes = encode_e4m3(values / wide)
+        codes = encode_e4m3((values / wide).astype(np.float32, copy=False))
         return (codes, scales.view(np.uint8)), F8_E4M3.decode(codes) * wide
 
 
