@@ -248,6 +248,12 @@ class OneTensor:
     def weight(self, name: str) -> Weight:
         return self._weight
 
+    def format_of(self, name: str) -> Format:
+        return self._weight.format
+
+    def rows(self, name: str, start: int, stop: int) -> Weight:
+        return self._weight.row_slice(start, stop)
+
     def release(self, name: str, start: int, stop: int) -> None:
         self.released.append((start, stop))
 

@@ -78,7 +78,7 @@ def kept_on_disk(
         return {}
     key = PackedKey(
         weights_digest(checkpoint.files, progress=show),
-        "" if target is None else f"{target.name}, encoding {ENCODING}",
+        _conversion(checkpoint, target),
         ops.packed_layout() or "",
     )
     wanted = tuple(tensors)
@@ -94,6 +94,12 @@ def kept_on_disk(
     if found is None:
         return {}
     return {matrix.source: found.data(tensor.name) for tensor, matrix in tensors.items()}
+
+
+def _conversion(checkpoint: Checkpoint, target: Format | None) -> str:
+    """How the values in the files become those that are kept."""
+    converted = "" if target is None else f"{target.name}, encoding {ENCODING}"
+    return "; ".join(text for text in (converted, checkpoint.reading) if text)
 
 
 def _tensor(matrix: KeptMatrix) -> PackedTensor:

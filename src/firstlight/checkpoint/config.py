@@ -24,7 +24,18 @@ def read_config(folder: Path) -> dict[str, Any]:
             "has weights but no config.json, which says what model they belong to",
             "Download config.json from the model's repository into that folder",
         )
-    return read_json_object(path)
+    config = read_json_object(path)
+    return _with_modelopt(config, folder / "hf_quant_config.json")
+
+
+def _with_modelopt(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """With what ModelOpt's older checkpoints say in a file of its own, in its newer words."""
+    if config.get("quantization_config") is not None or not exists(path):
+        return config
+    declared = read_json_object(path).get("quantization")
+    if not isinstance(declared, Mapping):
+        return config
+    return {**config, "quantization_config": {"quant_method": "modelopt", **declared}}
 
 
 def asks_for_code(config: Mapping[str, Any]) -> str | None:

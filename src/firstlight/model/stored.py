@@ -16,7 +16,7 @@ def stored_format(source: TensorSource, files: TensorFiles) -> Format:
     """Of a tensor's values; FormatError where it is not known."""
     if source.scales is not None:
         return get_format("mxfp4")
-    return get_format(files.tensors[source.name].format)
+    return files.format_of(source.name)
 
 
 def lies_in_rows(source: TensorSource) -> bool:
@@ -33,12 +33,19 @@ def stored_rows(source: TensorSource, files: TensorFiles, start: int, stop: int)
     """
     if source.scales is not None:
         return _joined_rows(source, files, start, stop)
+    first = _first_row(source)
+    if lies_in_rows(source):
+        return files.rows(source.name, first + start, first + stop)
     stored = files.weight(source.name)
+    if stored.scales is not None:
+        raise FormatError(
+            source.name,
+            f"is stored in {stored.format.name} with scales of its own, and its rows do not lie "
+            "one after another",
+            "Use the model as it was published, or a GGUF file of it",
+        )
     if source.stack is not None and source.stack.transposed:
         return _transposed_rows(source, stored, start, stop)
-    first = _first_row(source)
-    if source.row_step == 1:
-        return stored.row_slice(first + start, first + stop)
     data = stored.data[first + start * source.row_step :: source.row_step][: stop - start]
     shape = (stop - start, stored.columns)
     return Weight(stored.format, shape, np.ascontiguousarray(data), source.name)
@@ -107,6 +114,7 @@ def check_source(source: TensorSource, files: TensorFiles, family: str) -> None:
 def _check(name: str, shape: tuple[int, ...], files: TensorFiles, family: str) -> None:
     header = files.tensors.get(name)
     if header is None:
+        _refuse_codes(name, files)
         raise CheckpointError(
             files.location,
             f"tensor {name!r} is missing, which family {family} needs with shape {list(shape)}",
@@ -120,6 +128,20 @@ def _check(name: str, shape: tuple[int, ...], files: TensorFiles, family: str) -
             f"tensor {name!r} has shape {list(found)}, but the config implies {list(shape)}",
             "Check that the config file and the weights belong to the same model",
         )
+
+
+def _refuse_codes(name: str, files: TensorFiles) -> None:
+    """CheckpointError where a tensor is missing because it is stored in quantised codes, and the
+    config does not say how."""
+    stem = name.removesuffix("weight")
+    for codes in (f"{stem}qweight", f"{stem}weight_packed"):
+        if codes in files.tensors:
+            raise CheckpointError(
+                files.location,
+                f"tensor {codes!r} holds quantised codes, and the config has no "
+                "'quantization_config' that says of which kind",
+                "Fetch config.json again from where the model was published",
+            )
 
 
 def _first_row(source: TensorSource) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -146,6 +146,45 @@ def spec_of_config(files: ModelFiles) -> ModelSpec:
         config = config_from_metadata(files.config, files, family.experts)
         return family.spec(Parts(config, files, gguf=True))
     return family.spec(_parts(family, Config(files.location, files.config), files))
+
+
+def published_spec(files: ModelFiles, spec: ModelSpec) -> ModelSpec:
+    """The same model with its tensors named and laid out as Hugging Face models are published:
+    experts one by one. `spec` itself where the files have that layout.
+
+    Raises:
+        UnsupportedModelError: the family publishes it in no layout that has the same parts.
+    """
+    if files.kind != "gguf" and not any(source.stack for source in spec.sources()):
+        return spec
+    named = _Unnamed(files.location)
+    family = find_family(files)
+    if files.kind == "gguf":
+        config = config_from_metadata(files.config, files, family.experts)
+        published = family.spec(Parts(config, named))
+    else:
+        published = family.spec(Parts(Config(files.location, files.config), named))
+    ours, theirs = spec.sources(), published.sources()
+    if [source.shape for source in ours] != [source.shape for source in theirs]:
+        raise UnsupportedModelError(
+            files.location,
+            f"its tensors do not correspond to those that family {family.name} is published with",
+            "Use it as it is; `--weights` converts it while it is loaded",
+        )
+    return published
+
+
+@dataclass(frozen=True)
+class _Unnamed:
+    """Files of which only the place is known: families then name tensors as published."""
+
+    location: object
+    tensors: Mapping[str, Any] = field(default_factory=dict)
+
+    def _nothing(self, *_: object) -> Any:
+        raise NotImplementedError
+
+    format_of = weight = rows = integers = release = _nothing
 
 
 def _parts(family: Family, config: Config, files: TensorFiles) -> Parts:
