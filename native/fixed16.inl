@@ -2,8 +2,9 @@
 // arrangements.
 //
 // Blocks are of up to kMostRows rows: for each group of 32 columns, the lines of the rows and then
-// their sums, so that a product reads it from one end to the other. For products in strips
-// (panel_strips.inl) the lines of a strip's groups lie together, row by row.
+// their sums, so that a product reads it from one end to the other. For products by steps
+// (step_lines.inl) the lines of a strip's groups lie together, row by row; the last strip may have
+// room to spare.
 
 // Whole-number sums of the first and last 16 columns of a group, and of all.
 struct GroupSums {
@@ -16,7 +17,7 @@ struct FixedRows {
     const float* x;
     int64_t count, columns;
     uint8_t* blocks;   // or null
-    StripLine* lines;  // or null
+    StepLine* lines;   // or null
     float* scales;     // of a step, one a row
 
     int64_t groups() const { return columns / kGroupColumns; }
@@ -24,8 +25,8 @@ struct FixedRows {
     // Of the block that begins with `row`.
     uint8_t* block(int64_t row) const { return blocks + row * row_bytes(); }
     // Of a row's groups from `group`, with which a strip begins.
-    StripLine* strip(int64_t group, int64_t row) const {
-        return lines + group * count + row * least(kStripGroups, groups() - group);
+    StepLine* strip(int64_t group, int64_t row) const {
+        return lines + group * count + row * kStripGroups;
     }
 };
 
@@ -56,7 +57,8 @@ inline uint32_t largest_magnitude_bits(const float* x, int64_t count) {
 
 // Row `row`, which is row m of a block of `rows`; returns the size of a step.
 inline float fix_row(const FixedRows& fixed, int64_t row, int rows, int m) {
-    constexpr float kLimit = 32639.0f, kLeast = 0x1p-100f;
+    // 127 * 256 - 1: rounding to a step may add half of one, 128, and both bytes stay signed bytes.
+    constexpr float kLimit = 32511.0f, kLeast = 0x1p-100f;
     // Adding it leaves a whole number, ties rounded to even, in the lowest bits.
     constexpr float kWhole = 0x1.8p23f;
     const float* x = fixed.x + row * fixed.columns;
@@ -67,18 +69,26 @@ inline float fix_row(const FixedRows& fixed, int64_t row, int rows, int m) {
     const float factor = zero ? 0.0f : kLimit / most;
     uint8_t* to = fixed.blocks ? fixed.block(row - m) : nullptr;
     for (int64_t g = 0; g < fixed.groups(); ++g, x += kGroupColumns) {
-        int32_t values[kGroupColumns], rounded[kGroupColumns], multiples[kGroupColumns];
+        int32_t values[kGroupColumns], multiples[kGroupColumns];
         for (int i = 0; i < kGroupColumns; i += kWidth) {
             const Vector whole = load(x + i) * broadcast(factor) + broadcast(kWhole);
             Integers value = as_int(whole) - broadcast_int(0x4B400000);
             if (zero) value = broadcast_int(0);
             memcpy(values + i, &value, sizeof value);
         }
-        const GroupRounding rounding = round_group(values, rounded, multiples);
+        const GroupStep step = group_step(values);
+        step_multiples(values, step.step, multiples);
+        if (fixed.lines) {
+            StepLine* strip = fixed.strip(g / kStripGroups * kStripGroups, row);
+            put_step_line(step, multiples, strip + g % kStripGroups);
+        }
+        if (!to) continue;
         Integers run[2] = {broadcast_int(0), broadcast_int(0)};
         for (int i = 0; i < kGroupColumns; i += kWidth) {
             Integers value;
-            memcpy(&value, rounded + i, sizeof value);
+            memcpy(&value, multiples + i, sizeof value);
+            value = value * broadcast_int(step.step);
+            memcpy(values + i, &value, sizeof value);
             run[i / 16] = run[i / 16] + value;
         }
         GroupSums sums = {};
@@ -88,30 +98,29 @@ inline float fix_row(const FixedRows& fixed, int64_t row, int rows, int m) {
             for (int32_t lane : lanes) sums.run[r] += lane;
         }
         sums.all = sums.run[0] + sums.run[1];
-        if (fixed.lines) {
-            StripLine* strip = fixed.strip(g / kStripGroups * kStripGroups, row);
-            put_strip_line(rounding, rounded, multiples, sums.all, strip + g % kStripGroups);
-        }
-        if (to) {
-            put_line(rounded, to + m * kLine);
-            memcpy(to + rows * kLine + m * sizeof sums, &sums, sizeof sums);
-            to += rows * kRowGroupBytes;
-        }
+        put_line(values, to + m * kLine);
+        memcpy(to + rows * kLine + m * sizeof sums, &sums, sizeof sums);
+        to += rows * kRowGroupBytes;
     }
     if (!finite) return bits_to_float(0x7FC00000);
     return zero ? 0.0f : most / kLimit;
 }
 
-// Where what is made of the rows lies in `memory`, of fixed_bytes(fixed, blocks, strips).
-inline int64_t fixed_bytes(const FixedRows& fixed, bool blocks, bool strips) {
-    const int64_t line_bytes = strips ? fixed.count * fixed.groups() * 64 : 0;
-    const int64_t block_bytes = blocks ? fixed.count * fixed.row_bytes() : 0;
-    return divide_up(line_bytes + block_bytes + fixed.count * 4, 64) * 64;
+// Where what is made of the rows lies in `memory`, of fixed_bytes(fixed, blocks, steps).
+inline int64_t line_bytes(const FixedRows& fixed) {
+    const int64_t places = divide_up(fixed.groups(), kStripGroups) * kStripGroups;
+    return fixed.count * places * static_cast<int64_t>(sizeof(StepLine));
 }
 
-inline void place_fixed(FixedRows& fixed, bool blocks, bool strips, uint8_t* memory) {
-    if (strips) fixed.lines = reinterpret_cast<StripLine*>(memory);
-    if (strips) memory += fixed.count * fixed.groups() * 64;
+inline int64_t fixed_bytes(const FixedRows& fixed, bool blocks, bool steps) {
+    const int64_t lines = steps ? line_bytes(fixed) : 0;
+    const int64_t block_bytes = blocks ? fixed.count * fixed.row_bytes() : 0;
+    return divide_up(lines + block_bytes + fixed.count * 4, 64) * 64;
+}
+
+inline void place_fixed(FixedRows& fixed, bool blocks, bool steps, uint8_t* memory) {
+    if (steps) fixed.lines = reinterpret_cast<StepLine*>(memory);
+    if (steps) memory += line_bytes(fixed);
     if (blocks) fixed.blocks = memory;
     if (blocks) memory += fixed.count * fixed.row_bytes();
     fixed.scales = reinterpret_cast<float*>(memory);

@@ -105,6 +105,8 @@ namespace {
 
 #include "mixed16.inl"
 
+#include "step_lines.inl"
+
 #include "panel_strips.inl"
 
 #include "fixed16.inl"

@@ -29,7 +29,7 @@ struct FixedInputs {
 
     void fix(ThreadPool& pool, const LinearCall* calls, int count) {
         int distinct = 0;
-        bool blocks[kMostProducts], strips[kMostProducts];
+        bool blocks[kMostProducts], steps[kMostProducts];
         for (int i = 0; i < count; ++i) {
             const LinearCall& call = calls[i];
             if (call.weight.layout != Layout::panels) continue;
@@ -38,21 +38,20 @@ struct FixedInputs {
                 fixed[last].columns != call.weight.columns) {
                 fixed[distinct] = {call.x, call.count, call.weight.columns, nullptr, nullptr,
                                    nullptr};
-                blocks[distinct] = strips[distinct] = false;
+                blocks[distinct] = steps[distinct] = false;
                 ++distinct;
             }
             used[i] = distinct - 1;
-            const bool in_strip = in_strips(call.weight.format, call.count);
-            (in_strip ? strips : blocks)[distinct - 1] = true;
+            (by_steps(call.weight.format) ? steps : blocks)[distinct - 1] = true;
         }
         if (!distinct) return;
         int64_t bytes = 0;
-        for (int i = 0; i < distinct; ++i) bytes += fixed_bytes(fixed[i], blocks[i], strips[i]);
+        for (int i = 0; i < distinct; ++i) bytes += fixed_bytes(fixed[i], blocks[i], steps[i]);
         auto* memory = static_cast<uint8_t*>(
             thread_scratch(static_cast<size_t>(bytes), Scratch::fixed16_rows));
         for (int i = 0; i < distinct; ++i) {
-            place_fixed(fixed[i], blocks[i], strips[i], memory);
-            memory += fixed_bytes(fixed[i], blocks[i], strips[i]);
+            place_fixed(fixed[i], blocks[i], steps[i], memory);
+            memory += fixed_bytes(fixed[i], blocks[i], steps[i]);
         }
         fix_rows(pool, fixed, distinct);
     }

@@ -10,7 +10,7 @@ struct PackedTiles {
     const LinearCall* call;
     FixedRows fixed;
     int64_t panels, block, blocks, ahead, tasks;
-    bool strips;
+    bool steps;
 };
 
 // The sum of what row m of x has in a run of the group whose lines begin at `lines`.
@@ -111,7 +111,7 @@ inline void panel_block(const PackedTiles& tiles, int64_t panel, int64_t row) {
     }
 }
 
-#if defined(FIRSTLIGHT_STRIPS)
+#if defined(FIRSTLIGHT_STEPS)
 
 // Panels from `panel` times rows from `begin` to `end`.
 template <class Format, int Panels>
@@ -121,28 +121,33 @@ inline void strip_panels(const PackedTiles& tiles, int64_t panel, int64_t begin,
     constexpr PanelShape kShape = Format::kShape;
     const StoredMatrix& weight = tiles.call->weight;
     const FixedRows& fixed = tiles.fixed;
-    const int64_t rows = end - begin;
+    const int64_t rows = end - begin, panel_bytes = kShape.panel_bytes(weight.columns);
     auto* strip = reinterpret_cast<uint8_t*>(totals + rows * Panels);
     for (int64_t i = 0; i < rows * Panels; ++i) totals[i] = broadcast(0.0f);
     for (int64_t group = 0; group < fixed.groups(); group += kStripGroups) {
         const int groups = static_cast<int>(least(kStripGroups, fixed.groups() - group));
+        const bool last = group + kStripGroups >= fixed.groups();
         StripFetch fetch{};
         fetch.bytes = groups * kShape.group_bytes();
         for (int p = 0; p < Panels; ++p) {
-            const uint8_t* unit = weight.data +
-                                  (panel + p) * kShape.panel_bytes(weight.columns) +
-                                  group / kShape.groups * kShape.unit_bytes();
+            const uint8_t* first = weight.data + (panel + p) * panel_bytes;
+            const uint8_t* unit = first + group / kShape.groups * kShape.unit_bytes();
             const uint8_t* at =
                 unit + kShape.header + group % kShape.groups * kShape.group_bytes();
             fill_strip<Format>(typename Format::Unit(unit, 0), at, groups, p, Panels, strip);
-            fetch.at[p] = at + fetch.bytes;
+            // After the last strip of these panels comes the first of those that follow.
+            fetch.at[p] = last ? first + Panels * panel_bytes : at + fetch.bytes;
         }
         const auto lines = static_cast<int>(
-            divide_up(Panels * divide_up(fetch.bytes, kLine), rows));
-        for (int64_t row = begin; row < end; ++row) {
+            divide_up(kStripPair * Panels * divide_up(fetch.bytes, kLine), rows));
+        Vector* total = totals;
+        int64_t row = begin;
+        for (; row + kStripPair <= end; row += kStripPair, total += kStripPair * Panels) {
             fetch.some(lines, Panels);
-            strip_row<Form, Panels>(strip, fixed.strip(group, row), groups,
-                                    totals + (row - begin) * Panels);
+            strip_rows<Form, Panels, kStripPair>(strip, fixed.strip(group, row), groups, total);
+        }
+        for (; row < end; ++row, total += Panels) {
+            strip_rows<Form, Panels, 1>(strip, fixed.strip(group, row), groups, total);
         }
     }
     for (int64_t row = begin; row < end; ++row) {
@@ -158,15 +163,38 @@ inline void strip_tile(const PackedTiles& tiles, int64_t panel, int64_t end, int
     constexpr int64_t kBytes = kStripGroups * kStripPanels * StripForm<0, true>::kPanelBytes;
     const auto totals = (end_row - begin_row) * kStripPanels * static_cast<int64_t>(sizeof(Vector));
     auto* memory = static_cast<Vector*>(thread_scratch(static_cast<size_t>(totals + kBytes)));
-    for (; panel + 8 <= end; panel += 8) {
-        strip_panels<Format, 8>(tiles, panel, begin_row, end_row, memory);
-    }
-    for (; panel + 4 <= end; panel += 4) {
-        strip_panels<Format, 4>(tiles, panel, begin_row, end_row, memory);
+    for (; panel + kStripPanels <= end; panel += kStripPanels) {
+        strip_panels<Format, kStripPanels>(tiles, panel, begin_row, end_row, memory);
     }
     for (; panel < end; ++panel) {
         strip_panels<Format, 1>(tiles, panel, begin_row, end_row, memory);
     }
+}
+
+// With more rows than this strips pay.
+constexpr int kPanelMostRows = 8;
+
+// The panel times `rows` rows from `row`, at most kPanelMostRows.
+template <class Format, int Rows = 1>
+inline void panel_few(const PackedTiles& tiles, int64_t panel, int64_t row, int64_t rows) {
+    if constexpr (Rows <= kPanelMostRows) {
+        if (rows != Rows) return panel_few<Format, Rows + 1>(tiles, panel, row, rows);
+        const StoredMatrix& weight = tiles.call->weight;
+        const uint8_t* at = weight.data + panel * Format::kShape.panel_bytes(weight.columns);
+        Vector totals[Rows];
+        panel_rows<Format, Rows>(at, tiles.fixed.strip(0, row), tiles.fixed.count,
+                                 tiles.fixed.groups(), tiles.ahead, totals);
+        for (int m = 0; m < Rows; ++m) put_results(tiles, row + m, panel * kPanelRows, totals[m]);
+    }
+}
+
+template <class Format>
+inline void step_tile(const PackedTiles& tiles, int64_t panel, int64_t end, int64_t begin_row,
+                      int64_t end_row) {
+    if (end_row - begin_row > kPanelMostRows) {
+        return strip_tile<Format>(tiles, panel, end, begin_row, end_row);
+    }
+    for (; panel < end; ++panel) panel_few<Format>(tiles, panel, begin_row, end_row - begin_row);
 }
 
 #endif
@@ -183,9 +211,9 @@ inline void packed_tile(const PackedTiles& tiles, int64_t index) {
 #if defined(FIRSTLIGHT_TILES)
     begin_row = tile_panels<Format>(tiles, first, end, begin_row, end_row);
     if (begin_row == end_row) return;
-#elif defined(FIRSTLIGHT_STRIPS)
-    if constexpr (kInStrips<Format>) {
-        if (tiles.strips) return strip_tile<Format>(tiles, first, end, begin_row, end_row);
+#elif defined(FIRSTLIGHT_STEPS)
+    if constexpr (kBySteps<Format>) {
+        return step_tile<Format>(tiles, first, end, begin_row, end_row);
     }
 #endif
     for (int64_t panel = first; panel < end; ++panel) {
@@ -218,26 +246,27 @@ inline void packed_task(const PackedTiles& tiles, int64_t index) {
 constexpr int64_t kBlockBytes = 384 << 10;
 
 // Rows that a strip meets one after another: their totals are in the second-level cache.
-constexpr int64_t kStripRows = 96;
+constexpr int64_t kStripRows = 192;
+
+// How far ahead weights are fetched for products by steps, where few rows meet them.
+constexpr int64_t kStepsAhead = 12 << 10;
 
 inline PackedTiles packed_tiles(const LinearCall& call, const FixedRows& fixed, int threads) {
     const StoredMatrix& weight = call.weight;
     const LinearTuning& tuning = call.tuning;
-    PackedTiles tiles{&call, fixed, 1, call.count, 1, 4096, 0,
-                      in_strips(weight.format, call.count)};
+    PackedTiles tiles{&call, fixed, 1, call.count, 1, 4096, 0, by_steps(weight.format)};
     if (call.count == 0 || weight.rows == 0) return tiles;
+    if (tiles.steps) tiles.ahead = kStepsAhead;
     if (tuning.fetch_ahead) tiles.ahead = tuning.fetch_ahead;
     const int64_t fitting = kBlockBytes / (fixed.row_bytes() + 1);
-    int64_t rows = tiles.strips ? kStripRows : fitting;
+    int64_t rows = tiles.steps ? kStripRows : fitting;
     if (tuning.block_rows) rows = tuning.block_rows;
     if (rows < call.count) tiles.block = divide_up(rows > 0 ? rows : 1, kMostRows) * kMostRows;
     tiles.blocks = divide_up(call.count, tiles.block);
     const int64_t panels = panels_of(weight.rows);
     // Long runs for the memory's sake, but several for each thread, for their balance.
     tiles.panels = tuning.panels ? tuning.panels : divide_up(panels, 8 * threads);
-    if (tiles.strips && !tuning.panels) {
-        tiles.panels = divide_up(tiles.panels, kStripPanels) * kStripPanels;
-    }
+    if (!tuning.panels) tiles.panels = divide_up(tiles.panels, kStripPanels) * kStripPanels;
     tiles.panels = least(tiles.panels, panels);
     tiles.tasks = divide_up(panels, tiles.panels) * tiles.blocks;
     return tiles;

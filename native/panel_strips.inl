@@ -1,62 +1,11 @@
-// Products of many rows of x with weights in panels, where bytes can be multiplied by the quad. A
-// strip, that is a few groups of up to eight panels, is taken apart once, into bytes and float32
-// that stay in the first-level cache, and then meets one row of x after another. Of a row's group
-// the six quads that were rounded to a step are multiplied once, the two that keep 16 bits twice,
-// as two planes. Everything is added up as packed_linear.inl says.
+// Products of many rows of x with weights in panels, by steps (step_lines.inl). A strip, that is a few
+// groups of a few panels, is taken apart once, into bytes and float32 that stay in the first-level
+// cache, and then meets one pair of rows of x after another. Everything is added up as
+// packed_linear.inl says.
 
-#if defined(__AVX512VNNI__) && !defined(FIRSTLIGHT_TILES)
-#define FIRSTLIGHT_STRIPS
+#if defined(FIRSTLIGHT_STEPS)
 
-constexpr bool kStrips = true;
-constexpr int kStripGroups = 4, kStripPanels = 8;
-// With fewer rows taking strips apart does not pay.
-constexpr int64_t kStripLeastRows = 9;
-static_assert(kWidth == kPanelRows);
-
-// A row's group of 32 columns. Six quads as multiples of the step and two as upper and lower
-// bytes; an eighth of the place of each quad's codes in a strip, in the same order; the sum of all
-// values.
-struct StripLine {
-    uint8_t multiples[24], upper[8], lower[8], places[8];
-    int32_t step, sum, unused[2];
-};
-static_assert(sizeof(StripLine) == 64);
-
-inline void put_strip_line(const GroupRounding& rounding, const int32_t* rounded,
-                           const int32_t* multiples, int32_t sum, StripLine* line) {
-    const auto bytes = [](const auto& word_of) FIRSTLIGHT_INLINED {
-        const __m128i low = _mm512_maskz_cvtepi32_epi8(kAllLanes, word_of(0));
-        const __m128i high = _mm512_maskz_cvtepi32_epi8(kAllLanes, word_of(16));
-        return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
-    };
-    const auto of = [](const int32_t* from) FIRSTLIGHT_INLINED {
-        return [from](int i) FIRSTLIGHT_INLINED { return _mm512_loadu_si512(from + i); };
-    };
-    const __m256i upper = bytes([&](int i) FIRSTLIGHT_INLINED {
-        Integers value;
-        memcpy(&value, rounded + i, sizeof value);
-        return (__m512i)((value + broadcast_int(128)) >> 8);
-    });
-    const auto fine = static_cast<__mmask8>(rounding.fine);
-    const auto coarse = static_cast<__mmask8>(~fine);
-    const auto first_of = [](__mmask8 mask, __m256i words) FIRSTLIGHT_INLINED {
-        return _mm_cvtsi128_si64(_mm256_castsi256_si128(_mm256_maskz_compress_epi32(mask, words)));
-    };
-    const __m256i all_places = _mm256_setr_epi32(0, 8, 16, 24, 32, 40, 48, 56);
-    const auto places_of = [&](__mmask8 mask) FIRSTLIGHT_INLINED {
-        const __m256i some = _mm256_maskz_compress_epi32(mask, all_places);
-        return _mm_cvtsi128_si64(_mm256_maskz_cvtepi32_epi8(0xFF, some));
-    };
-    const int64_t upper_words = first_of(fine, upper);
-    const int64_t lower_words = first_of(fine, bytes(of(rounded)));
-    const int64_t places = places_of(coarse) | places_of(fine) << 48;
-    _mm256_storeu_si256((__m256i*)line, _mm256_maskz_compress_epi32(coarse, bytes(of(multiples))));
-    memcpy(line->upper, &upper_words, 8);
-    memcpy(line->lower, &lower_words, 8);
-    memcpy(line->places, &places, 8);
-    line->step = rounding.step;
-    line->sum = sum;
-}
+constexpr int kStripPanels = 4, kStripPair = 2;
 
 // What is left of a format once its codes are bytes. A group of a strip is eight vectors of codes
 // for each panel; then for each panel its scales and, if any, its minima.
@@ -69,7 +18,7 @@ struct StripForm {
     static constexpr int64_t kPanelBytes = kCodeBytes + kScaleBytes;
 };
 
-// Takes `groups` groups of a unit apart, from `at`, as one of a strip's `panels`.
+// Takes `groups` groups of a unit apart, from `at`, as panel `panel` of a strip of `panels`.
 template <class Format>
 inline void fill_strip(const typename Format::Unit& scales_of, const uint8_t* at, int groups,
                        int panel, int panels, uint8_t* strip) {
@@ -107,87 +56,193 @@ struct StripFetch {
     }
 };
 
-// A strip times one row of x, whose lines these are.
-template <class Form, int Panels>
-inline void strip_row(const uint8_t* strip, const StripLine* line, int groups, Vector* totals) {
-    Vector total[Panels];
+// A strip times some rows of x, whose lines these are.
+template <class Form, int Panels, int Rows>
+FIRSTLIGHT_APART void strip_rows(const uint8_t* strip, const StepLine* line, int groups,
+                                 Vector* totals) {
+    Vector total[Rows][Panels];
     FIRSTLIGHT_UNROLL
-    for (int p = 0; p < Panels; ++p) total[p] = totals[p];
+    for (int m = 0; m < Rows; ++m) {
+        FIRSTLIGHT_UNROLL
+        for (int p = 0; p < Panels; ++p) FIRSTLIGHT_FETCH(totals + (Rows + m) * Panels + p);
+    }
+    FIRSTLIGHT_UNROLL
+    for (int m = 0; m < Rows; ++m) {
+        FIRSTLIGHT_UNROLL
+        for (int p = 0; p < Panels; ++p) total[m][p] = totals[m * Panels + p];
+    }
     for (int g = 0; g < groups; ++g, ++line) {
-        __m512i product[Panels], upper[Panels];
+        __m512i sum[Rows][Panels];
         FIRSTLIGHT_UNROLL
-        for (int p = 0; p < Panels; ++p) product[p] = upper[p] = _mm512_setzero_si512();
-        FIRSTLIGHT_UNROLL
-        for (int q = 0; q < 6; ++q) {
-            const __m512i x = four_columns(line->multiples + 4 * q);
-            const uint8_t* codes = strip + 8 * int64_t{line->places[q]};
+        for (int m = 0; m < Rows; ++m) {
             FIRSTLIGHT_UNROLL
             for (int p = 0; p < Panels; ++p) {
-                const auto some = (__m512i)load_codes(codes + p * Form::kCodeBytes);
-                product[p] = _mm512_dpbusd_epi32(product[p], some, x);
+                sum[m][p] = upper_products<Form::kZeroBits>(
+                    [&](int i) FIRSTLIGHT_INLINED {
+                        const int64_t place = line[m * kStripGroups].places[i];
+                        return (__m512i)load_codes(strip + kPlaneBytes * place +
+                                                   p * Form::kCodeBytes);
+                    },
+                    line[m * kStripGroups]);
             }
         }
-        const __m512i step = _mm512_set1_epi32(line->step);
         FIRSTLIGHT_UNROLL
-        for (int p = 0; p < Panels; ++p) {
-            product[p] = _mm512_maskz_mullo_epi32(kAllLanes, product[p], step);
-        }
+        for (int m = 0; m < Rows; ++m) FIRSTLIGHT_FETCH(line + (Rows + m) * kStripGroups);
         FIRSTLIGHT_UNROLL
-        for (int q = 0; q < 2; ++q) {
-            const __m512i x = four_columns(line->upper + 4 * q);
-            const __m512i y = four_columns(line->lower + 4 * q);
-            const uint8_t* codes = strip + 8 * int64_t{line->places[6 + q]};
+        for (int q = 0; q < 8; ++q) {
+            __m512i codes[Panels];
             FIRSTLIGHT_UNROLL
             for (int p = 0; p < Panels; ++p) {
-                const auto some = (__m512i)load_codes(codes + p * Form::kCodeBytes);
-                upper[p] = _mm512_dpbusd_epi32(upper[p], some, x);
-                product[p] = _mm512_dpbusd_epi32(product[p], some, y);
+                codes[p] = (__m512i)load_codes(strip + kPlaneBytes * q + p * Form::kCodeBytes);
+            }
+            FIRSTLIGHT_UNROLL
+            for (int m = 0; m < Rows; ++m) {
+                const __m512i x = four_columns(line[m * kStripGroups].lower + 4 * q);
+                FIRSTLIGHT_UNROLL
+                for (int p = 0; p < Panels; ++p) {
+                    sum[m][p] = _mm512_dpbusd_epi32(sum[m][p], codes[p], x);
+                }
             }
         }
         const uint8_t* scales = strip + Panels * Form::kCodeBytes;
-        const Integers zero = broadcast_int(line->sum) << Form::kZeroBits;
         FIRSTLIGHT_UNROLL
         for (int p = 0; p < Panels; ++p) {
-            Integers all = ((Integers)upper[p] << 8) + (Integers)product[p];
-            if constexpr (Form::kZeroBits > 0) all = all - zero;
             const Vector scale = load(scales + p * Form::kScaleBytes);
-            total[p] = total[p] + to_float(all) * scale;
-        }
-        if constexpr (Form::kMinimum) {
-            const Vector sum = broadcast(static_cast<float>(line->sum));
             FIRSTLIGHT_UNROLL
-            for (int p = 0; p < Panels; ++p) {
+            for (int m = 0; m < Rows; ++m) {
+                const Vector product = times_step(sum[m][p], line[m * kStripGroups]);
+                total[m][p] = total[m][p] + product * scale;
+            }
+            if constexpr (Form::kMinimum) {
                 const Vector minimum = load(scales + p * Form::kScaleBytes + 64);
-                total[p] = total[p] + minimum * sum;
+                FIRSTLIGHT_UNROLL
+                for (int m = 0; m < Rows; ++m) {
+                    const Vector all = broadcast(line[m * kStripGroups].sum);
+                    total[m][p] = total[m][p] + minimum * all;
+                }
             }
         }
         strip += Panels * Form::kPanelBytes;
     }
     FIRSTLIGHT_UNROLL
-    for (int p = 0; p < Panels; ++p) totals[p] = total[p];
+    for (int m = 0; m < Rows; ++m) {
+        FIRSTLIGHT_UNROLL
+        for (int p = 0; p < Panels; ++p) totals[m * Panels + p] = total[m][p];
+    }
+}
+
+// Whether a quad named by a line is taken from where its panel lies. Else all eight are put down as
+// bytes first.
+template <class Format, int Rows>
+constexpr bool kQuadsInPlace = Format::kBits == 8 || (Format::kBits == 4 && Rows <= 2);
+
+// The codes of the quad at line.places[i].
+template <class Format>
+FIRSTLIGHT_INLINE __m512i quad_in_place(const uint8_t* group, const StepLine& line, int i) {
+    if constexpr (Format::kBits == 8) {
+        return (__m512i)load_codes(group + kPlaneBytes * int64_t{line.places[i]});
+    }
+    const auto both = (__m512i)load_codes(group + kPlaneBytes * int64_t{line.places[i] & 3u});
+    const __m128i shift = _mm_loadu_si32(&line.shifts[i]);
+    const __m512i down = _mm512_maskz_srl_epi16((__mmask32)-1, both, shift);
+    const auto codes = (Codes)down & (15 - Codes{});
+    if constexpr (requires { Format::kTable; }) {
+        return (__m512i)look_up_codes(Format::kTable.bytes, codes);
+    } else {
+        return (__m512i)codes;
+    }
+}
+
+// A panel times rows of x whose first lines these are, with `count` rows in all. Few rows: its codes
+// go through registers once for all of them.
+template <class Format, int Rows>
+FIRSTLIGHT_APART void panel_rows(const uint8_t* panel, const StepLine* lines, int64_t count,
+                                 int64_t groups, int64_t ahead, Vector* totals) {
+    constexpr PanelShape kShape = Format::kShape;
+    static_assert(kShape.groups == 1 || kShape.groups % kStripGroups == 0);
+    constexpr int kFetches = static_cast<int>((kShape.group_bytes() + kLine - 1) / kLine);
+    Vector total[Rows];
+    FIRSTLIGHT_UNROLL
+    for (int m = 0; m < Rows; ++m) total[m] = broadcast(0.0f);
+    for (int64_t group = 0; group < groups; group += kStripGroups) {
+        const uint8_t* unit = panel + group / kShape.groups * kShape.unit_bytes();
+        const uint8_t* at = unit + kShape.header + group % kShape.groups * kShape.group_bytes();
+        const typename Format::Unit scales_of(unit, 0);
+        const StepLine* line = lines + group * count;
+        const StepLine* end = line + least(kStripGroups, groups - group);
+        for (; line < end; ++line) {
+            FIRSTLIGHT_UNROLL
+            for (int i = 0; i < kFetches; ++i) {
+                // In two leaps: the first-level cache has too few places for lines on their way
+                // to hide the memory's latency.
+                FIRSTLIGHT_FETCH_FAR(at + ahead + i * kLine);
+                FIRSTLIGHT_FETCH(at + 3 * kShape.group_bytes() + i * kLine);
+            }
+            alignas(64) uint8_t bytes[8 * kPlaneBytes];
+            __m512i quads[8];
+            each_place<8>([&](auto quad) FIRSTLIGHT_INLINED {
+                constexpr int kQuad = decltype(quad)::value;
+                quads[kQuad] = (__m512i)quad_of<Format, kQuad>(at, 0);
+                if constexpr (!kQuadsInPlace<Format, Rows>) {
+                    _mm512_store_si512(bytes + kQuad * kPlaneBytes, quads[kQuad]);
+                }
+            });
+            __m512i sum[Rows];
+            FIRSTLIGHT_UNROLL
+            for (int m = 0; m < Rows; ++m) {
+                sum[m] = upper_products<Format::kZeroBits>(
+                    [&](int i) FIRSTLIGHT_INLINED {
+                        if constexpr (kQuadsInPlace<Format, Rows>) {
+                            return quad_in_place<Format>(at, line[m * kStripGroups], i);
+                        } else {
+                            return _mm512_load_si512(
+                                bytes + kPlaneBytes * line[m * kStripGroups].places[i]);
+                        }
+                    },
+                    line[m * kStripGroups]);
+            }
+            FIRSTLIGHT_UNROLL
+            for (int q = 0; q < 8; ++q) {
+                FIRSTLIGHT_UNROLL
+                for (int m = 0; m < Rows; ++m) {
+                    const uint8_t* from = line[m * kStripGroups].lower + 4 * q;
+                    sum[m] = _mm512_dpbusd_epi32(sum[m], quads[q], four_columns(from));
+                }
+            }
+            const auto scales = scales_of.scales(at + kPlaneBytes * Format::kBits, 0);
+            FIRSTLIGHT_UNROLL
+            for (int m = 0; m < Rows; ++m) {
+                const Vector product = times_step(sum[m], line[m * kStripGroups]);
+                total[m] = total[m] + product * scales.scale[0];
+            }
+            if constexpr (Format::kMinimum) {
+                FIRSTLIGHT_UNROLL
+                for (int m = 0; m < Rows; ++m) {
+                    const Vector all = broadcast(line[m * kStripGroups].sum);
+                    total[m] = total[m] + scales.minimum[0] * all;
+                }
+            }
+            at += kShape.group_bytes();
+        }
+    }
+    FIRSTLIGHT_UNROLL
+    for (int m = 0; m < Rows; ++m) totals[m] = total[m];
 }
 
 #else
 
-constexpr bool kStrips = false;
-constexpr int64_t kStripLeastRows = 0;
-constexpr int kStripPanels = 1, kStripGroups = 1;
-
-struct StripLine {};
-
-inline void put_strip_line(const GroupRounding&, const int32_t*, const int32_t*, int32_t,
-                           StripLine*) {}
+constexpr int kStripPanels = 1;
 
 #endif
 
-// Whether so many rows of x meet a weight of that format in strips.
+// Whether products with weights of that format go by steps.
 template <class Format>
-constexpr bool kInStrips = kStrips && Format::kRuns == 1;
+constexpr bool kBySteps = kSteps && Format::kRuns == 1;
 
-inline bool in_strips(BlockFormat format, int64_t rows) {
-    bool strips = false;
+inline bool by_steps(BlockFormat format) {
+    bool steps = false;
     with_packed_format(format, [&](auto type) {
-        strips = kInStrips<typename decltype(type)::type> && rows >= kStripLeastRows;
+        steps = kBySteps<typename decltype(type)::type>;
     });
-    return strips;
+    return steps;
 }

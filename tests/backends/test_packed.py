@@ -11,7 +11,7 @@ from firstlight.errors import FormatError
 from firstlight.formats.base import Weight
 from firstlight.formats.registry import get_format, known_formats
 from firstlight.ops.linear import linear
-from firstlight.ops.rounding import round_activations
+from firstlight.ops.rounding import FIXED16_LIMIT, round_activations
 from firstlight.verify.random_weights import random_weight
 
 backend_module = pytest.importorskip("firstlight.backends.cpu.backend")
@@ -174,7 +174,7 @@ def test_activations_are_rounded_to_the_bit(level: str) -> None:
     x[3] *= np.float32(1e38 / np.abs(x[3]).max())
     # Ties: the step is one, and these lie half-way between two of them.
     x[4] = np.arange(64) - 31.5
-    x[4, 0] = 32639
+    x[4, 0] = FIXED16_LIMIT
     x[5, 63] = -np.abs(x[5]).max() * 2
     x[6, 1] = np.float32(1e-45)
     x[7, 5], x[8, 6], x[9, 7] = np.nan, np.inf, -np.inf

@@ -28,20 +28,28 @@ def test_fixed16_steps_are_whole_and_reach_the_limit() -> None:
     assert (np.abs(steps * scale[:, None] - x) <= 0.51 * scale[:, None]).all()
 
 
-def test_mixed16_keeps_two_quads_of_a_group_and_bytes_of_the_rest() -> None:
+def test_mixed16_gives_multiples_of_what_the_third_quad_needs() -> None:
     steps = np.zeros((1, 64), np.float32)
-    steps[0, 3], steps[0, 17] = -32000, 5000  # in quads 0 and 4, which keep all
+    steps[0, 3], steps[0, 17] = -32004, 5000  # in quads 0 and 4, which set no step
     steps[0, 1], steps[0, 18] = 3, -7
     steps[0, 31], steps[0, 8] = 1270, 14  # 1270 is 127 steps of 10, and 14 becomes 1 of them
     steps[0, 32:] = np.arange(32)  # nothing is beyond a byte
     expected = steps.copy()
-    expected[0, 8] = 10
+    expected[0, [1, 3, 8, 18]] = 0, -32000, 10, -10
     assert np.array_equal(mixed16(steps), expected)
 
 
-def test_mixed16_keeps_the_first_of_equal_quads() -> None:
-    steps = np.full((1, 32), 1001, np.float32)  # 8 steps at most: 125 of them are 1000
-    assert mixed16(steps).tolist() == [[1001] * 8 + [1000] * 24]
+def test_mixed16_of_equal_quads() -> None:
+    steps = np.full((1, 32), 1001, np.float32)  # the step is 8: 125 of them are 1000
+    assert mixed16(steps).tolist() == [[1000] * 32]
+
+
+def test_mixed16_stays_within_two_signed_bytes() -> None:
+    steps = np.full((1, 32), FIXED16_LIMIT, np.float32)
+    assert np.abs(mixed16(steps)).max() <= 127 * 256 + 127
+    steps = np.arange(FIXED16_LIMIT - 400, FIXED16_LIMIT, dtype=np.float32).repeat(32)
+    steps[::32] = FIXED16_LIMIT
+    assert np.abs(mixed16(steps[None])).max() <= 127 * 256 + 127
 
 
 def test_mixed16_is_off_by_half_a_step_at_most_and_by_less_than_bytes_alone() -> None:
@@ -51,10 +59,9 @@ def test_mixed16_is_off_by_half_a_step_at_most_and_by_less_than_bytes_alone() ->
     step = np.ceil(quads[:, 5] / 127)
     error = np.abs(rounded - groups)
     assert (error <= step[:, None] / 2).all()
-    assert ((error > 0).reshape(-1, 8, 4).any(axis=2).sum(axis=1) <= 6).all()
     bytes_alone = np.abs(groups).max(axis=1, keepdims=True) / 127
     noise = np.square(np.rint(groups / bytes_alone) * bytes_alone - groups).sum()
-    assert np.square(error).sum() < 0.5 * noise
+    assert np.square(error).sum() < 0.6 * noise
 
 
 def test_mixed16_of_a_last_group_of_fewer_columns() -> None:

@@ -25,9 +25,10 @@ Rounding = Literal["none", "mixed16", "bfloat16"]
 # Of the products with weights, or with keys and values, of a format.
 RoundingOf = Callable[[Format], Rounding]
 
-# The largest magnitude of a fixed-point value: 127 * 256 + 127, so that it splits into a signed
-# upper byte within +-127 and a signed lower byte, which byte-wise multipliers take.
-FIXED16_LIMIT = 32639
+# The largest magnitude of a fixed-point value. Up to 127 * 256 + 127 it splits into a signed upper
+# byte within +-127 and a signed lower byte, which byte-wise multipliers take; mixed16 may add half
+# of its largest step, 128.
+FIXED16_LIMIT = 127 * 256 - 1
 
 # A row whose largest magnitude is below this is zero: its scale would leave float32's normal range.
 FIXED16_LEAST = 2.0**-100
@@ -35,10 +36,10 @@ FIXED16_LEAST = 2.0**-100
 # Columns of a group in which mixed16 shares a step.
 MIXED16_GROUP = 32
 
-# Adjacent columns that mixed16 keeps or rounds together: what byte-wise multipliers add up at once.
+# Adjacent columns that share a multiple's size: what byte-wise multipliers add up at once.
 _QUAD = 4
 
-# The largest multiple of a group's step, so that a multiple is a signed byte.
+# The largest multiple of a group's step outside two quads, so that it is a signed byte.
 _MOST_MULTIPLE = 127
 
 
@@ -53,8 +54,8 @@ def round_activations(x: Floats, rounding: Rounding) -> Floats:
     Args:
         x: float32 [n, columns].
         rounding: "none"; "bfloat16" (to nearest, ties to even); or "mixed16": fixed point (see
-            fixed16), of which in each group of 32 columns all but two quads keep 8 bits (see
-            mixed16). A row of mixed16 that holds anything not finite becomes NaN altogether.
+            fixed16), rounded in each group of 32 columns to steps that leave all but two quads 8
+            bits (see mixed16). A row of mixed16 that holds anything not finite becomes NaN altogether.
 
     Returns:
         float32 [n, columns].
@@ -70,28 +71,20 @@ def round_activations(x: Floats, rounding: Rounding) -> Floats:
 def mixed16(steps: Floats) -> Floats:
     """What mixed16 leaves of the whole steps of fixed16, float32 [n, columns].
 
-    In each group of 32 columns of a row, the two quads (columns 4i to 4i + 3) that hold the largest
-    magnitudes keep their values; of quads that are equal in that, the first do. The step of all
-    others is the least whole number of which their largest magnitude is at most 127 times; they
-    become round_to_even(value * (1 / step)) * step, each operation a float32 rounding. So an
-    outlier costs its neighbours nothing, and most products need a single byte. A last group of
-    fewer columns is one that ends with zeros.
+    Values of a group of 32 columns of a row become whole multiples of one step:
+    round_to_even(value * (1 / step)) * step, each operation a float32 rounding. Of the largest
+    magnitudes of the group's eight quads (columns 4i to 4i + 3) the third in order sets the step:
+    the least whole number of which it is at most 127 times. So a multiple needs a single byte but
+    in the two quads with the largest values, where it may need two, and outliers cost their
+    neighbours nothing. A last group of fewer columns is one that ends with zeros.
     """
     rows, columns = steps.shape
     padded = np.pad(steps, ((0, 0), (0, -columns % MIXED16_GROUP)))
     groups = padded.shape[1] // MIXED16_GROUP
     quads = padded.reshape(rows, groups, MIXED16_GROUP // _QUAD, _QUAD)
-    magnitude = np.abs(quads).max(axis=3)
-    order = np.argsort(-magnitude, axis=2, kind="stable")
-    rest = np.take_along_axis(magnitude, order[:, :, 2:3], axis=2)
-    step = np.maximum(1, np.ceil(rest / np.float32(_MOST_MULTIPLE))).astype(np.float32)[..., None]
+    third = np.sort(np.abs(quads).max(axis=3), axis=2)[:, :, -3, None, None]
+    step = np.maximum(1, np.ceil(third / np.float32(_MOST_MULTIPLE))).astype(np.float32)
     rounded = np.rint(quads * (np.float32(1) / step)) * step
-    np.put_along_axis(
-        rounded,
-        order[:, :, :2, None],
-        np.take_along_axis(quads, order[:, :, :2, None], axis=2),
-        axis=2,
-    )
     return rounded.reshape(padded.shape)[:, :columns]
 
 

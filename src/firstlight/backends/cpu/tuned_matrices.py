@@ -21,7 +21,7 @@ from firstlight.ops.shape import Shape, rows_of_range, rows_range, storage
 LINEAR_PARAMETERS = (
     Parameter("block_rows", (0, 48, 96, 24, 192), 0),
     Parameter("panels", (0, 2, 4, 1, 8, 16), 0),
-    Parameter("fetch_ahead", (0, 1024, 4096), 0),
+    Parameter("fetch_ahead", (0, 4096, 24576), 0),
 )
 _UNTUNED: dict[str, Value] = {parameter.name: parameter.default for parameter in LINEAR_PARAMETERS}
 
