@@ -37,7 +37,7 @@ def _shifted(codes: torch.Tensor) -> torch.Tensor:
 
 def _signs(bits: torch.Tensor) -> torch.Tensor:
     """Eight signs of each byte, lowest bit first: [blocks, n] -> float32 [blocks, 8 n]."""
-    return (1 - 2 * fields(bits, tuple(range(8)), 1)).float()
+    return 1 - 2 * fields(bits, tuple(range(8)), 1).float()
 
 
 def _even_signs(bits: torch.Tensor) -> torch.Tensor:
@@ -78,7 +78,7 @@ def _iq2_xs(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def _iq2_s(blocks: torch.Tensor) -> torch.Tensor:
-    codes = blocks[:, 2:34].int() | fields(blocks[:, 66:74], (0, 2, 4, 6), 3) << 8
+    codes = blocks[:, 2:34].int() | fields(blocks[:, 66:74].int(), (0, 2, 4, 6), 3) << 8
     rows = _book("iq2_s", codes) * _signs(blocks[:, 34:66])
     return scaled(rows, _half_steps(half(blocks, 0), nibbles_in_turn(blocks[:, 74:]), 0.25))
 
@@ -90,7 +90,7 @@ def _iq3_xxs(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def _iq3_s(blocks: torch.Tensor) -> torch.Tensor:
-    codes = blocks[:, 2:66].int() | fields(blocks[:, 66:74], tuple(range(8)), 1) << 8
+    codes = blocks[:, 2:66].int() | fields(blocks[:, 66:74].int(), tuple(range(8)), 1) << 8
     rows = _book("iq3_s", codes) * _signs(blocks[:, 74:106])
     return scaled(rows, _odd(half(blocks, 0), nibbles_in_turn(blocks[:, 106:])))
 

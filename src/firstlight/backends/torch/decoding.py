@@ -47,9 +47,8 @@ def nibbles_in_turn(packed: torch.Tensor) -> torch.Tensor:
 
 
 def fields(packed: torch.Tensor, shifts: tuple[int, ...], mask: int) -> torch.Tensor:
-    """Each value's bit fields side by side: [blocks, n] -> int32 [blocks, n * len(shifts)]."""
-    wide = packed.int()
-    return torch.stack([wide >> shift & mask for shift in shifts], 2).flatten(1)
+    """Each value's bit fields side by side: [blocks, n] -> [blocks, n * len(shifts)], same dtype."""
+    return torch.stack([packed >> shift & mask for shift in shifts], 2).flatten(1)
 
 
 def look_up(table: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -99,7 +98,7 @@ def _q5_1(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def _q8_0(blocks: torch.Tensor) -> torch.Tensor:
-    return blocks[:, 2:].view(torch.int8).float() * half(blocks, 0)
+    return blocks[:, 2:].contiguous().view(torch.int8).float() * half(blocks, 0)
 
 
 # k-quants ----------------------------------------------------------------------------------

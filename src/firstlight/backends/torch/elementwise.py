@@ -14,8 +14,8 @@ from firstlight.ops.gating import ClampedSwish
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, epsilon: float) -> torch.Tensor:
-    # Divided by its largest value first, where that is above one: squares could overflow.
-    most = x.abs().amax(-1, keepdim=True).clamp(min=1.0) if x.shape[-1] else 1.0
+    # Divided by its largest value first: squares could leave the range of float32.
+    most = x.abs().amax(-1, keepdim=True).clamp(1e-37, 1e38)
     small = x / most
     normed = small * torch.rsqrt(small.square().mean(-1, keepdim=True) + epsilon / most / most)
     return normed if weight is None else normed * weight
