@@ -113,9 +113,7 @@ def _six_bit_pairs(packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return scales.float(), minima.float()
 
 
-def _less_minima(
-    codes: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor
-) -> torch.Tensor:
+def _less_minima(codes: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor) -> torch.Tensor:
     """codes [blocks, 256] times scales, less minima, both [blocks, groups]."""
     runs = codes.float().reshape(*scales.shape, -1)
     return (runs * scales[:, :, None] - minima[:, :, None]).flatten(1)

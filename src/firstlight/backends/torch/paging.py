@@ -83,9 +83,7 @@ class _Piece:
     last: int
 
 
-def _groups(
-    rows: PagedRows, window: int | None, heads: int
-) -> Iterator[tuple[int, list[_Piece]]]:
+def _groups(rows: PagedRows, window: int | None, heads: int) -> Iterator[tuple[int, list[_Piece]]]:
     """Pieces that are computed together, and the positions that each is padded to."""
     alike: dict[tuple[int, int], list[_Piece]] = {}
     for piece in _pieces(rows, window, heads):
