@@ -260,7 +260,7 @@ def test_ceilings_are_measured_with_pytorch(backend: Any) -> None:
 
     found = ceilings.measure_ceilings(backend.device, 1 << 20, progress=silent)
     assert 1e8 < found.bandwidth_bytes_per_second < 1e14
-    assert set(found.matrix_operations_per_second) == {"f32", "f16", "bf16"}
+    assert set(found.matrix_operations_per_second) == {"f32", "bf16"}
     assert torch.__version__ in found.how
 
 

@@ -237,6 +237,10 @@ class Backend(Ops):
         """Whether an op's argument is one of this backend's tensors."""
         return isinstance(argument, np.ndarray)
 
+    def sized(self, argument: Any) -> Any:
+        """An op's argument as far as the op's cost asks: a tensor's shape, size and dtype."""
+        return argument
+
     def is_packed(self, argument: Any) -> bool:
         """Whether an op's argument is one of this backend's packed weights."""
         return isinstance(argument, Weight)

@@ -104,6 +104,13 @@ class TorchBackend(Backend):
     def is_tensor(self, argument: Any) -> bool:
         return isinstance(argument, torch.Tensor)
 
+    def sized(self, argument: Any) -> Any:
+        """A tensor as an array of its shape that takes no memory."""
+        if not isinstance(argument, torch.Tensor):
+            return argument
+        value = np.zeros((), np.uint16 if argument.dtype == torch.bfloat16 else np.float32)
+        return np.broadcast_to(value, tuple(argument.shape))
+
     def is_packed(self, argument: Any) -> bool:
         return isinstance(argument, DeviceMatrix)
 

@@ -1,10 +1,11 @@
-"""What a device reaches at best, measured with PyTorch: reading memory, and products of matrices."""
+"""What a device reaches at best, measured with PyTorch: reading memory, multiplying matrices."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 
 import torch
 
@@ -14,7 +15,7 @@ from firstlight.progress import ProgressFactory, progress
 
 _MOST_BYTES = 2 << 30
 _MOST_SIZE = 8192
-_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 _SECONDS = 0.7
 
 
@@ -57,11 +58,11 @@ def _bandwidth(device: torch.device, size: int) -> float:
 
 def _matrix_peak(device: torch.device, dtype: torch.dtype) -> float | None:
     """Operations per second, larger matrices as long as that takes little; None: it has none."""
-    best, size, left = 0.0, 512, _SECONDS
+    best, size = 0.0, 512
     try:
         while True:
             matrix = torch.full((size, size), 0.5, dtype=dtype, device=device)
-            seconds = _best_seconds(device, lambda: matrix @ matrix, min(left, _SECONDS / 4))
+            seconds = _best_seconds(device, partial(torch.mm, matrix, matrix), _SECONDS / 4)
             best = max(best, 2 * size**3 / seconds)
             if size >= _MOST_SIZE or 3 * 8 * seconds > _SECONDS:
                 return best

@@ -47,7 +47,7 @@ def nibbles_in_turn(packed: torch.Tensor) -> torch.Tensor:
 
 
 def fields(packed: torch.Tensor, shifts: tuple[int, ...], mask: int) -> torch.Tensor:
-    """Each value's bit fields side by side: [blocks, n] -> [blocks, n * len(shifts)], same dtype."""
+    """Each value's bit fields side by side: [blocks, n] -> [blocks, n * fields], same dtype."""
     return torch.stack([packed >> shift & mask for shift in shifts], 2).flatten(1)
 
 

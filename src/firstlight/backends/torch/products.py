@@ -85,7 +85,7 @@ class ProductKernels:
     def head_linear(
         self, x: torch.Tensor, weight: DeviceMatrix, first: int, size: int, transposed: bool
     ) -> torch.Tensor:
-        count, heads, _ = x.shape
+        heads = x.shape[1]
         rows, columns = weight.shape
         step = rows // max(1, heads)
         start = torch.arange(heads, device=x.device)[:, None] * step + first
