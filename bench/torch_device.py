@@ -3,12 +3,12 @@
     python bench/torch_device.py [--device torch] [--shape 7b] [--formats bf16 int8 int4]
         [--batches 1 8 32 128] [--prefill 4096] [--output bench/results/FILE.json]
 
-First every kernel is compared with its definition on the device. Then a llama-shaped model of random
-weights is put there (without files; each matrix has memory of its own, so that
-nothing but a step's own reading brings them in), and whole steps of the decoder are timed, each
-from host to logits on the host. Shares are of what was measured on the device in the same run:
-decoding of the bandwidth, by the bytes of weights and state that a step must read; a prompt of the
-bfloat16 peak (float32's where there is none), by the operations of its products.
+First every kernel is compared with its definition on the device. Then a llama-shaped model of
+random weights is put there (without files; each matrix has memory of its own, so that nothing but a
+step's own reading brings it in), and whole steps of the decoder are timed, each from host to logits
+on the host. Shares are of what was measured on the device in the same run: decoding of the
+bandwidth, by the bytes of weights and state that a step must read; a prompt of the bfloat16 peak
+(float32's where there is none), by the operations of its products.
 """
 
 from __future__ import annotations

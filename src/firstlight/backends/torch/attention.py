@@ -169,11 +169,11 @@ class AttentionKernels:
         rows: PagedRows,
         window: int | None,
         softmax: _Softmax,
-        value_size: int | None = None,
+        value_size: int = 0,
     ) -> torch.Tensor:
         """Attention of all rows; without `values` they are the first `value_size` of the keys."""
         count, heads, _ = queries.shape
-        size = values.shape[3] if values is not None else value_size
+        size = value_size if values is None else values.shape[3]
         out = torch.empty((count, heads, size), dtype=torch.float32, device=queries.device)
         for reading in readings(rows, window, heads, self._transfer):
             key = _gather(keys, reading)
