@@ -196,6 +196,59 @@ def test_a_large_weight_is_multiplied_in_parts(backend: Any, monkeypatch: Any) -
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+class _Pinned:
+    """Pieces of pinned memory, and events that tell whether one was filled too early."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def event(self, device: Any) -> Any:
+        number = sum(entry.startswith("new") for entry in self.log)
+        self.log.append(f"new {number}")
+        outer = self
+
+        class Event:
+            def record(self) -> None:
+                outer.log.append(f"record {number}")
+
+            def synchronize(self) -> None:
+                outer.log.append(f"wait {number}")
+
+        return Event()
+
+
+@pytest.mark.parametrize("size", [1, 999, 1000, 1001, 4321])
+def test_large_weights_pass_through_two_pieces(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    from firstlight.backends.torch import transfer
+    from firstlight.backends.torch.quirks import HOST
+
+    pinned, empty = _Pinned(), torch.empty
+    made: list[Any] = []
+
+    def pieces(*shape: Any, pin_memory: bool = False, **rest: Any) -> Any:
+        tensor = empty(*shape, **rest)
+        made.extend([tensor] if pin_memory else [])
+        return tensor
+
+    subject = transfer.Transfer(HOST)
+    monkeypatch.setattr(subject, "_on_host", False)
+    monkeypatch.setattr(subject, "_pins", True)
+    monkeypatch.setattr(transfer, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(torch, "empty", pieces)
+    monkeypatch.setattr(torch, "Event", pinned.event)
+    data = np.random.default_rng(0).integers(0, 256, (size, 2), dtype=np.uint8)
+    found = subject.load(data)
+    np.testing.assert_array_equal(found.numpy(), data)
+    assert len(made) == (0 if 2 * size <= 1000 else 2)
+    log = [entry for entry in pinned.log if not entry.startswith("new")]
+    count = -(-2 * size // 1000) if made else 0
+    expected = []
+    for number in range(count):
+        expected += [f"wait {number % 2}"] if number > 1 else []
+        expected.append(f"record {number % 2}")
+    assert log == expected
+
+
 # Attention --------------------------------------------------------------------------------------
 
 

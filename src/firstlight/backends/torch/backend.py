@@ -26,6 +26,7 @@ from firstlight.backends.torch.device import (
 from firstlight.backends.torch.elementwise import RowKernels
 from firstlight.backends.torch.experts import ExpertsKernels
 from firstlight.backends.torch.matrix import DeviceMatrix, put_on_device
+from firstlight.backends.torch.paging import MOST_SCORES
 from firstlight.backends.torch.products import ProductKernels
 from firstlight.backends.torch.quirks import quirk_of
 from firstlight.backends.torch.transfer import Transfer, as_tensor
@@ -96,7 +97,11 @@ class TorchBackend(Backend):
         return torch.zeros(shape, dtype=_STREAMS[dtype], device=self.device)
 
     def available_memory(self) -> int:
-        return memory_of(self.device)[0]
+        """Without what decoded weights and scores take for a moment, several times over."""
+        free, quirk = memory_of(self.device)[0], quirk_of(self.device)
+        if quirk.on_host:
+            return free
+        return max(0, free - 4 * 4 * (quirk.decoded_values + MOST_SCORES))
 
     def total_memory(self) -> int:
         return memory_of(self.device)[1]

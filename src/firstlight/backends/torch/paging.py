@@ -23,7 +23,7 @@ _KEPT = "_torch_made"
 MOST_ROWS = 256
 """Rows of one sequence that attend together: more would look at more that is hidden from them."""
 
-_SCORES = 1 << 25
+MOST_SCORES = 1 << 25
 """Scores, over all heads, that are in memory at once."""
 
 _LEAST_STEP = 32
@@ -90,7 +90,7 @@ def _groups(rows: PagedRows, window: int | None, heads: int) -> Iterator[tuple[i
         seen = padded(piece.last + 1 - piece.first)
         alike.setdefault((piece.count, seen), []).append(piece)
     for (count, seen), pieces in alike.items():
-        together = max(1, _SCORES // max(1, heads * count * seen))
+        together = max(1, MOST_SCORES // max(1, heads * count * seen))
         for start in range(0, len(pieces), together):
             yield seen, pieces[start : start + together]
 
@@ -102,7 +102,7 @@ def _pieces(rows: PagedRows, window: int | None, heads: int) -> Iterator[_Piece]
             position = int(rows.positions[start])
             first = 0 if window is None else max(0, position - window + 1)
             seen = position + 1 - first
-            most = max(1, min(MOST_ROWS, _SCORES // (heads * padded(seen + MOST_ROWS))))
+            most = max(1, min(MOST_ROWS, MOST_SCORES // (heads * padded(seen + MOST_ROWS))))
             count = min(most, stop - start)
             yield _Piece(sequence, start, count, first, position + count - 1)
             start += count

@@ -37,7 +37,7 @@ class Quirk:
 
     on_host: bool = False
     pinned: bool = True
-    decoded_values: int = 1 << 26
+    decoded_values: int = 1 << 25
     memory: Callable[[], tuple[int, int]] | None = None
 
 
