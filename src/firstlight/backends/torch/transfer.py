@@ -27,6 +27,8 @@ def as_tensor(array: NDArray[Any]) -> torch.Tensor:
     array = np.ascontiguousarray(array)
     if array.ctypes.data % array.itemsize:
         array = array.copy()
+    if array.flags.writeable:
+        return torch.from_numpy(array)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
