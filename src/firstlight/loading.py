@@ -87,7 +87,8 @@ def load(
     Args:
         model: a Hugging Face model directory, a .gguf file, a hub id ("org/name", optionally
             "@revision"), or "demo".
-        device: backend to run on: "cpu" or "numpy".
+        device: what to run on: "cpu", "numpy", or a device of PyTorch's ("torch", "torch:cpu",
+            "torch:TYPE:INDEX"; docs/torch.md).
         weights: storage format to convert matrices to ("int8", "int4", "bf16", "f32", ...); None
             keeps each as it is stored.
         context_length: longest sequence in tokens; None: the model's own, or what fits in memory
@@ -250,7 +251,8 @@ def memory_plan(
     Raises:
         InsufficientMemoryError: it does not fit on this machine even so.
     """
-    available, dtype = available_memory(), state_dtype(state)
+    available = available_memory() if ops is None else ops.available_memory()
+    dtype = state_dtype(state)
 
     def plan(length: int, memory: int | None, sequences: int = 1) -> MemoryPlan:
         return plan_memory(

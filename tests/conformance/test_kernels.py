@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from firstlight.backends import backend_names, open_device
+from firstlight.backends import available_devices, backend_names, open_device
 from firstlight.backends.base import Backend
 from firstlight.errors import DeviceError
 from firstlight.ops.contract import all_ops, get_op
@@ -27,7 +27,8 @@ class _Subject:
 def _openers() -> dict[str, Callable[[], Backend]]:
     """Every backend that opens here; the cpu backend at every level of this machine."""
     openers: dict[str, Callable[[], Backend]] = {}
-    for name in backend_names():
+    # Of those that reach several devices, every device.
+    for name in dict.fromkeys((*backend_names(), *available_devices())):
         try:
             backend = open_device(name, check_kernels=False)
         except DeviceError:

@@ -27,7 +27,7 @@ from tests.support.tiny_models import (
     write_checkpoint,
 )
 
-DEVICES = ("numpy", "cpu")
+DEVICES = ("numpy", "cpu", "torch:cpu")
 
 
 class TinyCheckpoint:

@@ -230,7 +230,8 @@ def test_both_forms_agree_in_every_case(device: str) -> None:
         for form in (False, True):
             x, block, *rest = (to_device(backend, argument) for argument in case.arguments())
             block = replace(block, expanded=form)
-            results.append(backend.call("latent_attention_block", x, block, *rest))
+            found = backend.call("latent_attention_block", x, block, *rest)
+            results.append(backend.download(found))
         scale = np.abs(results[0]).max(initial=0.0)
         np.testing.assert_allclose(*results, rtol=0, atol=2e-5 * scale + 1e-6, err_msg=case.name)
         compared += results[0].size > 0
@@ -267,7 +268,7 @@ def test_cut_back_and_resumed_it_is_the_undisturbed_text(
 
 
 def test_a_row_does_not_depend_on_its_company(tiny: Tiny, device: str) -> None:
-    """On cpu bit for bit; on numpy up to the rounding of float64 sums."""
+    """On cpu bit for bit; on numpy up to the rounding of float64 sums, on torch of float32 ones."""
     decoder = tiny("deepseek_v3").decoder(device)
     alone = logits(decoder, prompt(40))
     chunked = logits(decoder, prompt(40), 7)
@@ -283,7 +284,8 @@ def test_a_row_does_not_depend_on_its_company(tiny: Tiny, device: str) -> None:
     if device == "cpu":
         np.testing.assert_array_equal(chunked, alone)
     else:
-        np.testing.assert_allclose(chunked, alone, rtol=0, atol=2e-6)
+        atol = 2e-6 if device == "numpy" else 2e-5
+        np.testing.assert_allclose(chunked, alone, rtol=0, atol=atol)
 
 
 def test_state_in_bfloat16_is_close(tiny: Tiny, device: str, tmp_path: Path) -> None:

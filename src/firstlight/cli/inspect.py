@@ -211,7 +211,6 @@ def _run_here(
     checkpoint: Checkpoint, spec: ModelSpec, backend: Backend, target: Format | None, state: str
 ) -> dict[str, Any]:
     from firstlight.errors import InsufficientMemoryError
-    from firstlight.host.memory import available_memory
     from firstlight.loading import memory_plan
     from firstlight.model.matrices import kept_matrices
 
@@ -219,7 +218,7 @@ def _run_here(
     slow = sorted(matrices - backend.fast_formats())
     here: dict[str, Any] = {
         "device": backend.name,
-        "available_memory": available_memory(),
+        "available_memory": backend.available_memory(),
         "formats_without_kernel": slow,
     }
     try:

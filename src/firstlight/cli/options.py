@@ -51,7 +51,12 @@ def add_hub(parser: argparse.ArgumentParser) -> None:
 def add_loading(parser: argparse.ArgumentParser) -> None:
     """How a model is loaded."""
     group = parser.add_argument_group("loading")
-    group.add_argument("--device", default="cpu", help="chip to run on (default: cpu)")
+    group.add_argument(
+        "--device",
+        default="cpu",
+        help="chip to run on: cpu, numpy, or one of PyTorch's: torch, torch:cpu, torch:TYPE:INDEX "
+        "(default: cpu)",
+    )
     group.add_argument(
         "--weights", metavar="FORMAT", help="convert weights on loading: int8, int4, bf16, f32"
     )

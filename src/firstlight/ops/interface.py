@@ -81,6 +81,12 @@ class Ops(ABC):
         """The packed weight whose bytes `pack_into` wrote; `data` may be mapped and read-only."""
         raise NotImplementedError
 
+    def available_memory(self) -> int:
+        """Bytes that weights, state and intermediate values can still take where they are kept."""
+        from firstlight.host.memory import available_memory
+
+        return available_memory()
+
     @abstractmethod
     def new_stream(
         self, pages: int, page_tokens: int, entry: tuple[int, ...], dtype: str
