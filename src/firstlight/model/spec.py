@@ -92,6 +92,16 @@ class NormSpec:
 
 
 @dataclass(frozen=True)
+class LayerNormSpec:
+    """Layer norm over the last `size` values, as the op `layer_norm`."""
+
+    size: int
+    epsilon: float
+    weight: TensorSource
+    bias: TensorSource
+
+
+@dataclass(frozen=True)
 class LinearScaling:
     """Positions divided by a factor (Chen et al. 2023, arXiv:2306.15595)."""
 
@@ -226,6 +236,32 @@ class HeadLinearSpec:
 
 
 @dataclass(frozen=True)
+class IndexerSpec:
+    """What selects the positions that latent attention sees (the "lightning indexer" of
+    DeepSeek-V3.2, arXiv:2512.02556, section 2.1); see the op `sparse_latent_attention_block`.
+
+    State is one key of `head_size` values a token. Of queries and keys the first values turn, as
+    many as the attention turns, by the same angles.
+
+    Attributes:
+        top_k: so many positions a row sees; those with the largest scores.
+        query: [heads * head_size, low rank of the attention's query].
+        key: [head_size, hidden_size].
+        weights: [heads, hidden_size].
+        interleaved: as in `RopeSpec`, and not that of the attention.
+    """
+
+    heads: int
+    head_size: int
+    top_k: int
+    query: LinearSpec
+    key: LinearSpec
+    key_norm: LayerNormSpec
+    weights: LinearSpec
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
 class LatentAttentionSpec:
     """Multi-head latent attention (DeepSeek-AI 2024, arXiv:2405.04434, section 2.1).
 
@@ -243,6 +279,7 @@ class LatentAttentionSpec:
         key_up: from a head's plain query to the latent.
         value_up: from the latent to a head's value.
         scale: factor of the scores, YaRN's share of it included.
+        indexer: what selects positions; None: all are seen.
     """
 
     heads: int
@@ -259,15 +296,16 @@ class LatentAttentionSpec:
     output: LinearSpec
     scale: float
     rope: RopeSpec
+    indexer: IndexerSpec | None = None
 
     @property
     def entry_size(self) -> int:
-        """Values that state keeps of a token."""
+        """Values of a token's latent and turned key."""
         return self.latent_size + self.rope.size
 
     @property
     def window(self) -> int | None:
-        """None: a position sees all before it."""
+        """None: all positions before it are kept, and with an indexer any may be seen."""
         return None
 
 

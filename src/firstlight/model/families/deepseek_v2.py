@@ -7,14 +7,16 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from firstlight.model.families.config import Config
+from firstlight.model.families.config import Config, shown
 from firstlight.model.families.experts import experts_spec, routing_numbers, sizes
 from firstlight.model.families.parts import Parts
 from firstlight.model.families.rope import rope_spec
 from firstlight.model.spec import (
     ExpertsSpec,
     HeadLinearSpec,
+    IndexerSpec,
     LatentAttentionSpec,
+    LayerSpec,
     ModelSpec,
     RopeSpec,
 )
@@ -59,6 +61,7 @@ def deepseek(
     *,
     interleaved: bool,
     correction: bool,
+    indexer: Callable[[Parts, int], IndexerSpec] | None = None,
 ) -> ModelSpec:
     """What V2 and V3 have in common.
 
@@ -66,19 +69,25 @@ def deepseek(
         routing: among so many experts.
         interleaved: values of a rotary key that turn together are neighbours.
         correction: scores are corrected for the choice of experts.
+        indexer: of a layer; None: every position is seen.
     """
     # Their number says nothing here, and must make sense all the same.
     _ = parts.key_value_heads
     rope, scale = _rope(parts, interleaved), _score_scale(parts)
     feed_forward = _feed_forward(parts, routing, correction)
-    layers = (
-        parts.layer(index, _attention(parts, index, rope, scale), feed_forward(index))
-        for index in range(parts.layers)
-    )
-    return parts.model(family, tuple(layers), notes=_left_out(parts))
+
+    def layer(index: int) -> LayerSpec:
+        indexed = None if indexer is None else indexer(parts, index)
+        attention = _attention(parts, index, rope, scale, indexed)
+        return parts.layer(index, attention, feed_forward(index))
+
+    layers = tuple(layer(index) for index in range(parts.layers))
+    return parts.model(family, layers, notes=_left_out(parts))
 
 
-def _attention(parts: Parts, index: int, rope: RopeSpec, scale: float) -> LatentAttentionSpec:
+def _attention(
+    parts: Parts, index: int, rope: RopeSpec, scale: float, indexer: IndexerSpec | None
+) -> LatentAttentionSpec:
     config, hidden, heads = parts.config, parts.hidden_size, parts.heads
     latent = config.integer("kv_lora_rank")
     plain, value = config.integer("qk_nope_head_dim"), config.integer("v_head_dim")
@@ -108,6 +117,7 @@ def _attention(parts: Parts, index: int, rope: RopeSpec, scale: float) -> Latent
         output=parts.linear("attention_output", hidden, heads * value, index, bias=bias),
         scale=scale,
         rope=rope,
+        indexer=indexer,
     )
 
 
@@ -126,22 +136,36 @@ def _feed_forward(
     config = parts.config
     if not config.has("n_routed_experts"):
         return lambda _: None
-    dense = config.integer("first_k_dense_replace", 0, least=0)
-    every = config.integer("moe_layer_freq", 1)
-    if dense >= parts.layers:
+    has_experts = _layers_with_experts(parts)
+    if not any(has_experts):
         return lambda _: None
     experts = sizes(parts, "n_routed_experts", "moe_intermediate_size")
     numbers = routing(parts, experts.count)
     shared = config.integer("n_shared_experts", 0, least=0) * experts.width
 
     def experts_of(index: int) -> ExpertsSpec | None:
-        if index < dense or index % every:
+        # Those behind the last, of multi-token prediction, are as the last.
+        if not has_experts[min(index, parts.layers - 1)]:
             return None
         return experts_spec(
             parts, index, experts, numbers, correction=correction, shared_width=shared
         )
 
     return experts_of
+
+
+def _layers_with_experts(parts: Parts) -> tuple[bool, ...]:
+    """For each layer, whether its feed-forward network is a mixture of experts."""
+    config = parts.config
+    if config.has("mlp_layer_types"):
+        names = config.texts("mlp_layer_types", parts.layers)
+        for name in names:
+            if name not in ("dense", "sparse"):
+                raise config.unsupported("mlp_layer_types", f"has the type {shown(name)}")
+        return tuple(name == "sparse" for name in names)
+    dense = config.integer("first_k_dense_replace", 0, least=0)
+    every = config.integer("moe_layer_freq", 1)
+    return tuple(index >= dense and index % every == 0 for index in range(parts.layers))
 
 
 # Positions ------------------------------------------------------------------------------
