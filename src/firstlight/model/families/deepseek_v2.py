@@ -9,6 +9,7 @@ from typing import Any
 
 from firstlight.model.families.config import Config, shown
 from firstlight.model.families.experts import experts_spec, routing_numbers, sizes
+from firstlight.model.families.names import DEEPSEEK
 from firstlight.model.families.parts import Parts
 from firstlight.model.families.rope import rope_spec
 from firstlight.model.spec import (
@@ -71,6 +72,7 @@ def deepseek(
         correction: scores are corrected for the choice of experts.
         indexer: of a layer; None: every position is seen.
     """
+    parts = _in_its_layout(parts)
     # Their number says nothing here, and must make sense all the same.
     _ = parts.key_value_heads
     rope, scale = _rope(parts, interleaved), _score_scale(parts)
@@ -83,6 +85,14 @@ def deepseek(
 
     layers = tuple(layer(index) for index in range(parts.layers))
     return parts.model(family, layers, notes=_left_out(parts))
+
+
+def _in_its_layout(parts: Parts) -> Parts:
+    """With DeepSeek's own names of tensors where the files have those."""
+    embedding = f"{DEEPSEEK['embedding']}.weight"
+    if embedding not in parts.files.tensors or parts.has("embedding"):
+        return parts
+    return parts.rename_whole(**DEEPSEEK)
 
 
 def _attention(
