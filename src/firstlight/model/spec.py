@@ -408,6 +408,27 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
+class PredictorSpec:
+    """A layer behind the last that predicts the token after the next: multi-token prediction
+    (DeepSeek-V3, arXiv:2412.19437, section 2.2, equations 21 to 23).
+
+    Of a position's last hidden state h and the embedding e of the token that follows it, the layer
+    sees join([embedding_norm(e), hidden_norm(h)]). It has state of its own, and the model's
+    embedding and head.
+
+    Attributes:
+        join: [hidden_size, 2 * hidden_size].
+        final_norm: before the head.
+    """
+
+    embedding_norm: NormSpec
+    hidden_norm: NormSpec
+    join: LinearSpec
+    layer: LayerSpec
+    final_norm: NormSpec
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A whole decoder-only model.
 
@@ -419,6 +440,7 @@ class ModelSpec:
         embedding_scale, logit_scale: factors of the embedding and of the logits.
         logit_soft_cap: logits become cap * tanh(logits / cap); None: not.
         notes: what of the checkpoint is left out, a sentence each, for people.
+        predictor: what guesses tokens ahead; None: nothing, or it is not wanted.
     """
 
     family: str
@@ -433,6 +455,12 @@ class ModelSpec:
     logit_scale: float = 1.0
     logit_soft_cap: float | None = None
     notes: tuple[str, ...] = ()
+    predictor: PredictorSpec | None = None
+
+    @property
+    def all_layers(self) -> tuple[LayerSpec, ...]:
+        """Every layer that has state: the model's, and then its predictor's."""
+        return self.layers if self.predictor is None else (*self.layers, self.predictor.layer)
 
     @property
     def tied(self) -> bool:
@@ -448,7 +476,7 @@ class ModelSpec:
         Every token needs the tensors that are not there."""
         return {
             source: layer.feed_forward.share
-            for layer in self.layers
+            for layer in self.all_layers
             if isinstance(layer.feed_forward, ExpertsSpec)
             for source in _walk(layer.feed_forward.experts)
         }
@@ -460,7 +488,7 @@ class ModelSpec:
 
     def ropes(self) -> tuple[RopeSpec, ...]:
         """Every distinct rotary embedding among the layers."""
-        found = (layer.attention.rope for layer in self.layers)
+        found = (layer.attention.rope for layer in self.all_layers)
         return tuple(dict.fromkeys(rope for rope in found if rope is not None))
 
 

@@ -11,6 +11,7 @@ from firstlight.model.families.config import Config, shown
 from firstlight.model.families.experts import experts_spec, routing_numbers, sizes
 from firstlight.model.families.names import DEEPSEEK
 from firstlight.model.families.parts import Parts
+from firstlight.model.families.prediction import notes_on, prediction_layers, predictor_spec
 from firstlight.model.families.rope import rope_spec
 from firstlight.model.spec import (
     ExpertsSpec,
@@ -84,7 +85,9 @@ def deepseek(
         return parts.layer(index, attention, feed_forward(index))
 
     layers = tuple(layer(index) for index in range(parts.layers))
-    return parts.model(family, layers, notes=_left_out(parts))
+    found = prediction_layers(parts)
+    predictor = predictor_spec(parts, layer(parts.layers)) if found else None
+    return parts.model(family, layers, notes=notes_on(parts, found), predictor=predictor)
 
 
 def _in_its_layout(parts: Parts) -> Parts:
@@ -232,22 +235,3 @@ def _score_scale(parts: Parts) -> float:
     if not 0 < magnitude <= _LARGEST_MAGNITUDE:
         raise scaling.error("mscale_all_dim", f"gives scores a factor of {magnitude:g} squared")
     return float(scale * magnitude**2)
-
-
-# Multi-token prediction -----------------------------------------------------------------
-
-
-def _left_out(parts: Parts) -> tuple[str, ...]:
-    """A note on the layers behind the last, which predict further tokens for drafts."""
-    key = "num_nextn_predict_layers"
-    newer = parts.config.integer("num_mtp_layers", 0, least=0, most=64)
-    count = parts.config.integer(key, newer, least=0, most=64)
-    stem = parts.tensor_name("attention_norm", parts.layers).rpartition(".")[0]
-    first = parts.layers
-    prefixes = [stem.replace(str(first), str(first + more)) for more in range(count)]
-    found = [
-        prefix
-        for prefix in prefixes
-        if any(name.startswith(f"{prefix}.") for name in parts.files.tensors)
-    ]
-    return tuple(f"{prefix}, a layer of multi-token prediction, is left out" for prefix in found)

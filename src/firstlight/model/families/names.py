@@ -47,6 +47,11 @@ HUGGING_FACE: Mapping[str, str] = {
     "shared_down": "model.layers.{layer}.mlp.shared_experts.down_proj",
     "shared_weight": "model.layers.{layer}.mlp.shared_expert_gate",
     "sinks": "model.layers.{layer}.self_attn.sinks",
+    # Of a layer of multi-token prediction, beside what every layer has.
+    "predictor_embedding_norm": "model.layers.{layer}.enorm",
+    "predictor_hidden_norm": "model.layers.{layer}.hnorm",
+    "predictor_join": "model.layers.{layer}.eh_proj",
+    "predictor_final_norm": "model.layers.{layer}.shared_head.norm",
 }
 
 # DeepSeek's own, as its inference code names its modules and its conversion writes them. They are
@@ -80,6 +85,10 @@ DEEPSEEK: Mapping[str, str] = {
     "shared_gate": "layers.{layer}.ffn.shared_experts.w1",
     "shared_up": "layers.{layer}.ffn.shared_experts.w3",
     "shared_down": "layers.{layer}.ffn.shared_experts.w2",
+    "predictor_embedding_norm": "layers.{layer}.enorm",
+    "predictor_hidden_norm": "layers.{layer}.hnorm",
+    "predictor_join": "layers.{layer}.eh_proj",
+    "predictor_final_norm": "layers.{layer}.shared_head.norm",
 }
 
 # The names are those of the GGUF specification, section "Standardized tensor names", and of its
