@@ -218,8 +218,7 @@ public:
         call.round_to_bfloat16 = round_to_bfloat16;
         call.tile_queries = tile_queries;
         call.head_parts = head_parts;
-        require(tile_queries >= 0 && tile_queries <= 1 << 16 && head_parts >= 0,
-                "tile_queries must be in [0, 65536] and head_parts at least 0");
+        require_attention_tuning(tile_queries, head_parts);
         require(extent(keys, 3) == call.key_size, "queries and keys differ in size");
         require(call.key_value_heads >= 1 && call.heads % call.key_value_heads == 0,
                 "heads must be a multiple of the key-value heads");
@@ -369,12 +368,13 @@ NB_MODULE(_native, module) {
         .def("attention_block",
              [](const Kernels& kernels, const AttentionBlock& block, In<float> x, AnyOut keys,
                 AnyOut values, PagedRows& rows, std::optional<In<float>> cosine_sine,
-                Out<float> out) {
-                 block.run(kernels.table(), kernels.pool(), kernels.rounds(), x, keys, values, rows, cosine_sine,
-                           out);
+                Out<float> out, int64_t tile_queries, int64_t head_parts) {
+                 block.run(kernels.table(), kernels.pool(), kernels.rounds(), x, keys, values,
+                           rows, cosine_sine, out, tile_queries, head_parts);
              },
              "block"_a, "x"_a.noconvert(), "keys"_a.noconvert(), "values"_a.noconvert(), "rows"_a,
-             "cosine_sine"_a.noconvert().none(), "out"_a.noconvert())
+             "cosine_sine"_a.noconvert().none(), "out"_a.noconvert(), "tile_queries"_a = 0,
+             "head_parts"_a = 0)
         .def("feed_forward_block",
              [](const Kernels& kernels, const FeedForwardBlock& block, In<float> x,
                 Out<float> out) { block.run(kernels.table(), kernels.pool(), kernels.rounds(), x, out); },

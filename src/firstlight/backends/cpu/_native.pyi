@@ -166,6 +166,8 @@ class Kernels:
         rows: PagedRows,
         cosine_sine: _Array | None,
         out: _Array,
+        tile_queries: int = 0,
+        head_parts: int = 0,
     ) -> None: ...
     def feed_forward_block(self, block: FeedForwardBlock, x: _Array, out: _Array) -> None: ...
     def experts_block(
