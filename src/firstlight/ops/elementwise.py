@@ -68,8 +68,8 @@ def layer_norm(x: Floats, weight: Floats, bias: Floats, epsilon: float) -> Float
     """
     centred = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float64)
     variance = np.mean(np.square(centred), axis=-1, keepdims=True)
-    normed = centred * (1.0 / np.sqrt(variance + epsilon))
-    return (normed * weight + bias).astype(np.float32)
+    normed: Floats = (centred / np.sqrt(variance + epsilon) * weight + bias).astype(np.float32)
+    return normed
 
 
 def _activate(x: NDArray[np.float64], activation: Activation) -> NDArray[np.float64]:
