@@ -188,6 +188,36 @@ def test_many_sequences_preempted_and_with_shared_prefixes(
     assert [engine.pages.free_pages(0)] == list(engine.pages.capacities)
 
 
+def test_sequences_are_guessed_for_together(
+    good: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four of them take as many passes through the predictor as one."""
+    _, folder = good("deepseek_v3")
+    decoder = _decoder(folder, "numpy")
+    passes = []
+    predict = Predictor.predict
+
+    def counted(self: Predictor, batch: Batch, hidden: Any, state: Any) -> Any:
+        passes.append(len(batch.positions))
+        return predict(self, batch, hidden, state)
+
+    monkeypatch.setattr(Predictor, "predict", counted)
+    counts = []
+    for sequences in (1, 4):
+        engine = _engine(decoder, sequences=sequences, token_budget=256)
+        running = [
+            engine.add(prompt(20, seed), GREEDY, StopConditions(max_tokens=40))
+            for seed in range(sequences)
+        ]
+        passes.clear()
+        _finish(engine)
+        counts.append((len(passes), engine.statistics().steps))
+        assert all(len(sequence.output_ids) == 40 for sequence in running)
+        done = engine.statistics()
+        assert done.accepted_tokens == done.proposed_tokens
+    assert counts[1] == counts[0]
+
+
 def test_where_it_goes_on_elsewhere_it_guesses_on(good: Callable[..., Made]) -> None:
     _, folder = good("deepseek_v3", 0.2)
     decoder = _decoder(folder, "numpy")

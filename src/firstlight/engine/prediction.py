@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
+from contextlib import suppress
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -13,12 +14,12 @@ from firstlight.engine.sampler import sample
 from firstlight.engine.scheduler import Slice
 from firstlight.engine.sequence import Sequence
 from firstlight.errors import FirstlightError
-from firstlight.model.batch import Batch
+from firstlight.formats.base import Floats
+from firstlight.model.batch import Batch, Integers
 from firstlight.model.decoder import State
 from firstlight.model.predictor import Predictor
 from firstlight.ops import Tensor
 
-_FIRST_ROW = np.zeros(1, np.int32)
 _NONE = np.empty(0, np.int32)
 
 
@@ -28,12 +29,14 @@ class _Draft:
 
     Attributes:
         length: of the sequence then; at any other it says nothing.
-        hidden: float32 [1, hidden_size]: the predictor's result after the last token or guess.
+        hidden: float32 [rows, hidden_size]: the predictor's result after the last token or guess;
+            drafts that were made together share it, and this one has `row`.
         guesses: the tokens guessed so far.
     """
 
     length: int
     hidden: Tensor
+    row: int
     guesses: list[int] = field(default_factory=list)
 
 
@@ -58,6 +61,8 @@ class PredictorProposer:
         self._state = state
         self._pages = pages
         self._drafts: WeakKeyDictionary[Sequence, _Draft] = WeakKeyDictionary()
+        # How many guesses each sequence was asked for last.
+        self._asked: WeakKeyDictionary[Sequence, int] = WeakKeyDictionary()
 
     def follow(self, slices: list[Slice], hidden: Tensor) -> None:
         """Bring the predictor's state up to that of the model.
@@ -84,59 +89,83 @@ class PredictorProposer:
         if len(rows) < row:
             last = self._ops.take_rows(last, np.array(rows, np.int32))
         predicted = self._predictor.predict(self._batch(followed), last, self._state)
+        ends: list[int] = []
+        decoding: list[Sequence] = []
         row = 0
         for sequence, start, stop in followed:
             row += stop - start
             if stop == sequence.length - 1:
-                here = self._ops.take_rows(predicted, np.array([row - 1], np.int32))
-                self._drafts[sequence] = _Draft(sequence.length, here)
+                ends.append(row - 1)
+                decoding.append(sequence)
+        if decoding:
+            shared = self._ops.take_rows(predicted, np.array(ends, np.int32))
+            for row, sequence in enumerate(decoding):
+                self._drafts[sequence] = _Draft(sequence.length, shared, row)
 
     def propose(self, sequence: Sequence, count: int) -> Items[int]:
+        self._asked[sequence] = count
         draft = self._drafts.get(sequence)
         if draft is None or draft.length != sequence.length:
             return ()
-        try:
-            while len(draft.guesses) < count and self._extend(sequence, draft):
-                pass
-        except FirstlightError:
-            # Such logits say nothing; the model's own decide what becomes of the sequence.
-            del self._drafts[sequence]
+        while len(draft.guesses) < count:
+            before = len(draft.guesses)
+            self._extend(self._alike(sequence, draft))
+            if len(draft.guesses) == before:
+                break
         return draft.guesses[:count]
 
-    def _extend(self, sequence: Sequence, draft: _Draft) -> bool:
-        """Guess one more token; False where there is no state for that yet."""
-        if draft.guesses:
-            position = draft.length + len(draft.guesses) - 2
-            if not self._holds(sequence, position + 1):
-                return False
-            batch = self._batch([(sequence, position, position + 1)], draft.guesses[-1])
-            draft.hidden = self._predictor.predict(batch, draft.hidden, self._state)
-        logits = self._ops.download(self._predictor.logits(draft.hidden, _FIRST_ROW))[0]
-        output = [*sequence.output_ids, *draft.guesses]
-        draft.guesses.append(
-            sample(
-                logits,
-                sequence.sampling,
-                sequence.prompt_ids,
-                output,
-                draft.length + len(draft.guesses),
-                None if sequence.allowed is None else sequence.allowed(output),
-                int(logits.argmax()),
+    def _alike(self, sequence: Sequence, draft: _Draft) -> list[tuple[Sequence, _Draft]]:
+        """A sequence and those that are going to ask for as many: weights are read once for all."""
+        guessed = len(draft.guesses)
+        return [
+            (other, each)
+            for other, each in self._drafts.items()
+            if other is sequence
+            or (
+                each.hidden is draft.hidden
+                and len(each.guesses) == guessed < self._asked.get(other, 1)
+                and other.finish is None
+                and other.length == each.length
             )
-        )
-        return True
+        ]
+
+    def _extend(self, drafts: list[tuple[Sequence, _Draft]]) -> None:
+        """Guess one more token of each, where there is state for that already."""
+        if drafts[0][1].guesses:
+            drafts = [each for each in drafts if self._holds(each[0], _next_position(each[1]) + 1)]
+            if not drafts:
+                return
+            parts = [
+                (sequence, _next_position(draft), _next_position(draft) + 1)
+                for sequence, draft in drafts
+            ]
+            guesses = [draft.guesses[-1] for _, draft in drafts]
+            shared = self._ops.take_rows(drafts[0][1].hidden, _rows_of(drafts))
+            shared = self._predictor.predict(self._batch(parts, guesses), shared, self._state)
+            for row, (_, draft) in enumerate(drafts):
+                draft.hidden, draft.row = shared, row
+        hidden = drafts[0][1].hidden
+        logits = self._ops.download(self._predictor.logits(hidden, _rows_of(drafts)))
+        for row, (sequence, draft) in zip(logits, drafts, strict=True):
+            # Logits that no token can be drawn from guess nothing; what becomes of the sequence is
+            # for the model's own to decide.
+            with suppress(FirstlightError):
+                draft.guesses.append(_choose(row, sequence, draft))
 
     def _holds(self, sequence: Sequence, length: int) -> bool:
         return bool(sequence.pages.pages) and self._pages.reaches(sequence.pages, length)
 
-    def _batch(self, parts: list[tuple[Sequence, int, int]], token: int | None = None) -> Batch:
-        """Rows start:stop of sequences, each with the token that follows it; or with `token`."""
+    def _batch(
+        self, parts: list[tuple[Sequence, int, int]], guesses: list[int] | None = None
+    ) -> Batch:
+        """Rows start:stop of sequences, each with the token that follows it; or with a guess of it,
+        where there is one row of each."""
         token_ids: list[int] = []
         positions: list[int] = []
         lengths: list[int] = []
         starts = [0]
         for sequence, start, stop in parts:
-            token_ids += sequence.token_ids[start + 1 : stop + 1] if token is None else [token]
+            token_ids += sequence.token_ids[start + 1 : stop + 1] if guesses is None else ()
             positions += range(start, stop)
             floor = sequence.length_floor
             lengths += (max(floor, position + 1) for position in range(start, stop))
@@ -144,7 +173,7 @@ class PredictorProposer:
         tables = [sequence.pages for sequence, _, _ in parts]
         pages = self._pages
         return Batch(
-            token_ids=np.array(token_ids, np.int32),
+            token_ids=np.array(token_ids if guesses is None else guesses, np.int32),
             positions=np.array(positions, np.int32),
             lengths=np.array(lengths, np.int32),
             row_starts=np.array(starts, np.int32),
@@ -152,3 +181,26 @@ class PredictorProposer:
             page_tokens=pages.page_tokens,
             wanted=_NONE,
         )
+
+
+def _next_position(draft: _Draft) -> int:
+    """Where the last guess stands, less one: the predictor's entry that is made of it."""
+    return draft.length + len(draft.guesses) - 2
+
+
+def _rows_of(drafts: list[tuple[Sequence, _Draft]]) -> Integers:
+    return np.array([draft.row for _, draft in drafts], np.int32)
+
+
+def _choose(logits: Floats, sequence: Sequence, draft: _Draft) -> int:
+    """What the sampler would take after the guesses so far."""
+    output = [*sequence.output_ids, *draft.guesses]
+    return sample(
+        logits,
+        sequence.sampling,
+        sequence.prompt_ids,
+        output,
+        draft.length + len(draft.guesses),
+        None if sequence.allowed is None else sequence.allowed(output),
+        int(logits.argmax()),
+    )
