@@ -115,7 +115,8 @@ class PredictorProposer:
         return draft.guesses[:count]
 
     def _alike(self, sequence: Sequence, draft: _Draft) -> list[tuple[Sequence, _Draft]]:
-        """A sequence and those that are going to ask for as many: weights are read once for all."""
+        """A sequence and those that may ask for as many, which is at most one more than last time:
+        weights are read once for all."""
         guessed = len(draft.guesses)
         return [
             (other, each)
@@ -123,7 +124,7 @@ class PredictorProposer:
             if other is sequence
             or (
                 each.hidden is draft.hidden
-                and len(each.guesses) == guessed < self._asked.get(other, 1)
+                and len(each.guesses) == guessed <= self._asked.get(other, 0)
                 and other.finish is None
                 and other.length == each.length
             )
