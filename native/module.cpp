@@ -70,6 +70,29 @@ public:
         table_.linear(*pool_, &call, 1);
     }
 
+    // A product for each of the groups of rows: x [groups, rows, columns] and out likewise.
+    void linear_each(In<float> x, const std::vector<const Matrix*>& matrices,
+                     Out<float> out) const {
+        require(x.ndim() == 3 && out.ndim() == 3 && extent(x, 0) == extent(out, 0) &&
+                    extent(x, 1) == extent(out, 1) &&
+                    extent(x, 0) == static_cast<int64_t>(matrices.size()),
+                "x and out must be [matrices, rows, columns]");
+        std::vector<LinearCall> calls;
+        const int64_t count = extent(x, 1);
+        for (size_t i = 0; i < matrices.size(); ++i) {
+            require(matrices[i], "a matrix is missing");
+            const StoredMatrix& weight = matrices[i]->stored();
+            require(weight.columns == extent(x, 2) && weight.rows == extent(out, 2),
+                    "every matrix must lead from the columns of x to those of out");
+            const auto group = static_cast<int64_t>(i);
+            calls.push_back({weight, x.data() + group * count * weight.columns, count, nullptr,
+                             out.data() + group * count * weight.rows,
+                             matrices[i]->tuning(count), false});
+        }
+        nb::gil_scoped_release release;
+        table_.linear(*pool_, calls.data(), static_cast<int>(calls.size()));
+    }
+
     // Several products of the same x in one go.
     void linear_group(In<float> x, const std::vector<const Matrix*>& matrices,
                       const std::vector<std::optional<In<float>>>& biases,
@@ -338,6 +361,8 @@ NB_MODULE(_native, module) {
              "exact"_a = false)
         .def("linear", &Kernels::linear, "x"_a.noconvert(), "matrix"_a,
              "bias"_a.noconvert().none(), "out"_a.noconvert(), "round_to_bfloat16"_a = false)
+        .def("linear_each", &Kernels::linear_each, "x"_a.noconvert(), "matrices"_a,
+             "out"_a.noconvert())
         .def("linear_group", &Kernels::linear_group, "x"_a.noconvert(), "matrices"_a,
              "biases"_a.noconvert(), "outs"_a.noconvert(),
              "round_to_bfloat16"_a = false)

@@ -17,43 +17,20 @@ import pytest
 from tests.fidelity.conftest import TinyCheckpoint
 from tests.support.decode import continuation, load_decoder, logits
 from tests.support.reference import load_reference, reference_logits
-from tests.support.tiny_gguf import write_gguf
+from tests.support.tiny_gguf import expressible, write_gguf
 from tests.support.tiny_models import NEW_TOKENS, TINY_MODELS, TinyModel, prompt, tiny_model
 
 TOLERANCE = 1e-4
 
-# What GGUF has no keys for: dense layers among those with experts, a window outside Gemma, Phi and
-# gpt-oss, dynamic scaling, layers chosen one by one, and a scale of the scores that does not follow
-# from the sizes, or gpt-oss's limit.
-_NOT_EXPRESSIBLE = (
-    "mistral",
-    "qwen2-sliding",
-    "qwen3-mixed",
-    "llama-dynamic",
-    "smollm3-sliding",
-    "mixtral-sliding",
-    "qwen2_moe-partly-dense",
-    "qwen3_moe-partly-dense",
-)
-_LATENT = tuple(model.name for model in TINY_MODELS if model.family.startswith("deepseek"))
-_SCALED_BY_HEAD_SIZE = {"query_pre_attn_scalar": 12}
-NAMES = [model.name for model in TINY_MODELS if model.name not in _NOT_EXPRESSIBLE + _LATENT]
-
-
-def _expressible(name: str) -> TinyModel:
-    tiny = tiny_model(name)
-    if "query_pre_attn_scalar" in tiny.changes:
-        tiny = replace(tiny, changes={**tiny.changes, **_SCALED_BY_HEAD_SIZE})
-    if "swiglu_limit" in tiny.changes:
-        tiny = replace(tiny, changes={**tiny.changes, "swiglu_limit": 7.0})
-    return tiny
+MODELS = {model.name: found for model in TINY_MODELS if (found := expressible(model)) is not None}
+NAMES = list(MODELS)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gguf_gives_the_logits_and_tokens_of_the_original(
     make: Callable[[TinyModel], TinyCheckpoint], tmp_path: Path, name: str, device: str
 ) -> None:
-    tiny = _expressible(name)
+    tiny = MODELS[name]
     original = make(tiny)
     path = write_gguf(tiny, original.reference, tmp_path / "model.gguf")
     decoder = load_decoder(path, device)
@@ -61,6 +38,17 @@ def test_gguf_gives_the_logits_and_tokens_of_the_original(
     assert np.abs(found - original.logits).max() < TOLERANCE
     greedy = continuation(decoder, prompt(), NEW_TOKENS)
     assert greedy.token_ids == original.continuation.token_ids
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("deepseek")])
+def test_older_files_of_deepseek_have_keys_and_values_in_one(
+    make: Callable[[TinyModel], TinyCheckpoint], tmp_path: Path, name: str, device: str
+) -> None:
+    tiny = MODELS[name]
+    original = make(tiny)
+    path = write_gguf(tiny, original.reference, tmp_path / "model.gguf", old=True)
+    found = logits(load_decoder(path, device), prompt(), chunk=37)
+    assert np.abs(found - original.logits).max() < TOLERANCE
 
 
 # transformers maps few of a GGUF file's keys and leaves the rest at its defaults, so these have

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from firstlight.model.families.config import Config, shown
@@ -31,6 +32,9 @@ _LARGEST_MAGNITUDE = 1e3
 def spec(parts: Parts) -> ModelSpec:
     """DeepSeek-V2 in its published layout."""
     parts = parts.with_defaults(max_position_embeddings=2048)
+    if parts.gguf and parts.config.integer("n_group", 1) > 1:
+        # Its files have no word for the method, and groups are there for one of them alone.
+        parts = parts.with_values(topk_method="group_limited_greedy")
     return deepseek("deepseek_v2", parts, _routing, interleaved=True, correction=False)
 
 
@@ -76,6 +80,8 @@ def deepseek(
     parts = _in_its_layout(parts)
     # Their number says nothing here, and must make sense all the same.
     _ = parts.key_value_heads
+    if parts.gguf:
+        parts = _of_gguf(parts)
     rope, scale = _rope(parts, interleaved), _score_scale(parts)
     feed_forward = _feed_forward(parts, routing, correction)
 
@@ -86,7 +92,9 @@ def deepseek(
 
     layers = tuple(layer(index) for index in range(parts.layers))
     found = prediction_layers(parts)
-    predictor = predictor_spec(parts, layer(parts.layers)) if found else None
+    # What GGUF files call its tensors is not known here.
+    predicts = found and not parts.gguf
+    predictor = predictor_spec(parts, layer(parts.layers)) if predicts else None
     return parts.model(family, layers, notes=notes_on(parts, found), predictor=predictor)
 
 
@@ -96,6 +104,33 @@ def _in_its_layout(parts: Parts) -> Parts:
     if embedding not in parts.files.tensors or parts.has("embedding"):
         return parts
     return parts.rename_whole(**DEEPSEEK)
+
+
+def _of_gguf(parts: Parts) -> Parts:
+    """The same with heads' sizes, which GGUF has in sums, and without layers that look ahead.
+
+    Files since May 2025 state the sizes of keys and values under names of their own (`_mla`), for
+    what `key_length` then says is the size of what is kept of a position.
+    """
+    config = parts.config
+    rope = config.integer("rope_dimension_count")
+    own = config.has("key_length_mla")
+    key = config.integer("key_length_mla" if own else "head_dim")
+    if key <= rope:
+        raise config.error(
+            "key_length_mla" if own else "head_dim", f"is {key}, and {rope} values of it turn"
+        )
+    ahead = config.integer("num_nextn_predict_layers", 0, least=0)
+    if ahead >= parts.layers:
+        raise config.error("num_nextn_predict_layers", f"is {ahead} of all layers")
+    parts = parts.with_values(
+        qk_rope_head_dim=rope,
+        qk_nope_head_dim=key - rope,
+        v_head_dim=config.integer("value_length_mla" if own else "value_length"),
+        num_hidden_layers=parts.layers - ahead,
+    )
+    # Said only where it is so.
+    return parts.with_defaults(norm_topk_prob=False)
 
 
 def _attention(
@@ -137,8 +172,16 @@ def _attention(
 def _up_projections(
     parts: Parts, index: int, plain: int, value: int, latent: int
 ) -> tuple[HeadLinearSpec, HeadLinearSpec]:
-    """Of keys and of values: two parts of each head's rows in one tensor."""
-    both = parts.matrix("key_value_up", parts.heads * (plain + value), latent, index)
+    """Of keys and of values: two parts of each head's rows in one tensor, or one tensor each."""
+    heads = parts.heads
+    if parts.gguf and parts.has("key_up", index):
+        keys = parts.matrix("key_up", heads * latent, plain, index)
+        values = parts.matrix("value_up", heads * value, latent, index)
+        return (
+            HeadLinearSpec(replace(keys, folded=heads), 0, latent),
+            HeadLinearSpec(replace(values, folded=heads), 0, value),
+        )
+    both = parts.matrix("key_value_up", heads * (plain + value), latent, index)
     return HeadLinearSpec(both, 0, plain, transposed=True), HeadLinearSpec(both, plain, value)
 
 

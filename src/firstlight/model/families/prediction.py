@@ -41,7 +41,8 @@ def predictor_spec(parts: Parts, layer: LayerSpec) -> PredictorSpec:
 
 def notes_on(parts: Parts, found: tuple[int, ...]) -> tuple[str, ...]:
     """What becomes of them, for people."""
-    uses = ["is used with --speculate mtp only"] + ["is left out"] * max(0, len(found) - 1)
+    first = "is left out" if parts.gguf else "is used with --speculate mtp only"
+    uses = [first] + ["is left out"] * max(0, len(found) - 1)
     return tuple(
         f"{_stem(parts, index)}, a layer of multi-token prediction, {use}"
         for index, use in zip(found, uses, strict=False)
