@@ -20,7 +20,7 @@ from firstlight.engine.memory_plan import (
     plan_memory,
 )
 from firstlight.engine.options import PAGE_TOKENS, PROMPT_BUDGET, TOKEN_BUDGET, check_options
-from firstlight.engine.speculation import Speculation
+from firstlight.engine.speculation import Speculation, check_prediction
 from firstlight.errors import (
     FormatError,
     InsufficientMemoryError,
@@ -102,7 +102,8 @@ def load(
             memory left.
         prefix_caching: have sequences that begin alike share that part's state.
         speculation: guess so many tokens ahead from what stands in the text already; "auto" where
-            that pays, "off" never. Output is the same.
+            that pays, "off" never, "mtp" by the model's own layer of multi-token prediction. Output
+            is the same.
         exact: keep to the definitions up to the order of float32 sums: no kernel rounds
             activations, and state is float32. Slower; docs/fidelity.md says what it changes.
         endpoint: hub to fetch from, instead of the default.
@@ -136,7 +137,8 @@ def load(
     backend = open_device(device, exact=exact)
     store = None if tune is None else apply_tuning(backend)
     checkpoint = open_checkpoint(resolve_model(str(model), endpoint=endpoint, update=update))
-    spec = make_spec(checkpoint)
+    spec = make_spec(checkpoint, predictor=speculation == "mtp")
+    check_prediction(speculation, spec.predictor is not None, model)
     check_formats(checkpoint, spec)
     tokenizer = _tokenizer(checkpoint, use)
     if context_length is not None and context_length > spec.context_length:

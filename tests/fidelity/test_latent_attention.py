@@ -179,7 +179,7 @@ def test_an_odd_rotary_key() -> None:
 # Multi-token prediction ------------------------------------------------------------------------
 
 
-def test_layers_of_multi_token_prediction_are_left_out_by_name(tiny: Tiny) -> None:
+def test_a_layer_of_multi_token_prediction_is_left_out_unless_asked_for(tiny: Tiny) -> None:
     files = tiny_config_files("deepseek_v3")
     extra = {
         name.replace("model.layers.1.", "model.layers.2."): header
@@ -188,7 +188,9 @@ def test_layers_of_multi_token_prediction_are_left_out_by_name(tiny: Tiny) -> No
     }
     more = replace(files, tensors={**files.tensors, **extra})
     found = make_spec(more.changed(num_nextn_predict_layers=1))
-    assert found.notes == ("model.layers.2, a layer of multi-token prediction, is left out",)
+    assert found.notes == (
+        "model.layers.2, a layer of multi-token prediction, is used with --speculate mtp only",
+    )
     assert make_spec(files).notes == ()
     assert replace(found, notes=()) == make_spec(files)
 

@@ -60,7 +60,7 @@ _SCALED_BY_HEAD_SIZE = {"query_pre_attn_scalar": 12}
 
 def expressible(tiny: TinyModel) -> TinyModel | None:
     """The nearest that a GGUF file can say; None: it cannot."""
-    if tiny.name in _NOT_EXPRESSIBLE:
+    if tiny.family not in _ARCHITECTURES or tiny.name in _NOT_EXPRESSIBLE:
         return None
     if "query_pre_attn_scalar" in tiny.changes:
         tiny = replace(tiny, changes={**tiny.changes, **_SCALED_BY_HEAD_SIZE})

@@ -115,6 +115,7 @@ _LATENT = {
     "num_experts_per_tok": 3,
     "moe_intermediate_size": 20,
 }
+_INDEXER = {"index_n_heads": 9, "index_head_dim": 12, "index_topk": 24}
 _DEEPSEEK_YARN = {**_YARN, "beta_fast": 32, "beta_slow": 1}
 
 _DEEPSEEK = (
@@ -153,6 +154,33 @@ _DEEPSEEK = (
             "norm_topk_prob": False,
         },
         _older(),
+    ),
+    TinyModel(
+        "deepseek_v32",
+        "DeepseekV32ForCausalLM",
+        {
+            **_LATENT,
+            **_INDEXER,
+            **_rope("yarn", **_DEEPSEEK_YARN, mscale=1.0, mscale_all_dim=1.0),
+        },
+        _older(
+            scaling={"type": "yarn", **_DEEPSEEK_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+            layer_types=ABSENT,
+            mlp_layer_types=ABSENT,
+        ),
+    ),
+    TinyModel(
+        "deepseek_v32-few",
+        "DeepseekV32ForCausalLM",
+        {
+            **_LATENT,
+            **_INDEXER,
+            "index_topk": 5,
+            "index_head_dim": 8,
+            "num_hidden_layers": 3,
+            "attention_bias": True,
+            "mlp_layer_types": ["sparse", "dense", "sparse"],
+        },
     ),
 )
 

@@ -154,12 +154,14 @@ def _heads(attention: AttentionSpec) -> dict[str, Any]:
             "key_value_heads": 1,
             "head_size": attention.plain_size + attention.rope.size,
             "latent_size": attention.latent_size,
+            "selected_positions": None if attention.indexer is None else attention.indexer.top_k,
         }
     return {
         "heads": attention.heads,
         "key_value_heads": attention.key_value_heads,
         "head_size": attention.head_size,
         "latent_size": None,
+        "selected_positions": None,
     }
 
 

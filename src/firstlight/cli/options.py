@@ -76,6 +76,23 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     _add_tuning(group)
 
 
+def add_speculation(parser: argparse._ActionsContainer) -> None:
+    """How tokens are guessed ahead."""
+    parser.add_argument(
+        "--speculate",
+        type=_speculation,
+        default="auto",
+        metavar="HOW",
+        help="guess tokens ahead, which changes no output: auto, from what stands in the text; "
+        "mtp, by the model's own layer of multi-token prediction; a number, always so many; off "
+        "(default: auto)",
+    )
+
+
+def _speculation(text: str) -> str | int:
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
 def _add_tuning(parser: argparse._ActionsContainer) -> None:
     tuning = parser.add_mutually_exclusive_group()
     tuning.add_argument(

@@ -103,7 +103,7 @@ def _pool_bytes(
     spec: ModelSpec, context_length: int, dtype: str, token_budget: int, memory: int
 ) -> int:
     """Bytes of the whole pages that an engine makes of so much memory."""
-    streams = tuple(attention.streams(layer.attention) for layer in spec.layers)
+    streams = tuple(attention.streams(layer.attention) for layer in spec.all_layers)
     groups = group_streams(streams)
     sizes = [page_bytes(streams, group, dtype, PAGE_TOKENS) for group in groups]
     counts = page_counts(groups, sizes, memory, context_length, token_budget, PAGE_TOKENS)
@@ -116,14 +116,14 @@ def state_bytes_per_token(spec: ModelSpec, dtype: str = "float32") -> int:
 
 
 def _streams(spec: ModelSpec) -> list[StreamSpec]:
-    return [stream for layer in spec.layers for stream in attention.streams(layer.attention)]
+    return [stream for layer in spec.all_layers for stream in attention.streams(layer.attention)]
 
 
 def activation_bytes(spec: ModelSpec, tokens: int = TOKEN_BUDGET, sequences: int = 1) -> int:
     """An upper estimate of the float32 intermediates of a step of so many tokens: four rows of the
     widest layer for each, and the logits of the sequences that are in memory at once."""
     widest = max(
-        max(layer.feed_forward.width, _widest_queries(layer.attention)) for layer in spec.layers
+        max(layer.feed_forward.width, _widest_queries(layer.attention)) for layer in spec.all_layers
     )
     return 4 * (
         tokens * 4 * (widest + spec.hidden_size)

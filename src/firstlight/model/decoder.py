@@ -16,14 +16,16 @@ from firstlight.model.rope import cosines_and_sines
 from firstlight.model.spec import LayerSpec, ModelSpec, RopeSpec
 from firstlight.model.stream import group_streams
 from firstlight.model.weights import Weights
-from firstlight.ops import ExpertsBlock, FeedForwardBlock, Head, Ops, Tensor
+from firstlight.ops import ExpertsBlock, FeedForwardBlock, Head, Ops, PagedRows, Tensor
 
-# For each layer, the pages of each of its streams.
+# For each layer, the pages of each of its streams, as `Decoder.streams` has them.
 State = tuple[tuple[Tensor, ...], ...]
+# The angles of each rotary embedding, as the op `rotary` takes them.
+Tables = dict[RopeSpec, Tensor]
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """One layer on the backend; `group` is the stream group of its attention."""
 
     attention: attention.Block
@@ -36,7 +38,7 @@ class Decoder:
     """A model on a backend.
 
     Attributes:
-        streams: for each layer, the streams it keeps.
+        streams: for each layer, the streams it keeps; those of a predictor's layer last.
         groups: streams that share stride and window, and so page tables.
         after_pass: called after each pass through the layers.
     """
@@ -46,7 +48,7 @@ class Decoder:
         self.weights = weights
         self.ops = ops
         self.after_pass: Callable[[], None] | None = None
-        self.streams = tuple(attention.streams(layer.attention) for layer in spec.layers)
+        self.streams = tuple(attention.streams(layer.attention) for layer in spec.all_layers)
         self.groups = group_streams(self.streams)
         self._group_of = {
             member: index for index, group in enumerate(self.groups) for member in group.members
@@ -54,7 +56,7 @@ class Decoder:
         self._ropes = spec.ropes()
         self._embedding = weights[spec.embedding]
         self._layers = tuple(
-            self._layer(index, layer, weights) for index, layer in enumerate(spec.layers)
+            self.make_layer(index, layer, weights) for index, layer in enumerate(spec.layers)
         )
         self._head = Head(
             product(spec.head, weights),
@@ -103,22 +105,10 @@ class Decoder:
         Returns:
             The residual stream after the last layer, float32 [rows, hidden_size].
         """
-        ops, spec = self.ops, self.spec
-        rows = tuple(batch.paged_rows(group) for group in range(len(self.groups)))
-        tables = {
-            rope: ops.upload(cosines_and_sines(rope, batch.positions, batch.lengths))
-            for rope in self._ropes
-        }
-        x = ops.embed(self._embedding, batch.token_ids)
-        if spec.embedding_scale != 1.0:
-            x = ops.scale(x, spec.embedding_scale)
-        for layer, pages in zip(self._layers, state, strict=True):
-            table = None if layer.rope is None else tables[layer.rope]
-            x = attention.attend(ops, x, layer.attention, pages, rows[layer.group], table)
-            if isinstance(layer.feed_forward, ExpertsBlock):
-                x = ops.experts_block(x, layer.feed_forward, batch.token_ids)
-            else:
-                x = ops.feed_forward_block(x, layer.feed_forward)
+        rows, tables = self.rows_and_tables(batch)
+        x = self.embed(batch.token_ids)
+        for layer, pages in zip(self._layers, state, strict=False):
+            x = self.run_layer(layer, x, pages, rows, tables, batch.token_ids)
         if self.after_pass is not None:
             self.after_pass()
         return x
@@ -128,8 +118,43 @@ class Decoder:
         blocks = (layer.feed_forward for layer in self._layers)
         return tuple(each if isinstance(each, ExpertsBlock) else None for each in blocks)
 
-    def _layer(self, index: int, layer: LayerSpec, weights: Weights) -> _Layer:
-        return _Layer(
+    # Parts of a step -------------------------------------------------------------------------
+
+    def rows_and_tables(self, batch: Batch) -> tuple[tuple[PagedRows, ...], Tables]:
+        """The rows as each stream group sees them, and the angles of each rotary embedding."""
+        rows = tuple(batch.paged_rows(group) for group in range(len(self.groups)))
+        upload = self.ops.upload
+        tables = {
+            rope: upload(cosines_and_sines(rope, batch.positions, batch.lengths))
+            for rope in self._ropes
+        }
+        return rows, tables
+
+    def embed(self, token_ids: NDArray[np.int32]) -> Tensor:
+        """The residual stream before the first layer: float32 [rows, hidden_size]."""
+        x = self.ops.embed(self._embedding, token_ids)
+        factor = self.spec.embedding_scale
+        return x if factor == 1.0 else self.ops.scale(x, factor)
+
+    def run_layer(
+        self,
+        layer: Layer,
+        x: Tensor,
+        pages: tuple[Tensor, ...],
+        rows: tuple[PagedRows, ...],
+        tables: Tables,
+        token_ids: NDArray[np.int32],
+    ) -> Tensor:
+        """The residual stream after one layer."""
+        table = None if layer.rope is None else tables[layer.rope]
+        x = attention.attend(self.ops, x, layer.attention, pages, rows[layer.group], table)
+        if isinstance(layer.feed_forward, ExpertsBlock):
+            return self.ops.experts_block(x, layer.feed_forward, token_ids)
+        return self.ops.feed_forward_block(x, layer.feed_forward)
+
+    def make_layer(self, index: int, layer: LayerSpec, weights: Weights) -> Layer:
+        """A layer on the backend; `index` is its place among all that have state."""
+        return Layer(
             attention.attention_block(layer.attention, layer.attention_residual, weights),
             feed_forward(layer.feed_forward, layer.feed_forward_residual, weights),
             layer.attention.rope,

@@ -96,6 +96,16 @@ class NormSpec:
 
 
 @dataclass(frozen=True)
+class LayerNormSpec:
+    """Layer norm over the last `size` values, as the op `layer_norm`."""
+
+    size: int
+    epsilon: float
+    weight: TensorSource
+    bias: TensorSource
+
+
+@dataclass(frozen=True)
 class LinearScaling:
     """Positions divided by a factor (Chen et al. 2023, arXiv:2306.15595)."""
 
@@ -230,6 +240,32 @@ class HeadLinearSpec:
 
 
 @dataclass(frozen=True)
+class IndexerSpec:
+    """What selects the positions that latent attention sees (the "lightning indexer" of
+    DeepSeek-V3.2, arXiv:2512.02556, section 2.1); see the op `sparse_latent_attention_block`.
+
+    State is one key of `head_size` values a token. Of queries and keys the first values turn, as
+    many as the attention turns, by the same angles.
+
+    Attributes:
+        top_k: so many positions a row sees; those with the largest scores.
+        query: [heads * head_size, low rank of the attention's query].
+        key: [head_size, hidden_size].
+        weights: [heads, hidden_size].
+        interleaved: as in `RopeSpec`, and not that of the attention.
+    """
+
+    heads: int
+    head_size: int
+    top_k: int
+    query: LinearSpec
+    key: LinearSpec
+    key_norm: LayerNormSpec
+    weights: LinearSpec
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
 class LatentAttentionSpec:
     """Multi-head latent attention (DeepSeek-AI 2024, arXiv:2405.04434, section 2.1).
 
@@ -247,6 +283,7 @@ class LatentAttentionSpec:
         key_up: from a head's plain query to the latent.
         value_up: from the latent to a head's value.
         scale: factor of the scores, YaRN's share of it included.
+        indexer: what selects positions; None: all are seen.
     """
 
     heads: int
@@ -263,15 +300,16 @@ class LatentAttentionSpec:
     output: LinearSpec
     scale: float
     rope: RopeSpec
+    indexer: IndexerSpec | None = None
 
     @property
     def entry_size(self) -> int:
-        """Values that state keeps of a token."""
+        """Values of a token's latent and turned key."""
         return self.latent_size + self.rope.size
 
     @property
     def window(self) -> int | None:
-        """None: a position sees all before it."""
+        """None: all positions before it are kept, and with an indexer any may be seen."""
         return None
 
 
@@ -374,6 +412,27 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
+class PredictorSpec:
+    """A layer behind the last that predicts the token after the next: multi-token prediction
+    (DeepSeek-V3, arXiv:2412.19437, section 2.2, equations 21 to 23).
+
+    Of a position's last hidden state h and the embedding e of the token that follows it, the layer
+    sees join([embedding_norm(e), hidden_norm(h)]). It has state of its own, and the model's
+    embedding and head.
+
+    Attributes:
+        join: [hidden_size, 2 * hidden_size].
+        final_norm: before the head.
+    """
+
+    embedding_norm: NormSpec
+    hidden_norm: NormSpec
+    join: LinearSpec
+    layer: LayerSpec
+    final_norm: NormSpec
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A whole decoder-only model.
 
@@ -385,6 +444,7 @@ class ModelSpec:
         embedding_scale, logit_scale: factors of the embedding and of the logits.
         logit_soft_cap: logits become cap * tanh(logits / cap); None: not.
         notes: what of the checkpoint is left out, a sentence each, for people.
+        predictor: what guesses tokens ahead; None: nothing, or it is not wanted.
     """
 
     family: str
@@ -399,6 +459,12 @@ class ModelSpec:
     logit_scale: float = 1.0
     logit_soft_cap: float | None = None
     notes: tuple[str, ...] = ()
+    predictor: PredictorSpec | None = None
+
+    @property
+    def all_layers(self) -> tuple[LayerSpec, ...]:
+        """Every layer that has state: the model's, and then its predictor's."""
+        return self.layers if self.predictor is None else (*self.layers, self.predictor.layer)
 
     @property
     def tied(self) -> bool:
@@ -418,7 +484,7 @@ class ModelSpec:
         Every token needs the tensors that are not there."""
         return {
             source: layer.feed_forward.share
-            for layer in self.layers
+            for layer in self.all_layers
             if isinstance(layer.feed_forward, ExpertsSpec)
             for source in _walk(layer.feed_forward.experts)
         }
@@ -430,7 +496,7 @@ class ModelSpec:
 
     def ropes(self) -> tuple[RopeSpec, ...]:
         """Every distinct rotary embedding among the layers."""
-        found = (layer.attention.rope for layer in self.layers)
+        found = (layer.attention.rope for layer in self.all_layers)
         return tuple(dict.fromkeys(rope for rope in found if rope is not None))
 
 

@@ -26,6 +26,7 @@ from firstlight.ops.latent_attention import Expansion
 from firstlight.ops.latent_attention_block import LatentAttentionBlock
 from firstlight.ops.paging import PagedRows
 from firstlight.ops.routing import Routing
+from firstlight.ops.sparse_latent_attention_block import SparseLatentAttentionBlock
 
 Tensor = Any
 PackedWeight = Any
@@ -105,6 +106,9 @@ class Ops(ABC):
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
         return self.call("rms_norm", x, weight, epsilon)
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+        return self.call("layer_norm", x, weight, bias, epsilon)
 
     def rotary(self, x: Tensor, cosine_sine: Tensor, interleaved: bool) -> Tensor:
         return self.call("rotary", x, cosine_sine, interleaved)
@@ -223,6 +227,37 @@ class Ops(ABC):
         cosine_sine: Tensor,
     ) -> Tensor:
         return self.call("latent_attention_block", x, block, entries, rows, cosine_sine)
+
+    def select_positions(
+        self, queries: Tensor, weights: Tensor, keys: Tensor, rows: PagedRows, top_k: int
+    ) -> Tensor:
+        return self.call("select_positions", queries, weights, keys, rows, top_k)
+
+    def selected_latent_attention(
+        self,
+        queries: Tensor,
+        entries: Tensor,
+        value_size: int,
+        rows: PagedRows,
+        selected: Tensor,
+        scale: float,
+    ) -> Tensor:
+        return self.call(
+            "selected_latent_attention", queries, entries, value_size, rows, selected, scale
+        )
+
+    def sparse_latent_attention_block(
+        self,
+        x: Tensor,
+        block: SparseLatentAttentionBlock,
+        entries: Tensor,
+        index_keys: Tensor,
+        rows: PagedRows,
+        cosine_sine: Tensor,
+    ) -> Tensor:
+        return self.call(
+            "sparse_latent_attention_block", x, block, entries, index_keys, rows, cosine_sine
+        )
 
     def feed_forward_block(self, x: Tensor, block: FeedForwardBlock) -> Tensor:
         return self.call("feed_forward_block", x, block)

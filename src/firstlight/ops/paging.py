@@ -35,6 +35,20 @@ class PagedRows:
     def sequences(self) -> int:
         return len(self.row_starts) - 1
 
+    def part(self, chosen: NDArray[np.bool_]) -> PagedRows:
+        """The same of some rows alone; of each sequence those that follow one another.
+
+        Args:
+            chosen: [rows].
+        """
+        before = np.concatenate([[0], np.cumsum(chosen)])
+        return PagedRows(
+            before[self.row_starts].astype(np.int32),
+            np.ascontiguousarray(self.positions[chosen]),
+            self.page_table,
+            self.page_tokens,
+        )
+
     def row_sequences(self) -> Integers:
         """[rows]: the sequence that each row belongs to."""
         return np.repeat(

@@ -29,6 +29,16 @@ class Norm:
     weight: Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class LayerNorm:
+    """Layer norm over the last `size` values; weight and bias float32 [size]."""
+
+    size: int
+    epsilon: float
+    weight: Tensor
+    bias: Tensor
+
+
 def apply_product(ops: Ops, x: Tensor, product: Product) -> Tensor:
     """float32 [n, columns] -> [n, rows]."""
     return ops.linear(x, product.weight, product.bias)

@@ -6,9 +6,16 @@ from firstlight.model.attention import grouped_query, latent
 from firstlight.model.spec import AttentionSpec, LatentAttentionSpec, ResidualSpec
 from firstlight.model.stream import StreamSpec
 from firstlight.model.weights import Weights
-from firstlight.ops import AttentionBlock, LatentAttentionBlock, Ops, PagedRows, Tensor
+from firstlight.ops import (
+    AttentionBlock,
+    LatentAttentionBlock,
+    Ops,
+    PagedRows,
+    SparseLatentAttentionBlock,
+    Tensor,
+)
 
-Block = AttentionBlock | LatentAttentionBlock
+Block = AttentionBlock | LatentAttentionBlock | SparseLatentAttentionBlock
 
 __all__ = ["Block", "attend", "attention_block", "streams"]
 
@@ -39,5 +46,8 @@ def attend(
     if isinstance(block, LatentAttentionBlock):
         (entries,) = pages
         return ops.latent_attention_block(x, block, entries, rows, cosine_sine)
+    if isinstance(block, SparseLatentAttentionBlock):
+        entries, index_keys = pages
+        return ops.sparse_latent_attention_block(x, block, entries, index_keys, rows, cosine_sine)
     keys, values = pages
     return ops.attention_block(x, block, keys, values, rows, cosine_sine)

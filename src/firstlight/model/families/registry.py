@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -62,6 +62,7 @@ class Family:
 FAMILIES = (
     Family("deepseek_v2", ("deepseek_v2",), ("deepseek2",), experts=True),
     Family("deepseek_v3", ("deepseek_v3", "kimi_k2"), ("deepseek2",), experts=True, gating=2),
+    Family("deepseek_v32", ("deepseek_v32",), (), experts=True),
     Family("gemma2", ("gemma2",), ("gemma2",)),
     Family("gemma3", ("gemma3_text", "gemma3"), ("gemma3",)),
     Family("glm4_moe", ("glm4_moe",), ("glm4moe",), experts=True),
@@ -127,20 +128,26 @@ def find_family(files: ModelFiles) -> Family:
     )
 
 
-def make_spec(files: ModelFiles) -> ModelSpec:
+def make_spec(files: ModelFiles, *, predictor: bool = False) -> ModelSpec:
     """The checkpoint's spec, with every tensor it needs checked against the headers.
+
+    Args:
+        predictor: with what predicts further tokens, if the checkpoint has it.
 
     Raises:
         CheckpointError: the config or the tensors are wrong or contradict each other.
         UnsupportedModelError: the family, or a variant within it, is not known.
     """
     spec = spec_of_config(files)
+    if not predictor:
+        spec = replace(spec, predictor=None)
     check_sources(spec, files)
     return spec
 
 
 def spec_of_config(files: ModelFiles) -> ModelSpec:
-    """What the config says the model is, whether or not the tensors are there; as `make_spec`."""
+    """What the config says the model is, whether or not the tensors are there; as `make_spec` with
+    its predictor."""
     family = find_family(files)
     if files.kind == "gguf":
         config = config_from_metadata(files.config, files, family.experts)

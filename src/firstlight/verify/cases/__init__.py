@@ -14,6 +14,7 @@ from firstlight.verify.cases.blocks import (
 from firstlight.verify.cases.elementwise import (
     add_cases,
     gate_cases,
+    layer_norm_cases,
     rms_norm_cases,
     rotary_cases,
     scale_cases,
@@ -36,6 +37,11 @@ from firstlight.verify.cases.latent import (
     take_columns_cases,
 )
 from firstlight.verify.cases.linear import embed_cases, linear_cases
+from firstlight.verify.cases.selection import (
+    select_positions_cases,
+    selected_latent_attention_cases,
+    sparse_latent_attention_block_cases,
+)
 
 _CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "add": add_cases,
@@ -53,13 +59,17 @@ _CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "join_columns": join_columns_cases,
     "latent_attention": latent_attention_cases,
     "latent_attention_block": latent_attention_block_cases,
+    "layer_norm": layer_norm_cases,
     "linear": linear_cases,
     "logits": logits_cases,
     "rms_norm": rms_norm_cases,
     "rotary": rotary_cases,
     "route": route_cases,
     "scale": scale_cases,
+    "select_positions": select_positions_cases,
+    "selected_latent_attention": selected_latent_attention_cases,
     "soft_cap": soft_cap_cases,
+    "sparse_latent_attention_block": sparse_latent_attention_block_cases,
     "stream_write": stream_write_cases,
     "take_columns": take_columns_cases,
     "take_rows": take_rows_cases,
