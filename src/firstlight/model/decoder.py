@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.model import attention
+from firstlight.model.angles import Angles
 from firstlight.model.batch import Batch
 from firstlight.model.feed_forward import feed_forward
 from firstlight.model.parts import norm, product
-from firstlight.model.rope import cosines_and_sines
+from firstlight.model.residual import Connection, connection, merged, repeated, through
 from firstlight.model.spec import LayerSpec, ModelSpec, RopeSpec
 from firstlight.model.stream import group_streams
 from firstlight.model.weights import Weights
@@ -23,12 +25,14 @@ State = tuple[tuple[Tensor, ...], ...]
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer on the backend; `group` is the stream group of its attention."""
+    """One layer on the backend; `groups` are the stream groups of its streams."""
 
     attention: attention.Block
     feed_forward: FeedForwardBlock | ExpertsBlock
     rope: RopeSpec | None
-    group: int
+    groups: tuple[int, ...]
+    attention_connection: Connection | None
+    feed_forward_connection: Connection | None
 
 
 class Decoder:
@@ -48,11 +52,11 @@ class Decoder:
         self._group_of = {
             member: index for index, group in enumerate(self.groups) for member in group.members
         }
-        self._ropes = spec.ropes()
         self._embedding = weights[spec.embedding]
         self._layers = tuple(
             self._layer(index, layer, weights) for index, layer in enumerate(spec.layers)
         )
+        self._end = connection(spec.connection, weights)
         self._head = Head(
             product(spec.head, weights),
             norm(spec.final_norm, weights),
@@ -102,26 +106,34 @@ class Decoder:
         """
         ops, spec = self.ops, self.spec
         rows = tuple(batch.paged_rows(group) for group in range(len(self.groups)))
-        tables = {
-            rope: ops.upload(cosines_and_sines(rope, batch.positions, batch.lengths))
-            for rope in self._ropes
-        }
+        angles = Angles(ops, batch)
         x = ops.embed(self._embedding, batch.token_ids)
         if spec.embedding_scale != 1.0:
             x = ops.scale(x, spec.embedding_scale)
-        for layer, pages in zip(self._layers, state, strict=True):
-            table = None if layer.rope is None else tables[layer.rope]
-            x = attention.attend(ops, x, layer.attention, pages, rows[layer.group], table)
+        if self._end is not None:
+            x = repeated(ops, x, spec.residual_streams)
+
+        def attend(x: Tensor, layer: _Layer, pages: tuple[Tensor, ...]) -> Tensor:
+            mine = tuple(rows[group] for group in layer.groups)
+            return attention.attend(ops, x, layer.attention, pages, mine, layer.rope, angles)
+
+        def feed(x: Tensor, layer: _Layer) -> Tensor:
             if isinstance(layer.feed_forward, ExpertsBlock):
-                x = ops.experts_block(x, layer.feed_forward, batch.token_ids)
-            else:
-                x = ops.feed_forward_block(x, layer.feed_forward)
-        return x
+                return ops.experts_block(x, layer.feed_forward, batch.token_ids)
+            return ops.feed_forward_block(x, layer.feed_forward)
+
+        for layer, pages in zip(self._layers, state, strict=True):
+            attending = partial(attend, layer=layer, pages=pages)
+            x = through(ops, x, layer.attention_connection, attending)
+            x = through(ops, x, layer.feed_forward_connection, partial(feed, layer=layer))
+        return x if self._end is None else merged(ops, x, self._end)
 
     def _layer(self, index: int, layer: LayerSpec, weights: Weights) -> _Layer:
         return _Layer(
             attention.attention_block(layer.attention, layer.attention_residual, weights),
             feed_forward(layer.feed_forward, layer.feed_forward_residual, weights),
             layer.attention.rope,
-            self._group_of[index, 0],
+            tuple(self._group_of[index, stream] for stream in range(len(self.streams[index]))),
+            connection(layer.attention_residual.connection, weights),
+            connection(layer.feed_forward_residual.connection, weights),
         )

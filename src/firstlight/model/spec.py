@@ -12,6 +12,12 @@ from functools import cache
 from math import prod
 from typing import Any
 
+from firstlight.model.compressed_spec import (
+    CompressedAttentionSpec,
+    CompressorSpec,
+    HyperConnectionSpec,
+    IndexerSpec,
+)
 from firstlight.ops.elementwise import Activation
 from firstlight.ops.gating import Gating
 from firstlight.ops.routing import Routing
@@ -346,17 +352,23 @@ class ExpertsSpec:
         return self.routing.numbers.top_k / len(self.experts)
 
 
-AttentionSpec = GroupedQuerySpec | LatentAttentionSpec
+AttentionSpec = GroupedQuerySpec | LatentAttentionSpec | CompressedAttentionSpec
 FeedForwardSpec = GatedFeedForwardSpec | ExpertsSpec
 
 
 @dataclass(frozen=True)
 class ResidualSpec:
-    """How a block joins the residual stream: x + scale * post_norm(block(pre_norm(x)))."""
+    """How a block joins the residual stream: x + scale * post_norm(block(pre_norm(x))).
+
+    Attributes:
+        connection: where there are several streams: what of them is x, and how the block's result
+            joins them (its scale is then one).
+    """
 
     pre_norm: NormSpec | None
     post_norm: NormSpec | None = None
     scale: float = 1.0
+    connection: HyperConnectionSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -380,6 +392,8 @@ class ModelSpec:
         head: [vocabulary_size, hidden_size]; equal to `embedding` where they are tied.
         embedding_scale, logit_scale: factors of the embedding and of the logits.
         logit_soft_cap: logits become cap * tanh(logits / cap); None: not.
+        connection: how several residual streams become one before the final norm; None: there is
+            one throughout.
         notes: what of the checkpoint is left out, a sentence each, for people.
     """
 
@@ -394,12 +408,18 @@ class ModelSpec:
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_soft_cap: float | None = None
+    connection: HyperConnectionSpec | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def tied(self) -> bool:
         """Whether the output head is the embedding table."""
         return self.head.weight == self.embedding
+
+    @property
+    def residual_streams(self) -> int:
+        """How many residual streams a token has."""
+        return 1 if self.connection is None else self.connection.streams
 
     def sources(self) -> tuple[TensorSource, ...]:
         """Every tensor of the model, each once, in the order of use."""

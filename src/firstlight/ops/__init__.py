@@ -1,6 +1,15 @@
 """The contract between models and chips: a closed set of ops, each defined in NumPy."""
 
-from firstlight.ops import attention, attention_with_sinks, columns, elementwise, linear, rotary
+from firstlight.ops import (
+    attention,
+    attention_with_sinks,
+    columns,
+    compressed_attention,
+    elementwise,
+    hyper_connections,
+    linear,
+    rotary,
+)
 from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.contract import Cost, Op, Tolerance, all_ops, get_op
 from firstlight.ops.experts_block import Expert, ExpertsBlock
@@ -8,6 +17,7 @@ from firstlight.ops.feed_forward_block import FeedForwardBlock
 from firstlight.ops.gating import ClampedSwish, Gating
 from firstlight.ops.head import Head
 from firstlight.ops.head_linear import HeadProduct
+from firstlight.ops.hyper_connections import ConnectionNumbers
 from firstlight.ops.interface import Ops, PackedWeight, Tensor
 from firstlight.ops.latent_attention_block import LatentAttentionBlock
 from firstlight.ops.paging import PagedRows
@@ -17,6 +27,7 @@ from firstlight.ops.routing import Routing
 __all__ = [
     "AttentionBlock",
     "ClampedSwish",
+    "ConnectionNumbers",
     "Cost",
     "Expert",
     "ExpertsBlock",
@@ -38,8 +49,10 @@ __all__ = [
     "attention",
     "attention_with_sinks",
     "columns",
+    "compressed_attention",
     "elementwise",
     "get_op",
+    "hyper_connections",
     "linear",
     "rotary",
 ]

@@ -59,7 +59,7 @@ class ExpertsBlock:
         weighted_before: a weight is the factor of what goes into an expert, not of its result.
         pre_norm, post_norm: of the stream before the block, and of the block's result; None:
             not normed.
-        residual_scale: factor of what is added to the stream.
+        residual_scale: factor of what is added to the stream; None: as in `join_residual`.
     """
 
     router: Product
@@ -73,7 +73,7 @@ class ExpertsBlock:
     weighted_before: bool = False
     pre_norm: Norm | None = None
     post_norm: Norm | None = None
-    residual_scale: float = 1.0
+    residual_scale: float | None = 1.0
 
 
 def _experts_block_cost(x: Tensor, block: ExpertsBlock, token_ids: Integers) -> Cost:

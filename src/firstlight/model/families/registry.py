@@ -59,6 +59,7 @@ class Family:
 FAMILIES = (
     Family("deepseek_v2", ("deepseek_v2",), (), experts=True),
     Family("deepseek_v3", ("deepseek_v3", "kimi_k2"), (), experts=True),
+    Family("deepseek_v4", ("deepseek_v4",), (), experts=True),
     Family("gemma2", ("gemma2",), ("gemma2",)),
     Family("gemma3", ("gemma3_text", "gemma3"), ("gemma3",)),
     Family("glm4_moe", ("glm4_moe",), ("glm4moe",), experts=True),
