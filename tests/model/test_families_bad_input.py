@@ -78,7 +78,7 @@ _REQUIRED = (
 
 
 # Where every layer has experts.
-_WIDTHS = {"qwen2_moe": "moe_intermediate_size", "qwen3_moe": "moe_intermediate_size"}
+_WIDTHS = dict.fromkeys(("deepseek_v4", "qwen2_moe", "qwen3_moe"), "moe_intermediate_size")
 
 
 def _key(family: str, key: str) -> str:

@@ -53,7 +53,7 @@ class TensorSource:
         stack: which of the tensors that are stacked in one; None: it is one by itself. What is said
             of rows holds within that one.
         scales: name of a second tensor, of the scales of blocks. Then `name` holds 4-bit codes: it
-            is mxfp4 as safetensors hold it (see `formats/mxfp4_pair.py`).
+            is mxfp4 as safetensors hold it (see `formats/mxfp4_pair.py`), by blocks or by rows.
         kept: name of the storage format that it is kept in whatever the others are converted to;
             None: as the others.
         integers: it holds whole numbers that are no weights.

@@ -24,6 +24,7 @@ from firstlight.model.families.experts import experts_spec, routing_numbers, siz
 from firstlight.model.families.parts import Parts
 from firstlight.model.families.rope import rope_spec
 from firstlight.model.spec import (
+    ExpertSpec,
     ExpertsSpec,
     LayerSpec,
     LinearSpec,
@@ -264,6 +265,8 @@ def _feed_forward(parts: Parts) -> Callable[[int], ExpertsSpec]:
             correction=not by_table[index],
             shared_width=shared,
         )
+        routed = tuple(_as_stored(parts, each) for each in found.experts)
+        found = replace(found, experts=routed)
         if not by_table[index]:
             return found
         shape = config.integer("vocab_size"), numbers.top_k
@@ -271,6 +274,20 @@ def _feed_forward(parts: Parts) -> Callable[[int], ExpertsSpec]:
         return replace(found, routing=replace(found.routing, hash_table=table))
 
     return of_layer
+
+
+def _as_stored(parts: Parts, expert: ExpertSpec) -> ExpertSpec:
+    """The expert with its products in 4 bits where the files have codes of these, and scales."""
+
+    def product(linear: LinearSpec) -> LinearSpec:
+        weight = linear.weight
+        header = parts.files.tensors.get(weight.name)
+        if header is None or header.format not in ("i8", "u8"):
+            return linear
+        scales = f"{weight.name.removesuffix('weight')}scale"
+        return LinearSpec(replace(weight, scales=scales))
+
+    return ExpertSpec(product(expert.gate), product(expert.up), product(expert.down))
 
 
 def _by_table(parts: Parts) -> tuple[bool, ...]:

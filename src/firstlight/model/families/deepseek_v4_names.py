@@ -107,8 +107,7 @@ IN_TRANSFORMERS: Mapping[str, str] = {
 
 def names_of(tensors: Collection[str]) -> Mapping[str, str]:
     """The layout of a checkpoint with tensors of these names."""
-    if "model.embed_tokens.weight" not in tensors:
-        return PUBLISHED
-    if "model.layers.0.self_attn.q_a_proj.weight" in tensors:
-        return IN_TRANSFORMERS
-    return WRITTEN_BY_TRANSFORMERS
+    prefixes = {name[: len("model.")] for name in tensors if ".attn." in name}
+    if prefixes:
+        return WRITTEN_BY_TRANSFORMERS if prefixes == {"model."} else PUBLISHED
+    return IN_TRANSFORMERS if any(".self_attn." in name for name in tensors) else PUBLISHED
