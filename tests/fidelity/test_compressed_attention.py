@@ -21,9 +21,10 @@ from firstlight.engine.parameters import SamplingParameters, StopConditions
 from firstlight.engine.sequence import Sequence
 from firstlight.errors import CheckpointError, FirstlightError, FormatError, UnsupportedModelError
 from firstlight.model import attention
+from firstlight.model.compressed_spec import CompressedAttentionSpec
 from firstlight.model.decoder import Decoder
 from firstlight.model.families.registry import make_spec, spec_of_config
-from firstlight.model.spec import CompressedAttentionSpec, ExpertsSpec, ModelSpec
+from firstlight.model.spec import ExpertsSpec, ModelSpec
 from firstlight.model.stream import StreamSpec
 from tests.fidelity.conftest import TinyCheckpoint
 from tests.support.config_files import ConfigFiles, tiny_config_files

@@ -64,7 +64,7 @@ class CompressedAttentionSpec:
         output_down: of `groups` groups of heads, each by rows of its own: [groups * rank, heads *
             head_size / groups].
         scale: factor of the scores.
-        window: a position sees the last `window` positions, itself included.
+        near: a position sees the keys of the last `near` positions, itself included.
         sinks: [heads]; see `attention_with_sinks`.
         compressor: None: the layer sees its window alone.
         indexer: None: a position sees the entries of all runs.
@@ -83,10 +83,15 @@ class CompressedAttentionSpec:
     output: LinearSpec
     scale: float
     rope: RopeSpec
-    window: int
+    near: int
     sinks: TensorSource
     compressor: CompressorSpec | None = None
     indexer: IndexerSpec | None = None
+
+    @property
+    def window(self) -> int | None:
+        """None: a position sees all before it, if only as entries."""
+        return self.near if self.compressor is None else None
 
     @property
     def key_value_heads(self) -> int:

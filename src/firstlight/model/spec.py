@@ -14,9 +14,7 @@ from typing import Any
 
 from firstlight.model.compressed_spec import (
     CompressedAttentionSpec,
-    CompressorSpec,
     HyperConnectionSpec,
-    IndexerSpec,
 )
 from firstlight.ops.elementwise import Activation
 from firstlight.ops.gating import Gating

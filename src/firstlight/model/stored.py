@@ -13,7 +13,6 @@ from firstlight.formats.registry import get_format
 from firstlight.model.spec import TensorSource
 from firstlight.model.tensor_files import TensorFiles
 
-
 _CODE_FORMATS = ("u8", "i8")
 _SCALE_FORMATS = ("u8", "f8_e8m0")
 

@@ -5,13 +5,8 @@ from __future__ import annotations
 from firstlight.model.angles import Angles
 from firstlight.model.attention import compressed, grouped_query, latent
 from firstlight.model.attention.compressed import CompressedAttentionBlock
-from firstlight.model.spec import (
-    AttentionSpec,
-    CompressedAttentionSpec,
-    LatentAttentionSpec,
-    ResidualSpec,
-    RopeSpec,
-)
+from firstlight.model.compressed_spec import CompressedAttentionSpec
+from firstlight.model.spec import AttentionSpec, LatentAttentionSpec, ResidualSpec, RopeSpec
 from firstlight.model.stream import StreamSpec
 from firstlight.model.weights import Weights
 from firstlight.ops import AttentionBlock, LatentAttentionBlock, Ops, PagedRows, Tensor

@@ -71,7 +71,7 @@ class CompressedAttentionBlock:
 
 def streams(spec: CompressedAttentionSpec) -> tuple[StreamSpec, ...]:
     """Keys of the window; entries and open runs of the compressor and of the indexer."""
-    found = [StreamSpec("key", (1, spec.head_size), window=spec.window)]
+    found = [StreamSpec("key", (1, spec.head_size), window=spec.near)]
     if spec.compressor is not None:
         found += _streams("compressed", spec.compressor)
     if spec.indexer is not None:
@@ -106,7 +106,7 @@ def attention_block(
         output=product(spec.output, weights),
         scale=spec.scale,
         rope=spec.rope,
-        window=spec.window,
+        window=spec.near,
         sinks=weights[spec.sinks],
         compressor=_compressor(spec.compressor, weights),
         indexer=_indexer(spec.indexer, weights),
@@ -237,9 +237,7 @@ def _compress(
     stride, size, count = compressor.stride, compressor.size, normed.shape[0]
     places = open_run.rows.positions % stride
     values = apply_product(ops, normed, compressor.value)
-    gates = ops.add(
-        apply_product(ops, normed, compressor.gate), ops.embed(compressor.bias, places)
-    )
+    gates = ops.add(apply_product(ops, normed, compressor.gate), ops.embed(compressor.bias, places))
 
     def write(stream: _Kept, first: int) -> None:
         both = ops.join_columns(

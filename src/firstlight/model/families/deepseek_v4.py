@@ -1,10 +1,11 @@
 """DeepSeek-V4, Flash and Pro (DeepSeek-AI 2026, "DeepSeek-V4"): compressed attention, residual
 streams that are mixed, and experts by a table of token ids in the first layers.
 
-What transformers and the report do not say in the same way: the report's equation for the query of
-the indexer has its own down-projection's output, which is the one of attention (as published). The
-published kernels round the indexer's operands to 4 bits, and compressed entries to 8, as the model
-was trained to bear; here, as in transformers, nothing is rounded but what the state is kept in.
+Where DeepSeek's published code differs from transformers', this keeps to the latter, which keeps to
+the report: the code rounds the indexer's operands to 4 bits (after a Hadamard transform that changes
+no product) and compressed entries to 8, as the model was trained to bear, and here nothing is
+rounded but what the state is kept in; and its first version bounds the routed experts' gates alone,
+not the shared expert's.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _attention(parts: Parts) -> Callable[[int], CompressedAttentionSpec]:
     if heads % groups:
         raise config.error("o_groups", f"is {groups}, which does not divide {heads} heads")
     kinds, ratios = _kinds(parts)
-    window, sliding_rope, rope = config.integer("sliding_window"), *_ropes(parts)
+    near, sliding_rope, rope = config.integer("sliding_window"), *_ropes(parts)
 
     def of_layer(index: int) -> CompressedAttentionSpec:
         kind = kinds[index]
@@ -112,7 +113,7 @@ def _attention(parts: Parts) -> Callable[[int], CompressedAttentionSpec]:
             output=parts.linear("attention_output", hidden, groups * rank, index),
             scale=size**-0.5,
             rope=sliding_rope if kind == _SLIDING else rope,
-            window=window,
+            near=near,
             sinks=TensorSource(parts.tensor_name("sinks", index), (heads,)),
         )
         if kind == _SLIDING:
