@@ -99,7 +99,7 @@ def test_streams_neither_grow_nor_shrink() -> None:
     """Rows and columns of the mixing matrix sum to one, after enough iterations."""
     generator = np.random.default_rng(3)
     numbers = ConnectionNumbers(4, 20, 1e-6)
-    logits = 3 * generator.standard_normal((50, 24)).astype(np.float32)
+    logits = generator.standard_normal((50, 24)).astype(np.float32)
     scale = np.ones(3, np.float32)
     weights = connection_weights(logits, np.zeros(24, np.float32), scale, numbers)
     mix = weights[:, 8:].reshape(-1, 4, 4)

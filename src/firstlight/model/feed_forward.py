@@ -34,7 +34,7 @@ def feed_forward_block(
         activation=spec.activation,
         pre_norm=norm(residual.pre_norm, weights),
         post_norm=norm(residual.post_norm, weights),
-        residual_scale=None if residual.connection is not None else residual.scale,
+        residual_scale=residual.block_scale,
     )
 
 
@@ -53,7 +53,7 @@ def experts_block(spec: ExpertsSpec, residual: ResidualSpec, weights: Weights) -
         weighted_before=spec.weighted_before,
         pre_norm=norm(residual.pre_norm, weights),
         post_norm=norm(residual.post_norm, weights),
-        residual_scale=None if residual.connection is not None else residual.scale,
+        residual_scale=residual.block_scale,
     )
 
 

@@ -368,6 +368,11 @@ class ResidualSpec:
     scale: float = 1.0
     connection: HyperConnectionSpec | None = None
 
+    @property
+    def block_scale(self) -> float | None:
+        """The factor with which a block itself joins the stream; None: something else joins it."""
+        return self.scale if self.connection is None else None
+
 
 @dataclass(frozen=True)
 class LayerSpec:

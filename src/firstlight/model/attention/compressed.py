@@ -112,7 +112,7 @@ def attention_block(
         indexer=_indexer(spec.indexer, weights),
         pre_norm=norm(residual.pre_norm, weights),
         post_norm=norm(residual.post_norm, weights),
-        residual_scale=None if residual.connection is not None else residual.scale,
+        residual_scale=residual.block_scale,
     )
 
 

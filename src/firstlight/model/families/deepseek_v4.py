@@ -1,11 +1,11 @@
 """DeepSeek-V4, Flash and Pro (DeepSeek-AI 2026, "DeepSeek-V4"): compressed attention, residual
 streams that are mixed, and experts by a table of token ids in the first layers.
 
-Where DeepSeek's published code differs from transformers', this keeps to the latter, which keeps to
-the report: the code rounds the indexer's operands to 4 bits (after a Hadamard transform that changes
-no product) and compressed entries to 8, as the model was trained to bear, and here nothing is
-rounded but what the state is kept in; and its first version bounds the routed experts' gates alone,
-not the shared expert's.
+Where DeepSeek's published code differs from transformers', the latter counts. The code rounds
+the indexer's operands to 4 bits (after a Hadamard transform, which changes no product) and
+compressed entries to 8, as the model was trained to bear; here nothing is rounded but what the
+state is kept in. And the code's first version bounds the gates of routed experts alone, not that
+of the shared one; the report makes no such difference.
 """
 
 from __future__ import annotations
