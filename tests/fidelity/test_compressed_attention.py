@@ -297,7 +297,7 @@ def test_the_published_layout_past_three_runs_of_128(tmp_path: Path, device: str
     write_published(tmp_path)
     tokens = prompt(400)
     expected = reference_logits(load_reference(tmp_path), tokens)
-    for chunk in (512, 57):
+    for chunk in (512, 57) if device == "cpu" else (130,):
         found = _logits(tmp_path, tokens, device, chunk)
         assert np.abs(found - expected).max() < TOLERANCE
     notes = make_spec(open_checkpoint(tmp_path)).notes
@@ -407,8 +407,8 @@ def _to_end(engine: Engine) -> None:
 
 
 @pytest.fixture
-def decoder(tiny: Tiny, device: str) -> Decoder:
-    return tiny("deepseek_v4").decoder(device)
+def decoder(tiny: Tiny) -> Decoder:
+    return tiny("deepseek_v4").decoder("cpu")
 
 
 def _undisturbed(
@@ -424,9 +424,18 @@ def _text(decoder: Decoder, tokens: tuple[int, ...], count: int, state: str) -> 
 
 
 # bfloat16 too: what an entry is made of is rounded when it is written, whenever that is.
-@pytest.mark.parametrize("state", ["float32", "bfloat16"])
-@pytest.mark.parametrize("chunk", [1, 15, 17, 50])
-def test_a_prompt_in_chunks_gives_the_same_tokens(decoder: Decoder, chunk: int, state: str) -> None:
+@pytest.mark.parametrize(
+    ("device", "state", "chunk"),
+    [
+        *(("cpu", state, chunk) for state in ("float32", "bfloat16") for chunk in (1, 15, 50)),
+        ("numpy", "float32", 17),
+        ("numpy", "bfloat16", 17),
+    ],
+)
+def test_a_prompt_in_chunks_gives_the_same_tokens(
+    tiny: Tiny, device: str, state: str, chunk: int
+) -> None:
+    decoder = tiny("deepseek_v4").decoder(device)
     expected = _undisturbed(decoder, prompt(), 40, state)
     engine = Engine(decoder, 256, 1, chunk, state, page_tokens=PAGE_TOKENS)
     assert _run(engine, prompt(), 40) == expected
@@ -542,7 +551,7 @@ def test_guesses_that_are_wrong_leave_nothing_behind(decoder: Decoder, count: in
     assert done.preemptions == 0
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 17, 34, 49, 50])
+@pytest.mark.parametrize("count", [0, 1, 2, 17, 34, 49, 50])
 def test_resumed_elsewhere_it_is_the_same_text(decoder: Decoder, count: int) -> None:
     engine = Engine(decoder, 256, page_tokens=PAGE_TOKENS)
     expected = _run(engine, prompt(47), 50, DRAWN)
