@@ -46,6 +46,7 @@ def main() -> None:
         "weight_bytes": cost.weight_bytes,
         "operations_a_token": {"inner": cost.inner_operations, "head": cost.head_operations},
         "state_bytes_a_token": cost.state_bytes,
+        "experts": cost.experts,
         "level": getattr(model.backend, "level", ""),
     }
     print(json.dumps(result))

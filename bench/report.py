@@ -66,7 +66,11 @@ def _least_seconds(one: dict[str, Any], task: str) -> float:
         return float(own["weight_bytes"] / found["bandwidth"])
     operations = own["operations_a_token"]
     cost = StepCost(
-        own["weight_bytes"], operations["inner"], operations["head"], own["state_bytes_a_token"]
+        own["weight_bytes"],
+        operations["inner"],
+        operations["head"],
+        own["state_bytes_a_token"],
+        tuple((size, share) for size, share in own.get("experts", ())),
     )
     ceilings = Ceilings("", found["bandwidth"], found["matrix"])
     if kind == "prefill":

@@ -48,6 +48,7 @@ MODELS: dict[str, tuple[tuple[str, str] | None, Tasks]] = {
     "qwen2-1.5b-bf16": (("qwen2-1.5b", "bf16"), SHORT),
     "qwen2-1.5b-int8": (("qwen2-1.5b", "q8_0"), [*SHORT, ("start", 1)]),
     "qwen2-1.5b-int4": (("qwen2-1.5b", "q4_0"), SHORT),
+    "deepseek-v2-lite-int4": (("deepseek-v2-lite", "q4_0"), SHORT),
     "llama-8b-int4": (("llama-8b", "q4_0"), [("prefill", 512), ("decode", 1)]),
 }
 

@@ -102,27 +102,47 @@ inline float fix_row(const FixedRows& fixed, int64_t row, int rows, int m) {
     return zero ? 0.0f : most / kLimit;
 }
 
-// Rows from a multiple of kMostRows.
+// Where what is made of the rows lies in `memory`, of fixed_bytes(fixed, blocks, strips).
+inline int64_t fixed_bytes(const FixedRows& fixed, bool blocks, bool strips) {
+    const int64_t line_bytes = strips ? fixed.count * fixed.groups() * 64 : 0;
+    const int64_t block_bytes = blocks ? fixed.count * fixed.row_bytes() : 0;
+    return divide_up(line_bytes + block_bytes + fixed.count * 4, 64) * 64;
+}
+
+inline void place_fixed(FixedRows& fixed, bool blocks, bool strips, uint8_t* memory) {
+    if (strips) fixed.lines = reinterpret_cast<StripLine*>(memory);
+    if (strips) memory += fixed.count * fixed.groups() * 64;
+    if (blocks) fixed.blocks = memory;
+    if (blocks) memory += fixed.count * fixed.row_bytes();
+    fixed.scales = reinterpret_cast<float*>(memory);
+}
+
+// Several x to be fixed in one parallel region.
+struct FixedGroup {
+    const FixedRows* first;
+};
+
+// Rows of one x from a multiple of kMostRows.
 void fix_task(void* context, int64_t index) {
-    const FixedRows& fixed = *static_cast<const FixedRows*>(context);
+    const FixedRows* rows = static_cast<const FixedGroup*>(context)->first;
+    for (; index >= divide_up(rows->count, kMostRows); ++rows) {
+        index -= divide_up(rows->count, kMostRows);
+    }
+    const FixedRows& fixed = *rows;
     const int64_t end = least((index + 1) * kMostRows, fixed.count);
     for (int64_t row = index * kMostRows; row < end;) {
-        const int rows = block_rows(fixed.count - row);
-        for (int m = 0; m < rows; ++m, ++row) fixed.scales[row] = fix_row(fixed, row, rows, m);
+        const int some = block_rows(fixed.count - row);
+        for (int m = 0; m < some; ++m, ++row) fixed.scales[row] = fix_row(fixed, row, some, m);
     }
 }
 
-// All rows of x, in memory that stays until the calling thread fixes others.
-FixedRows fix_rows(ThreadPool& pool, const float* x, int64_t count, int64_t columns, bool blocks,
-                   bool strips) {
-    FixedRows fixed{x, count, columns, nullptr, nullptr, nullptr};
-    const int64_t line_bytes = strips ? count * fixed.groups() * 64 : 0;
-    const int64_t block_bytes = blocks ? count * fixed.row_bytes() : 0;
-    const auto wanted = static_cast<size_t>(line_bytes + block_bytes + count * 4);
-    auto* memory = static_cast<uint8_t*>(thread_scratch(wanted, Scratch::fixed16_rows));
-    if (strips) fixed.lines = reinterpret_cast<StripLine*>(memory);
-    if (blocks) fixed.blocks = memory + line_bytes;
-    fixed.scales = reinterpret_cast<float*>(memory + line_bytes + block_bytes);
-    share(pool, 16 * count * columns, divide_up(count, kMostRows), fix_task, &fixed);
-    return fixed;
+// All rows of each x, into the memory that was placed.
+void fix_rows(ThreadPool& pool, const FixedRows* fixed, int count) {
+    int64_t work = 0, tasks = 0;
+    for (int i = 0; i < count; ++i) {
+        work += 16 * fixed[i].count * fixed[i].columns;
+        tasks += divide_up(fixed[i].count, kMostRows);
+    }
+    FixedGroup group{fixed};
+    share(pool, work, tasks, fix_task, &group);
 }

@@ -191,7 +191,8 @@ struct ResidualCall {
 struct KernelTable {
     // Whether the level multiplies bfloat16 by bfloat16, in products with weights and in attention.
     bool multiplies_bfloat16;
-    // Several products at once, `count` of them, that have x and its rows in common.
+    // Several products at once, `count` of them. Those that have x and its rows in common, and
+    // follow one another, share what is made of x.
     void (*linear)(ThreadPool&, const LinearCall* calls, int count);
     void (*embed)(ThreadPool&, const EmbedCall&);
     void (*pack)(ThreadPool&, const PackCall&);

@@ -1,8 +1,8 @@
-// `linear` and `embed`: several products of the same x as tasks of one parallel_for, each product by
-// the way its weight is laid out; and rows of an embedding table.
+// `linear` and `embed`: several products as tasks of one parallel_for, each product by the way its
+// weight is laid out; and rows of an embedding table.
 
 // Products of one parallel_for; a larger group takes several.
-constexpr int kMostProducts = 16;
+constexpr int kMostProducts = 64;
 
 // Rows of x that are rounded before the first is used: rounding them all would take memory
 // without end.
@@ -21,6 +21,48 @@ struct LinearGroup {
     ProductTasks products[kMostProducts];
 };
 
+// What is made of the x of products with panels: once for those that follow one another with the
+// same x.
+struct FixedInputs {
+    FixedRows fixed[kMostProducts];
+    int used[kMostProducts];  // by each product
+
+    void fix(ThreadPool& pool, const LinearCall* calls, int count) {
+        int distinct = 0;
+        bool blocks[kMostProducts], strips[kMostProducts];
+        for (int i = 0; i < count; ++i) {
+            const LinearCall& call = calls[i];
+            if (call.weight.layout != Layout::panels) continue;
+            const int last = distinct - 1;
+            if (!distinct || fixed[last].x != call.x || fixed[last].count != call.count ||
+                fixed[last].columns != call.weight.columns) {
+                fixed[distinct] = {call.x, call.count, call.weight.columns, nullptr, nullptr,
+                                   nullptr};
+                blocks[distinct] = strips[distinct] = false;
+                ++distinct;
+            }
+            used[i] = distinct - 1;
+            const bool in_strip = in_strips(call.weight.format, call.count);
+            (in_strip ? strips : blocks)[distinct - 1] = true;
+        }
+        if (!distinct) return;
+        int64_t bytes = 0;
+        for (int i = 0; i < distinct; ++i) bytes += fixed_bytes(fixed[i], blocks[i], strips[i]);
+        auto* memory = static_cast<uint8_t*>(
+            thread_scratch(static_cast<size_t>(bytes), Scratch::fixed16_rows));
+        for (int i = 0; i < distinct; ++i) {
+            place_fixed(fixed[i], blocks[i], strips[i], memory);
+            memory += fixed_bytes(fixed[i], blocks[i], strips[i]);
+        }
+        fix_rows(pool, fixed, distinct);
+    }
+};
+
+inline bool rounds_to_bfloat16(const LinearCall& call) {
+    return kBfloat16Products && call.round_to_bfloat16 &&
+           call.weight.layout != Layout::panels && call.weight.format == BlockFormat::bf16;
+}
+
 inline void linear_task(void* context, int64_t index) {
     const ProductTasks* product = static_cast<const LinearGroup*>(context)->products;
     for (; index >= product->tasks; ++product) index -= product->tasks;
@@ -28,31 +70,23 @@ inline void linear_task(void* context, int64_t index) {
     product->rows.run(product->rows, index);
 }
 
-// At most kMostProducts, and as many rows of x as may be rounded at once. Each rounding is done
-// once, for all products that want it.
+// At most kMostProducts, as many rows of each x as may be rounded at once, and one x alone that is
+// rounded to bfloat16.
 void linear_part(ThreadPool& pool, const LinearCall* calls, int count) {
     LinearGroup group;
-    FixedRows fixed{};
+    FixedInputs inputs;
+    inputs.fix(pool, calls, count);
     const void* rounded = nullptr;
     const int threads = thread_count(pool);
     int64_t tasks = 0, work = 0;
-    bool blocks = false, strips = false;
-    for (int i = 0; i < count; ++i) {
-        if (calls[i].weight.layout != Layout::panels) continue;
-        (in_strips(calls[i].weight.format, calls[i].count) ? strips : blocks) = true;
-    }
     for (int i = 0; i < count; ++i) {
         const LinearCall& call = calls[i];
         const StoredMatrix& weight = call.weight;
         ProductTasks& product = group.products[i];
         product.packed = weight.layout == Layout::panels;
         if (product.packed) {
-            if (!fixed.x) {
-                fixed = fix_rows(pool, call.x, call.count, weight.columns, blocks, strips);
-            }
-            product.panels = packed_tiles(call, fixed, threads);
-        } else if (kBfloat16Products && call.round_to_bfloat16 &&
-                   weight.format == BlockFormat::bf16) {
+            product.panels = packed_tiles(call, inputs.fixed[inputs.used[i]], threads);
+        } else if (rounds_to_bfloat16(call)) {
             if (!rounded) rounded = bfloat16_inputs(pool, call);
             product.rows = bfloat16_tiles(call, rounded, threads);
         } else {
@@ -65,23 +99,38 @@ void linear_part(ThreadPool& pool, const LinearCall* calls, int count) {
     share_ranges(pool, work, tasks, linear_task, &group);
 }
 
+// One product of more rows than are rounded at once.
+void linear_of_many_rows(ThreadPool& pool, const LinearCall& call) {
+    for (int64_t row = 0; row < call.count; row += kRoundedRows) {
+        LinearCall part = call;
+        part.x += row * call.weight.columns;
+        part.out += row * call.weight.rows;
+        part.count = least(kRoundedRows, call.count - row);
+        linear_part(pool, &part, 1);
+    }
+}
+
 void linear(ThreadPool& pool, const LinearCall* calls, int count) {
-    for (; count > 0; calls += kMostProducts, count -= kMostProducts) {
-        const int some = count < kMostProducts ? count : kMostProducts;
-        if (calls->count <= kRoundedRows) {
-            linear_part(pool, calls, some);
+    while (count > 0) {
+        if (calls->count > kRoundedRows) {
+            linear_of_many_rows(pool, *calls++);
+            --count;
             continue;
         }
-        for (int64_t row = 0; row < calls->count; row += kRoundedRows) {
-            LinearCall parts[kMostProducts];
-            for (int i = 0; i < some; ++i) {
-                parts[i] = calls[i];
-                parts[i].x += row * calls[i].weight.columns;
-                parts[i].out += row * calls[i].weight.rows;
-                parts[i].count = least(kRoundedRows, calls[i].count - row);
-            }
-            linear_part(pool, parts, some);
+        int some = 0;
+        const float* rounded = nullptr;
+        int64_t rows = 0;
+        for (; some < count && some < kMostProducts; ++some) {
+            const LinearCall& call = calls[some];
+            rows += some && call.x == calls[some - 1].x ? 0 : call.count;
+            if (rows > kRoundedRows) break;
+            if (!rounds_to_bfloat16(call)) continue;
+            if (rounded && rounded != call.x) break;
+            rounded = call.x;
         }
+        linear_part(pool, calls, some);
+        calls += some;
+        count -= some;
     }
 }
 

@@ -70,6 +70,29 @@ public:
         table_.linear(*pool_, &call, 1);
     }
 
+    // A product for each of the groups of rows: x [groups, rows, columns] and out likewise.
+    void linear_each(In<float> x, const std::vector<const Matrix*>& matrices,
+                     Out<float> out) const {
+        require(x.ndim() == 3 && out.ndim() == 3 && extent(x, 0) == extent(out, 0) &&
+                    extent(x, 1) == extent(out, 1) &&
+                    extent(x, 0) == static_cast<int64_t>(matrices.size()),
+                "x and out must be [matrices, rows, columns]");
+        std::vector<LinearCall> calls;
+        const int64_t count = extent(x, 1);
+        for (size_t i = 0; i < matrices.size(); ++i) {
+            require(matrices[i], "a matrix is missing");
+            const StoredMatrix& weight = matrices[i]->stored();
+            require(weight.columns == extent(x, 2) && weight.rows == extent(out, 2),
+                    "every matrix must lead from the columns of x to those of out");
+            const auto group = static_cast<int64_t>(i);
+            calls.push_back({weight, x.data() + group * count * weight.columns, count, nullptr,
+                             out.data() + group * count * weight.rows,
+                             matrices[i]->tuning(count), false});
+        }
+        nb::gil_scoped_release release;
+        table_.linear(*pool_, calls.data(), static_cast<int>(calls.size()));
+    }
+
     // Several products of the same x in one go.
     void linear_group(In<float> x, const std::vector<const Matrix*>& matrices,
                       const std::vector<std::optional<In<float>>>& biases,
@@ -218,8 +241,7 @@ public:
         call.round_to_bfloat16 = round_to_bfloat16;
         call.tile_queries = tile_queries;
         call.head_parts = head_parts;
-        require(tile_queries >= 0 && tile_queries <= 1 << 16 && head_parts >= 0,
-                "tile_queries must be in [0, 65536] and head_parts at least 0");
+        require_attention_tuning(tile_queries, head_parts);
         require(extent(keys, 3) == call.key_size, "queries and keys differ in size");
         require(call.key_value_heads >= 1 && call.heads % call.key_value_heads == 0,
                 "heads must be a multiple of the key-value heads");
@@ -339,6 +361,8 @@ NB_MODULE(_native, module) {
              "exact"_a = false)
         .def("linear", &Kernels::linear, "x"_a.noconvert(), "matrix"_a,
              "bias"_a.noconvert().none(), "out"_a.noconvert(), "round_to_bfloat16"_a = false)
+        .def("linear_each", &Kernels::linear_each, "x"_a.noconvert(), "matrices"_a,
+             "out"_a.noconvert())
         .def("linear_group", &Kernels::linear_group, "x"_a.noconvert(), "matrices"_a,
              "biases"_a.noconvert(), "outs"_a.noconvert(),
              "round_to_bfloat16"_a = false)
@@ -369,12 +393,13 @@ NB_MODULE(_native, module) {
         .def("attention_block",
              [](const Kernels& kernels, const AttentionBlock& block, In<float> x, AnyOut keys,
                 AnyOut values, PagedRows& rows, std::optional<In<float>> cosine_sine,
-                Out<float> out) {
-                 block.run(kernels.table(), kernels.pool(), kernels.rounds(), x, keys, values, rows, cosine_sine,
-                           out);
+                Out<float> out, int64_t tile_queries, int64_t head_parts) {
+                 block.run(kernels.table(), kernels.pool(), kernels.rounds(), x, keys, values,
+                           rows, cosine_sine, out, tile_queries, head_parts);
              },
              "block"_a, "x"_a.noconvert(), "keys"_a.noconvert(), "values"_a.noconvert(), "rows"_a,
-             "cosine_sine"_a.noconvert().none(), "out"_a.noconvert())
+             "cosine_sine"_a.noconvert().none(), "out"_a.noconvert(), "tile_queries"_a = 0,
+             "head_parts"_a = 0)
         .def("feed_forward_block",
              [](const Kernels& kernels, const FeedForwardBlock& block, In<float> x,
                 Out<float> out) { block.run(kernels.table(), kernels.pool(), kernels.rounds(), x, out); },

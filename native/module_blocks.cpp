@@ -89,7 +89,9 @@ AttentionBlock::AttentionBlock(int64_t heads, int64_t key_value_heads, int64_t h
 
 void AttentionBlock::run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x,
                          AnyOut keys, AnyOut values, PagedRows& rows,
-                         std::optional<In<float>> cosine_sine, Out<float> out) const {
+                         std::optional<In<float>> cosine_sine, Out<float> out,
+                         int64_t tile_queries, int64_t head_parts) const {
+    require_attention_tuning(tile_queries, head_parts);
     const PagedRowsView& view = rows.view();
     require_stream(x, out, query_.columns());
     const int64_t count = extent(x, 0), pages = extent(keys, 0);
@@ -138,6 +140,8 @@ void AttentionBlock::run(const KernelTable& table, ThreadPool& pool, bool rounds
     attention.soft_cap = soft_cap_;
     attention.window = window_;
     attention.round_to_bfloat16 = rounds;
+    attention.tile_queries = tile_queries;
+    attention.head_parts = head_parts;
     call.slots = rows.slots(pages);
     const std::vector<AttentionRows>& groups = rows.groups(attention, pages);
     attention.groups = groups.data();

@@ -56,9 +56,10 @@ public:
                    float soft_cap, bool interleaved, float residual_scale);
 
     // `rounds`: products of bfloat16 weights round their activations, as LinearCall says.
+    // `tile_queries`, `head_parts`: as AttentionCall has them.
     void run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x, AnyOut keys,
              AnyOut values, PagedRows& rows, std::optional<In<float>> cosine_sine,
-             Out<float> out) const;
+             Out<float> out, int64_t tile_queries, int64_t head_parts) const;
 
 private:
     int64_t heads_, key_value_heads_, head_size_;

@@ -18,6 +18,11 @@ namespace {
 
 constexpr int64_t kAlignedFloats = 16;
 
+// Experts whose products are tasks of one parallel region, and rows that they are computed for
+// together: enough that no thread waits long for the last, few enough that what lies between the
+// products stays in the caches.
+constexpr int64_t kBatchExperts = 31, kBatchRows = 256;
+
 Score score_of(const std::string& name) {
     if (name == "softmax") return Score::softmax;
     if (name == "sigmoid") return Score::sigmoid;
@@ -52,8 +57,15 @@ struct ExpertsBlock::Step {
     ThreadPool& pool;
     bool rounds;
     int64_t rows;
+    int64_t capacity;  // rows of a batch
     const float* normed;
     float *weights, *gate, *up, *gathered, *result, *sum;
+};
+
+// An expert's rows in a batch: `count` of `rows` from `begin`.
+struct ExpertsBlock::Share {
+    const Product* products;
+    int64_t expert, begin, count;
 };
 
 ExpertsBlock::ExpertsBlock(Product router, std::vector<Product> products,
@@ -112,10 +124,12 @@ void ExpertsBlock::run(const KernelTable& table, ThreadPool& pool, bool rounds, 
     nb::gil_scoped_release release;
 
     const int64_t stream = rows * columns_;
-    // Of one row all experts' values lie side by side.
-    const int64_t active = rows == 1 ? std::min(routing_.top_k, count) : 1;
-    const int64_t width = std::max(rows * active * width_, rows * shared_width_);
-    const int64_t sizes[] = {stream, rows * count, width, width, stream, stream * active, stream};
+    const int64_t most = std::min(routing_.top_k, count) * rows;
+    const int64_t capacity = std::min(most, std::max(rows, kBatchRows));
+    const int64_t values = capacity * width_ + rows * shared_width_;
+    const int64_t results = (capacity + (shared_.empty() ? 0 : rows)) * columns_;
+    const int64_t sizes[] = {stream,  rows * count, values, values, capacity * columns_,
+                             results, stream};
     float* pieces[7];
     int64_t total = 0;
     for (const int64_t size : sizes) total += size + kAlignedFloats;
@@ -131,15 +145,11 @@ void ExpertsBlock::run(const KernelTable& table, ThreadPool& pool, bool rounds, 
         table.rms_norm(pool, {x.data(), norm.weight, rows, norm.columns, norm.epsilon, pieces[0]});
         normed = pieces[0];
     }
-    const Step step{table,     pool,      rounds,    rows,      normed,   pieces[1],
-                    pieces[2], pieces[3], pieces[4], pieces[5], pieces[6]};
+    const Step step{table,     pool,      rounds,    rows,      capacity,  normed,
+                    pieces[1], pieces[2], pieces[3], pieces[4], pieces[5], pieces[6]};
     route(step, given);
     std::fill_n(step.sum, stream, 0.0f);
-    rows == 1 ? one_row(step) : many_rows(step);
-    if (!shared_.empty()) {
-        expert_rows(step, shared_.data(), step.normed, rows, step.result);
-        shared_rows(step, step.result);
-    }
+    add_experts(step);
     const NormPart post = post_norm_ ? post_norm_->part() : NormPart{};
     table.join_residual(pool, {x.data(), step.sum, post, residual_scale_, rows, columns_,
                                out.data()});
@@ -159,67 +169,78 @@ void ExpertsBlock::route(const Step& step, const int32_t* chosen) const {
     }
 }
 
-// All experts of one row: gate and up of all of them in one parallel region.
-void ExpertsBlock::one_row(const Step& step) const {
-    std::vector<LinearCall> calls;
-    std::vector<int64_t> active;
+// Expert by expert in their order, each with all of its rows, and the shared one last: in batches
+// whose products are tasks of common parallel regions.
+void ExpertsBlock::add_experts(const Step& step) const {
+    std::vector<int64_t> rows, mine;
+    std::vector<Share> batch;
     for (int64_t expert = 0; expert < experts(); ++expert) {
-        // Not equal to zero: what is not a number counts.
-        if (!(step.weights[expert] != 0.0f)) continue;
-        const int64_t place = static_cast<int64_t>(active.size()) * width_;
-        const Product* products = &products_[static_cast<size_t>(3 * expert)];
-        calls.push_back(linear_call(products[0], step.rounds, step.normed, 1, step.gate + place));
-        calls.push_back(linear_call(products[1], step.rounds, step.normed, 1, step.up + place));
-        active.push_back(expert);
-    }
-    const int64_t count = static_cast<int64_t>(active.size());
-    step.table.linear(step.pool, calls.data(), static_cast<int>(calls.size()));
-    step.table.elementwise(step.pool, {Elementwise::gate, activation_, step.gate, step.up, 0.0f,
-                                       count * width_, step.gate});
-    for (int64_t i = 0; i < count; ++i) {
-        const int64_t expert = active[static_cast<size_t>(i)];
-        const LinearCall down =
-            linear_call(products_[static_cast<size_t>(3 * expert + 2)], step.rounds,
-                        step.gate + i * width_, 1, step.result);
-        step.table.linear(step.pool, &down, 1);
-        add_row(step.result, step.weights[expert], columns_, step.sum);
-    }
-}
-
-void ExpertsBlock::expert_rows(const Step& step, const Product* products, const float* x,
-                               int64_t count, float* result) const {
-    const int64_t width = products[0].rows();
-    const LinearCall calls[] = {linear_call(products[0], step.rounds, x, count, step.gate),
-                                linear_call(products[1], step.rounds, x, count, step.up)};
-    step.table.linear(step.pool, calls, 2);
-    step.table.elementwise(step.pool, {Elementwise::gate, activation_, step.gate, step.up, 0.0f,
-                                       count * width, step.gate});
-    const LinearCall down = linear_call(products[2], step.rounds, step.gate, count, result);
-    step.table.linear(step.pool, &down, 1);
-}
-
-// Expert by expert, each with all of its rows.
-void ExpertsBlock::many_rows(const Step& step) const {
-    std::vector<int64_t> rows;
-    for (int64_t expert = 0; expert < experts(); ++expert) {
-        rows.clear();
+        mine.clear();
         for (int64_t row = 0; row < step.rows; ++row) {
-            if (step.weights[row * experts() + expert] != 0.0f) rows.push_back(row);
+            // Not equal to zero: what is not a number counts.
+            if (step.weights[row * experts() + expert] != 0.0f) mine.push_back(row);
         }
-        if (rows.empty()) continue;
-        const auto count = static_cast<int64_t>(rows.size());
-        for (int64_t i = 0; i < count; ++i) {
-            std::copy_n(step.normed + rows[static_cast<size_t>(i)] * columns_, columns_,
-                        step.gathered + i * columns_);
+        if (mine.empty()) continue;
+        const auto held = static_cast<int64_t>(rows.size());
+        const auto count = static_cast<int64_t>(mine.size());
+        if (held + count > step.capacity || batch.size() == kBatchExperts) {
+            add_batch(step, batch, rows, false);
+            batch.clear();
+            rows.clear();
         }
-        expert_rows(step, &products_[static_cast<size_t>(3 * expert)], step.gathered, count,
-                    step.result);
-        for (int64_t i = 0; i < count; ++i) {
+        batch.push_back({&products_[static_cast<size_t>(3 * expert)], expert,
+                         static_cast<int64_t>(rows.size()), count});
+        rows.insert(rows.end(), mine.begin(), mine.end());
+    }
+    add_batch(step, batch, rows, !shared_.empty());
+}
+
+void ExpertsBlock::add_batch(const Step& step, const std::vector<Share>& batch,
+                             const std::vector<int64_t>& rows, bool shared) const {
+    const auto count = static_cast<int64_t>(rows.size());
+    // One row alone is everybody's x as it lies, and is rounded once for all.
+    const bool gathers = step.rows > 1;
+    for (int64_t i = 0; gathers && i < count; ++i) {
+        std::copy_n(step.normed + rows[static_cast<size_t>(i)] * columns_, columns_,
+                    step.gathered + i * columns_);
+    }
+    float* shared_gate = step.gate + count * width_;
+    float* shared_up = step.up + count * width_;
+    float* shared_result = step.result + count * columns_;
+    std::vector<LinearCall> calls;
+    for (const Share& each : batch) {
+        const float* x = gathers ? step.gathered + each.begin * columns_ : step.normed;
+        const int64_t place = each.begin * width_;
+        calls.push_back(
+            linear_call(each.products[0], step.rounds, x, each.count, step.gate + place));
+        calls.push_back(linear_call(each.products[1], step.rounds, x, each.count, step.up + place));
+    }
+    if (shared) {
+        calls.push_back(linear_call(shared_[0], step.rounds, step.normed, step.rows, shared_gate));
+        calls.push_back(linear_call(shared_[1], step.rounds, step.normed, step.rows, shared_up));
+    }
+    if (calls.empty()) return;
+    step.table.linear(step.pool, calls.data(), static_cast<int>(calls.size()));
+    const int64_t values = count * width_ + (shared ? step.rows * shared_width_ : 0);
+    step.table.elementwise(
+        step.pool, {Elementwise::gate, activation_, step.gate, step.up, 0.0f, values, step.gate});
+    calls.clear();
+    for (const Share& each : batch) {
+        calls.push_back(linear_call(each.products[2], step.rounds, step.gate + each.begin * width_,
+                                    each.count, step.result + each.begin * columns_));
+    }
+    if (shared) {
+        calls.push_back(linear_call(shared_[2], step.rounds, shared_gate, step.rows, shared_result));
+    }
+    step.table.linear(step.pool, calls.data(), static_cast<int>(calls.size()));
+    for (const Share& each : batch) {
+        for (int64_t i = each.begin; i < each.begin + each.count; ++i) {
             const int64_t row = rows[static_cast<size_t>(i)];
-            add_row(step.result + i * columns_, step.weights[row * experts() + expert], columns_,
-                    step.sum + row * columns_);
+            add_row(step.result + i * columns_, step.weights[row * experts() + each.expert],
+                    columns_, step.sum + row * columns_);
         }
     }
+    if (shared) shared_rows(step, shared_result);
 }
 
 void ExpertsBlock::shared_rows(const Step& step, const float* result) const {

@@ -32,13 +32,13 @@ public:
 
 private:
     struct Step;
+    struct Share;
 
     int64_t experts() const { return static_cast<int64_t>(products_.size()) / 3; }
     void route(const Step& step, const int32_t* chosen) const;
-    void one_row(const Step& step) const;
-    void expert_rows(const Step& step, const Product* products, const float* x, int64_t count,
-                     float* result) const;
-    void many_rows(const Step& step) const;
+    void add_experts(const Step& step) const;
+    void add_batch(const Step& step, const std::vector<Share>& batch,
+                   const std::vector<int64_t>& rows, bool shared) const;
     void shared_rows(const Step& step, const float* result) const;
 
     Product router_;

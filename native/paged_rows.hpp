@@ -16,11 +16,17 @@ namespace firstlight {
 // their partial results stay in the first-level cache.
 inline constexpr int64_t kTileQueries = 48;
 
+inline void require_attention_tuning(int64_t tile_queries, int64_t head_parts) {
+    require(tile_queries >= 0 && tile_queries <= 1 << 16 && head_parts >= 0,
+            "tile_queries must be in [0, 65536] and head_parts at least 0");
+}
+
 // The rows in groups of one sequence each; every page that they will read is checked here.
 inline std::vector<AttentionRows> attention_groups(const PagedRowsView& rows,
                                                    const AttentionCall& call, int64_t pages) {
     const int64_t queries = call.heads / call.key_value_heads;
-    const int64_t step = std::max<int64_t>(1, (call.tile_queries ? call.tile_queries : kTileQueries) / queries);
+    const int64_t tile = call.tile_queries ? call.tile_queries : kTileQueries;
+    const int64_t step = std::max<int64_t>(1, tile / queries);
     std::vector<AttentionRows> groups;
     for (int64_t s = 0; s < rows.sequences; ++s) {
         const int64_t begin = rows.row_starts[s], end = rows.row_starts[s + 1];
@@ -89,7 +95,8 @@ public:
             }
         }
         auto groups = attention_groups(view_, call, pages);
-        return groups_.emplace_back(pages, call.window, queries, call.tile_queries, std::move(groups))
+        return groups_
+            .emplace_back(pages, call.window, queries, call.tile_queries, std::move(groups))
             .groups;
     }
 

@@ -33,19 +33,31 @@ _ARCHITECTURES = {
     "olmoe": gguf.MODEL_ARCH.OLMOE,
     "glm4_moe": gguf.MODEL_ARCH.GLM4_MOE,
     "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
+    "deepseek_v2": gguf.MODEL_ARCH.DEEPSEEK2,
+    "deepseek_v3": gguf.MODEL_ARCH.DEEPSEEK2,
 }
 _PERMUTED = ("llama", "mistral", "smollm3", "granite", "mixtral")
 
 
-def write_gguf(tiny: TinyModel, model: Any, path: Path) -> Path:
-    """Convert a model built from `tiny`; matrices stay float32."""
+def write_gguf(tiny: TinyModel, model: Any, path: Path, *, old: bool = False) -> Path:
+    """Convert a model built from `tiny`; matrices stay float32.
+
+    Args:
+        old: DeepSeek's as before May 2025, with up-projections of keys and values in one.
+    """
     architecture = _ARCHITECTURES[tiny.family]
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
     config = model.config
-    _write_sizes(writer, config)
-    _write_family(writer, tiny.family, config)
+    latent = tiny.family.startswith("deepseek")
+    # Layers that look ahead are left out of DeepSeek's files, and out of the count.
+    ahead = 0 if latent else getattr(config, "num_nextn_predict_layers", 0)
+    _write_sizes(writer, config, config.num_hidden_layers + ahead)
+    if latent:
+        _write_latent(writer, config, old)
+    else:
+        _write_family(writer, tiny.family, config)
     _write_rope(writer, tiny.family, config)
-    _write_tensors(writer, tiny.family, model, gguf.get_tensor_name_map(architecture, 64))
+    _write_tensors(writer, tiny.family, model, old, gguf.get_tensor_name_map(architecture, 64))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -53,13 +65,12 @@ def write_gguf(tiny: TinyModel, model: Any, path: Path) -> Path:
     return path
 
 
-def _write_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
+def _write_sizes(writer: gguf.GGUFWriter, config: Any, layers: int) -> None:
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
-    ahead = getattr(config, "num_nextn_predict_layers", 0)
-    writer.add_block_count(config.num_hidden_layers + ahead)
+    writer.add_block_count(layers)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
@@ -88,6 +99,31 @@ def _write_family(writer: gguf.GGUFWriter, family: str, config: Any) -> None:
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_logit_scale(config.logits_scaling)
+
+
+def _write_latent(writer: gguf.GGUFWriter, config: Any, old: bool) -> None:
+    """Sizes of heads, latents and experts: set_gguf_parameters of conversion/deepseek.py."""
+    rope, plain, value = config.qk_rope_head_dim, config.qk_nope_head_dim, config.v_head_dim
+    if config.q_lora_rank is not None:
+        writer.add_q_lora_rank(config.q_lora_rank)
+    writer.add_kv_lora_rank(config.kv_lora_rank)
+    writer.add_rope_dimension_count(rope)
+    writer.add_key_length(plain + rope if old else config.kv_lora_rank + rope)
+    writer.add_value_length(value if old else config.kv_lora_rank)
+    if not old:
+        writer.add_key_length_mla(plain + rope)
+        writer.add_value_length_mla(value)
+    writer.add_leading_dense_block_count(config.first_k_dense_replace)
+    writer.add_expert_count(config.n_routed_experts)
+    writer.add_expert_used_count(config.num_experts_per_tok)
+    writer.add_expert_shared_count(config.n_shared_experts)
+    writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
+    writer.add_expert_group_count(config.n_group)
+    writer.add_expert_group_used_count(config.topk_group)
+    if config.model_type == "deepseek_v3":
+        writer.add_expert_weights_norm(config.norm_topk_prob)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
 
 
 def _write_experts(writer: gguf.GGUFWriter, family: str, config: Any) -> None:
@@ -138,6 +174,8 @@ def _write_rope(writer: gguf.GGUFWriter, family: str, config: Any) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        if "mscale_all_dim" in rope:
+            writer.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
     elif rope["rope_type"] == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_factors(rope, _head_size(config)))
 
@@ -159,7 +197,7 @@ def _llama3_factors(rope: dict[str, Any], head_size: int) -> np.ndarray:
     return np.asarray(factors, np.float32)
 
 
-def _write_tensors(writer: gguf.GGUFWriter, family: str, model: Any, names: Any) -> None:
+def _write_tensors(writer: gguf.GGUFWriter, family: str, model: Any, old: bool, names: Any) -> None:
     config = model.config
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
@@ -169,6 +207,9 @@ def _write_tensors(writer: gguf.GGUFWriter, family: str, model: Any, names: Any)
             continue
         if ".experts." in name:
             _write_expert_tensor(writer, family, name, values)
+            continue
+        if name.endswith("kv_b_proj.weight") and not old:
+            _write_up_projections(writer, config, name, values)
             continue
         for part, written in _OF_EXPERTS.items():
             if name.endswith(part):
@@ -203,6 +244,17 @@ def _write_expert_tensor(
         parts = {"gate": gate, "up": up}
     for part, each in parts.items():
         writer.add_tensor(f"blk.{layer}.ffn_{part}_exps.{suffix}", each.contiguous().numpy())
+
+
+def _write_up_projections(
+    writer: gguf.GGUFWriter, config: Any, name: str, values: torch.Tensor
+) -> None:
+    """Of keys, turned round, and of values: a matrix for each head."""
+    layer, plain = name.split(".")[2], config.qk_nope_head_dim
+    both = values.reshape(config.num_attention_heads, -1, config.kv_lora_rank)
+    keys = both[:, :plain].transpose(1, 2).contiguous()
+    writer.add_tensor(f"blk.{layer}.attn_k_b.weight", keys.numpy())
+    writer.add_tensor(f"blk.{layer}.attn_v_b.weight", both[:, plain:].contiguous().numpy())
 
 
 def _write_tensor(

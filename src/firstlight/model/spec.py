@@ -55,6 +55,7 @@ class TensorSource:
         kept: name of the storage format that it is kept in whatever the others are converted to;
             None: as the others.
         integers: it holds whole numbers that are no weights.
+        folded: rows of the tensor lie on two axes, the first this long.
     """
 
     name: str
@@ -67,12 +68,15 @@ class TensorSource:
     scales: str | None = None
     kept: str | None = None
     integers: bool = False
+    folded: int | None = None
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """Shape of the checkpoint's tensor; of values, where these have scales of their own."""
         rows = self.shape[0] if self.fused_rows is None else self.fused_rows
         shape = (rows, *self.shape[1:])
+        if self.folded is not None:
+            return (self.folded, rows // self.folded, *self.shape[1:])
         if self.stack is None:
             return shape
         return (self.stack.count, *(shape[::-1] if self.stack.transposed else shape))

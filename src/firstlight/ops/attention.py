@@ -89,6 +89,31 @@ def _attention_cost(
     return Cost(moved, int(seen.sum()) * heads * 2 * (key_size + value_size))
 
 
+def attention_shape(
+    count: int,
+    heads: int,
+    keys: StreamPages,
+    values: StreamPages,
+    rows: PagedRows,
+    window: int | None,
+) -> Shape:
+    """The shape of attention of `count` rows of queries."""
+    # The width of the table stands for the context: positions would have to be searched.
+    context = rows.page_table.shape[1] * rows.page_tokens
+    if window is not None and window < context:
+        context = window
+    return (
+        heads,
+        keys.shape[3],
+        keys.shape[2],
+        values.shape[-1],
+        keys.dtype.itemsize,
+        context_range(context),
+        rows_range(rows.sequences),
+        rows_range(count),
+    )
+
+
 def _attention_shape(
     queries: Floats,
     keys: StreamPages,
@@ -98,21 +123,7 @@ def _attention_shape(
     window: int | None,
     soft_cap: float | None,
 ) -> Shape:
-    # The width of the table stands for the context: positions would have to be searched.
-    context = rows.page_table.shape[1] * rows.page_tokens
-    if window is not None and window < context:
-        context = window
-    _, heads, key_size = queries.shape
-    return (
-        heads,
-        key_size,
-        keys.shape[2],
-        values.shape[-1],
-        keys.dtype.itemsize,
-        context_range(context),
-        rows_range(rows.sequences),
-        rows_range(queries.shape[0]),
-    )
+    return attention_shape(len(queries), queries.shape[1], keys, values, rows, window)
 
 
 @define(

@@ -25,6 +25,7 @@ from firstlight.backends.cpu.packed import (
     pack_into,
     packed_bytes,
 )
+from firstlight.backends.cpu.tuned_attention import TunedAttention
 from firstlight.backends.cpu.tuned_matrices import TunedMatrices
 from firstlight.errors import DeviceError
 from firstlight.formats.base import Bytes, Format, Weight
@@ -86,7 +87,8 @@ class CpuBackend(Backend):
         self.exact = exact
         self.native = _native.Kernels(self.level, self.threads, exact)
         kernels = CpuKernels(self.native, packed=not exact, exact=exact)
-        blocks = BlockKernels(self.native, kernels.rounding)
+        self._attention = TunedAttention()
+        blocks = BlockKernels(self.native, kernels.rounding, self._attention)
         latent = LatentKernels(self.native, exact)
         super().__init__((*kernels.all(), *latent.all(), *blocks.all()))
         self._matrices = TunedMatrices()
@@ -127,7 +129,8 @@ class CpuBackend(Backend):
         return isinstance(argument, (Weight, PackedMatrix))
 
     def apply_tuning(self, op: str, shape: Shape, choice: Choice | None) -> None:
-        """Of products, the weights' handles are told, so that fused ops know it too.
+        """Of products the weights' handles are told, and of attention what fused blocks ask, so
+        that those know it too.
 
         Which kernel serves a weight is not theirs to say; nor is it the tuner's, since the kernels
         that accept the same weight differ in how they round.
@@ -141,6 +144,8 @@ class CpuBackend(Backend):
         if op == "linear":
             self._linear_choices.pop(shape, None)
             self._matrices.tune(shape, None)
+        if op == "attention":
+            self._attention.tune(shape, None if ready is None else ready.values)
         super().apply_tuning(op, shape, choice)
 
     def tuning(self) -> dict[tuple[str, Shape], Choice]:

@@ -16,6 +16,7 @@ from firstlight.backends.base import Kernel
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.arrays import NO_WINDOW, are_floats, are_integers, are_pages, are_rows
 from firstlight.backends.cpu.matrices import matrix_of
+from firstlight.backends.cpu.tuned_attention import TunedAttention
 from firstlight.formats.base import Floats
 from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.experts_block import Expert, ExpertsBlock
@@ -40,11 +41,15 @@ class BlockKernels:
     Args:
         native: the extension's kernels.
         rounding: how products round their activations, with the weights that `pack` gives.
+        tuned: how attention is cut.
     """
 
-    def __init__(self, native: _native.Kernels, rounding: RoundingOf) -> None:
+    def __init__(
+        self, native: _native.Kernels, rounding: RoundingOf, tuned: TunedAttention
+    ) -> None:
         self._native = native
         self._rounding = rounding
+        self._tuned = tuned
 
     def all(self) -> tuple[Kernel, ...]:
         """Every kernel."""
@@ -103,7 +108,8 @@ class BlockKernels:
         out = np.empty(x.shape, np.float32)
         made, made_rows = _kept(block, _attention_block), _kept(rows, _rows)
         assert made is not None and made_rows is not None
-        self._native.attention_block(made, x, keys, values, made_rows, cosine_sine, out)
+        tuning = self._tuned.values(len(x), block.heads, keys, values, rows, block.window)
+        self._native.attention_block(made, x, keys, values, made_rows, cosine_sine, out, **tuning)
         return out
 
     def accepts_feed_forward_block(self, x: Floats, block: FeedForwardBlock) -> bool:

@@ -12,6 +12,7 @@ from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.arrays import NO_WINDOW, are_floats, are_integers, are_pages, are_rows
 from firstlight.backends.cpu.matrices import knows, matrix_of, stored_matrix
 from firstlight.backends.cpu.packed import PackedMatrix, packed_bytes
+from firstlight.backends.cpu.tuned_attention import ATTENTION_PARAMETERS, allows_attention
 from firstlight.backends.cpu.tuned_matrices import (
     LINEAR_PARAMETERS,
     allows_linear,
@@ -116,6 +117,8 @@ class CpuKernels:
                 self.attention_bfloat16,
                 self.accepts_attention_bfloat16,
                 rounding=bfloat16_for_bfloat16,
+                parameters=ATTENTION_PARAMETERS,
+                allows=allows_attention,
             ),
             Kernel(
                 "linear",
@@ -143,7 +146,14 @@ class CpuKernels:
             Kernel("rms_norm", "rows", self.rms_norm, self.accepts_rms_norm),
             Kernel("rotary", "rows", self.rotary, self.accepts_rotary),
             Kernel("stream_write", "paged", self.stream_write, self.accepts_stream_write),
-            Kernel("attention", "paged", self.attention, self.accepts_attention),
+            Kernel(
+                "attention",
+                "paged",
+                self.attention,
+                self.accepts_attention,
+                parameters=ATTENTION_PARAMETERS,
+                allows=allows_attention,
+            ),
             Kernel("gate", "vector", self.gate, self.accepts_gate),
             Kernel(
                 "add",
@@ -353,6 +363,7 @@ class CpuKernels:
         scale: float,
         window: int | None,
         soft_cap: float | None,
+        **tuning: int,
     ) -> Floats:
         return attend(
             self._native,
@@ -364,6 +375,7 @@ class CpuKernels:
             window,
             soft_cap,
             round_to_bfloat16=False,
+            **tuning,
         )
 
     def accepts_attention_bfloat16(
@@ -389,6 +401,7 @@ class CpuKernels:
         scale: float,
         window: int | None,
         soft_cap: float | None,
+        **tuning: int,
     ) -> Floats:
         """With queries and the softmax's weights rounded to bfloat16, as keys and values are."""
         return attend(
@@ -401,6 +414,7 @@ class CpuKernels:
             window,
             soft_cap,
             round_to_bfloat16=True,
+            **tuning,
         )
 
 
@@ -415,10 +429,13 @@ def attend(
     soft_cap: float | None = None,
     *,
     round_to_bfloat16: bool,
+    tile_queries: int = 0,
+    head_parts: int = 0,
 ) -> Floats:
     """The extension's paged attention: float32 [rows, heads, value_size].
 
-    `round_to_bfloat16`: queries and the softmax's weights, as keys and values are.
+    `round_to_bfloat16`: queries and the softmax's weights, as keys and values are. The last two
+    change how long it takes, and no bit.
     """
     out = np.empty((*queries.shape[:2], values.shape[-1]), np.float32)
     native.attention(
@@ -434,5 +451,7 @@ def attend(
         soft_cap or 0.0,
         out,
         round_to_bfloat16=round_to_bfloat16,
+        tile_queries=tile_queries,
+        head_parts=head_parts,
     )
     return out

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from firstlight.backends.base import Kernel
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.arrays import are_floats, are_pages, are_rows
-from firstlight.backends.cpu.kernels import attend, bfloat16_for_bfloat16
+from firstlight.backends.cpu.kernels import attend, bfloat16_for_bfloat16, fixed_point
 from firstlight.backends.cpu.matrices import knows
-from firstlight.backends.cpu.packed import PackedMatrix
+from firstlight.backends.cpu.packed import ALIGNMENT, PANEL_ROWS, PackedMatrix, packed_bytes
 from firstlight.formats.base import Bytes, Floats, Weight
 from firstlight.formats.plain import F32
 from firstlight.ops.attention import state_format
@@ -37,11 +37,12 @@ class LatentKernels:
 
     Args:
         native: the extension's kernels.
-        exact: round neither queries nor the softmax's weights.
+        exact: round neither queries nor the softmax's weights, and leave weights where they lie.
     """
 
     def __init__(self, native: _native.Kernels, exact: bool = False) -> None:
         self._native = native
+        self._exact = exact
         self._bfloat16 = native.multiplies_bfloat16 and not exact
 
     def all(self) -> tuple[Kernel, ...]:
@@ -53,18 +54,39 @@ class LatentKernels:
             self.accepts_latent_attention_bfloat16,
             rounding=bfloat16_for_bfloat16,
         )
+        packed = Kernel(
+            "head_linear",
+            "packed",
+            self.head_linear,
+            self.accepts_head_linear_packed,
+            rounding=fixed_point,
+        )
         return (
             *((rounding,) if self._bfloat16 else ()),
             Kernel(
                 "latent_attention", "paged", self.latent_attention, self.accepts_latent_attention
             ),
+            *(() if self._exact else (packed,)),
             Kernel("head_linear", "stored", self.head_linear, self.accepts_head_linear),
+        )
+
+    def accepts_head_linear_packed(
+        self, x: Floats, weight: Weight | PackedMatrix, first: int, size: int, transposed: bool
+    ) -> bool:
+        """Heads whose rows are whole panels, in the direction in which they lie."""
+        return (
+            isinstance(weight, PackedMatrix)
+            and _are_heads(x)
+            and _in_panels(weight, _Part(x.shape[1], first, size, transposed))
         )
 
     def accepts_head_linear(
         self, x: Floats, weight: Weight | PackedMatrix, first: int, size: int, transposed: bool
     ) -> bool:
-        return are_floats(x) and x.ndim == 3 and x.shape[1] > 0 and x.shape[0] > 0
+        """All others; which of the two kernels serves is the weight's matter alone."""
+        return _are_heads(x) and not self.accepts_head_linear_packed(
+            x, weight, first, size, transposed
+        )
 
     def head_linear(
         self, x: Floats, weight: Weight | PackedMatrix, first: int, size: int, transposed: bool
@@ -75,8 +97,7 @@ class LatentKernels:
         # Each head's rows side by side, as products take and give them.
         inputs = np.ascontiguousarray(x.transpose(1, 0, 2))
         outputs = np.empty((heads, count, matrices[0].rows), np.float32)
-        for given, matrix, out in zip(inputs, matrices, outputs, strict=True):
-            self._native.linear(given, matrix, None, out)
+        self._native.linear_each(inputs, matrices, outputs)
         return np.ascontiguousarray(outputs.transpose(1, 0, 2))
 
     def accepts_latent_attention(
@@ -140,14 +161,43 @@ class LatentKernels:
         return np.ascontiguousarray(out[..., :value_size])
 
 
+def _are_heads(x: Floats) -> bool:
+    return are_floats(x) and x.ndim == 3 and x.shape[1] > 0 and x.shape[0] > 0
+
+
 def _matrices_of(weight: Weight | PackedMatrix, part: _Part) -> tuple[_native.Matrix, ...]:
     """The extension's matrix of each head, kept among the weight's own attributes."""
     kept = weight.__dict__
     made = cast("dict[_Part, tuple[_native.Matrix, ...]]", kept.setdefault(_KEPT, {}))
     if part not in made:
-        stored = weight.unpack() if isinstance(weight, PackedMatrix) else weight
-        made[part] = tuple(_matrix(stored, part, head) for head in range(part.heads))
+        if isinstance(weight, PackedMatrix) and _in_panels(weight, part):
+            made[part] = tuple(_panels(weight, part, head) for head in range(part.heads))
+        else:
+            stored = weight.unpack() if isinstance(weight, PackedMatrix) else weight
+            made[part] = tuple(_matrix(stored, part, head) for head in range(part.heads))
     return made[part]
+
+
+def _in_panels(weight: PackedMatrix, part: _Part) -> bool:
+    """Whether each head's rows are whole panels, at addresses that panels may have."""
+    places = (weight.rows // part.heads, part.first, part.size)
+    if part.transposed or any(place % PANEL_ROWS for place in places):
+        return False
+    return _panel_bytes(weight) % ALIGNMENT == 0
+
+
+def _panel_bytes(weight: PackedMatrix) -> int:
+    size = packed_bytes(weight.format, PANEL_ROWS, weight.columns)
+    assert size is not None
+    return size
+
+
+def _panels(weight: PackedMatrix, part: _Part, head: int) -> _native.Matrix:
+    """A head's rows where they lie."""
+    panel = _panel_bytes(weight)
+    begin = (head * (weight.rows // part.heads) + part.first) // PANEL_ROWS * panel
+    data = weight.data[begin : begin + part.size // PANEL_ROWS * panel]
+    return _native.Matrix(weight.format.name, data, part.size, weight.columns, True)
 
 
 def _matrix(weight: Weight, part: _Part, head: int) -> _native.Matrix:

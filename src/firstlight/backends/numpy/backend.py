@@ -14,8 +14,8 @@ class NumpyBackend(Backend):
     """No kernels at all, so that dispatch runs every definition on the host.
 
     Args:
-        rounding: how `linear` rounds its activations, and `attention` and `latent_attention` their
-            queries and weights; as an oracle for kernels that do so.
+        rounding: how `linear` and `head_linear` round their activations, and `attention` and
+            `latent_attention` their queries and weights; as an oracle for kernels that do so.
     """
 
     name = "numpy"
@@ -28,6 +28,11 @@ class NumpyBackend(Backend):
         if name == "linear":
             x, weight, *rest = arguments
             x = round_activations(x, self._rounding(weight.format))
+            return super().call(name, x, weight, *rest)
+        if name == "head_linear":
+            x, weight, *rest = arguments
+            rows = x.reshape(-1, x.shape[-1])
+            x = round_activations(rows, self._rounding(weight.format)).reshape(x.shape)
             return super().call(name, x, weight, *rest)
         if name == "attention":
             queries, keys, values, rows, scale, window, soft_cap = arguments

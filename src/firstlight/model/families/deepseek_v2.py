@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from firstlight.model.families.config import Config
@@ -27,6 +28,9 @@ _LARGEST_MAGNITUDE = 1e3
 def spec(parts: Parts) -> ModelSpec:
     """DeepSeek-V2 in its published layout."""
     parts = parts.with_defaults(max_position_embeddings=2048)
+    if parts.gguf and parts.config.integer("n_group", 1) > 1:
+        # Its files have no word for the method, and groups are there for one of them alone.
+        parts = parts.with_values(topk_method="group_limited_greedy")
     return deepseek("deepseek_v2", parts, _routing, interleaved=True, correction=False)
 
 
@@ -69,6 +73,8 @@ def deepseek(
     """
     # Their number says nothing here, and must make sense all the same.
     _ = parts.key_value_heads
+    if parts.gguf:
+        parts = _of_gguf(parts)
     rope, scale = _rope(parts, interleaved), _score_scale(parts)
     feed_forward = _feed_forward(parts, routing, correction)
     layers = (
@@ -76,6 +82,33 @@ def deepseek(
         for index in range(parts.layers)
     )
     return parts.model(family, tuple(layers), notes=_left_out(parts))
+
+
+def _of_gguf(parts: Parts) -> Parts:
+    """The same with heads' sizes, which GGUF has in sums, and without layers that look ahead.
+
+    Files since May 2025 state the sizes of keys and values under names of their own (`_mla`), for
+    what `key_length` then says is the size of what is kept of a position.
+    """
+    config = parts.config
+    rope = config.integer("rope_dimension_count")
+    own = config.has("key_length_mla")
+    key = config.integer("key_length_mla" if own else "head_dim")
+    if key <= rope:
+        raise config.error(
+            "key_length_mla" if own else "head_dim", f"is {key}, and {rope} values of it turn"
+        )
+    ahead = config.integer("num_nextn_predict_layers", 0, least=0)
+    if ahead >= parts.layers:
+        raise config.error("num_nextn_predict_layers", f"is {ahead} of all layers")
+    parts = parts.with_values(
+        qk_rope_head_dim=rope,
+        qk_nope_head_dim=key - rope,
+        v_head_dim=config.integer("value_length_mla" if own else "value_length"),
+        num_hidden_layers=parts.layers - ahead,
+    )
+    # Said only where it is so.
+    return parts.with_defaults(norm_topk_prob=False)
 
 
 def _attention(parts: Parts, index: int, rope: RopeSpec, scale: float) -> LatentAttentionSpec:
@@ -114,8 +147,16 @@ def _attention(parts: Parts, index: int, rope: RopeSpec, scale: float) -> Latent
 def _up_projections(
     parts: Parts, index: int, plain: int, value: int, latent: int
 ) -> tuple[HeadLinearSpec, HeadLinearSpec]:
-    """Of keys and of values: two parts of each head's rows in one tensor."""
-    both = parts.matrix("key_value_up", parts.heads * (plain + value), latent, index)
+    """Of keys and of values: two parts of each head's rows in one tensor, or one tensor each."""
+    heads = parts.heads
+    if parts.gguf and parts.has("key_up", index):
+        keys = parts.matrix("key_up", heads * latent, plain, index)
+        values = parts.matrix("value_up", heads * value, latent, index)
+        return (
+            HeadLinearSpec(replace(keys, folded=heads), 0, latent),
+            HeadLinearSpec(replace(values, folded=heads), 0, value),
+        )
+    both = parts.matrix("key_value_up", heads * (plain + value), latent, index)
     return HeadLinearSpec(both, 0, plain, transposed=True), HeadLinearSpec(both, plain, value)
 
 

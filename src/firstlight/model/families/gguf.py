@@ -24,6 +24,11 @@ _KEYS = {
     "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
+    "attention.value_length": "value_length",
+    "attention.key_length_mla": "key_length_mla",
+    "attention.value_length_mla": "value_length_mla",
+    "attention.q_lora_rank": "q_lora_rank",
+    "attention.kv_lora_rank": "kv_lora_rank",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "context_length": "max_position_embeddings",
     "rope.freq_base": "rope_theta",
@@ -71,6 +76,9 @@ _SCALING_KEYS = {
     "attn_factor": "attn_factor",
     "finetuned": "finetuned",
 }
+# Of DeepSeek's files alone: a tenth of the weight of YaRN's magnitude in scores and, as none of
+# their models has another, of that in cosines and sines.
+_MAGNITUDE = "yarn_log_multiplier"
 _SCALING_TYPES = ("none", "linear", "yarn", "longrope")
 # Frequencies' factors: half a head at most.
 _MOST_FACTORS = 1 << 16
@@ -129,6 +137,8 @@ def _refuse(own: Config, experts: bool) -> None:
             continue
         if own.values.get(key, neutral) != neutral:
             raise own.unsupported(key)
+    if own.has("attention.kv_lora_rank"):
+        return
     lengths = [own.values.get(f"attention.{part}_length") for part in ("key", "value")]
     if None not in lengths and lengths[0] != lengths[1]:
         raise own.unsupported("attention.value_length", "differs from the key's")
@@ -167,10 +177,14 @@ def _rope_scaling(own: Config, files: TensorFiles) -> dict[str, Any] | None:
         for key in own.values
         if key.startswith(_SCALING) and own.has(key)
     }
+    magnitude = {}
+    if _MAGNITUDE in given and own.has("attention.kv_lora_rank"):
+        weight = 10 * own.number(given.pop(_MAGNITUDE))
+        magnitude = {"mscale": weight, "mscale_all_dim": weight}
     for name, key in given.items():
         if name not in _SCALING_KEYS:
             raise own.unsupported(key)
-    scaling = {_SCALING_KEYS[name]: own.values[key] for name, key in given.items()}
+    scaling = {_SCALING_KEYS[name]: own.values[key] for name, key in given.items()} | magnitude
     if not scaling.get("factor"):  # zero says that there is none
         scaling["factor"] = own.values.get("rope.scale_linear") or 1.0
     kind = scaling.setdefault("rope_type", "linear")

@@ -39,6 +39,8 @@ class Family:
         architectures: values of `general.architecture` in GGUF files.
         experts: its layers have mixtures of experts. Where another family has the same
             architecture, this one has the files with experts.
+        gating: what GGUF files of it have as `expert_gating_func`, where another family has the
+            same architecture; None: any.
         quantization: a method of quantisation that published checkpoints of it are stored in and
             that its tensors' names give away; others are refused.
     """
@@ -48,6 +50,7 @@ class Family:
     architectures: tuple[str, ...]
     experts: bool = False
     quantization: str | None = None
+    gating: int | None = None
 
     def spec(self, parts: Parts) -> ModelSpec:
         """The family's own function from config and tensor names to a spec."""
@@ -57,8 +60,8 @@ class Family:
 
 
 FAMILIES = (
-    Family("deepseek_v2", ("deepseek_v2",), (), experts=True),
-    Family("deepseek_v3", ("deepseek_v3", "kimi_k2"), (), experts=True),
+    Family("deepseek_v2", ("deepseek_v2",), ("deepseek2",), experts=True),
+    Family("deepseek_v3", ("deepseek_v3", "kimi_k2"), ("deepseek2",), experts=True, gating=2),
     Family("deepseek_v4", ("deepseek_v4",), (), experts=True),
     Family("gemma2", ("gemma2",), ("gemma2",)),
     Family("gemma3", ("gemma3_text", "gemma3"), ("gemma3",)),
@@ -98,10 +101,13 @@ def find_family(files: ModelFiles) -> Family:
         )
     count = files.config.get(f"{name}.expert_count") if gguf else None
     has_experts = isinstance(count, int) and count > 0
+    gating = files.config.get(f"{name}.expert_gating_func")
     known: dict[str, Family] = {}
     for family in FAMILIES:
         for kind in family.architectures if gguf else family.model_types:
-            if kind not in known or family.experts == has_experts:
+            if kind not in known or (
+                family.experts == has_experts and family.gating in (None, gating)
+            ):
                 known[kind] = family
     if name in known:
         return known[name]

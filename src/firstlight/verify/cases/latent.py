@@ -58,7 +58,12 @@ _SHAPES = (
     _Shape("bf16", "bf16", stream="bfloat16"),
     _Shape("f16, one head", "f16", heads=1, latent=33, plain=7, value=3),
     _Shape("q8_0", "q8_0", columns=64, latent=64, low_rank=32, value=32, heads=2),
-    _Shape("q4_0, separate", "q4_0", ((80, 3),), 16, 64, 2, 96, 32, 8, 32, 32, separate=True),
+    _Shape(
+        *("q4_0, separate", "q4_0", ((80, 3),), 16),
+        *(64, 2, 128, 64, 8, 32, 32),
+        separate=True,
+        quick=True,
+    ),
     # V2-Lite's and V3's sizes of heads.
     _Shape(
         *("published sizes", "bf16", ((130, 2), (3, 1)), 64),
