@@ -17,52 +17,20 @@ import pytest
 from tests.fidelity.conftest import TinyCheckpoint
 from tests.support.decode import continuation, load_decoder, logits
 from tests.support.reference import load_reference, reference_logits
-from tests.support.tiny_gguf import write_gguf
+from tests.support.tiny_gguf import expressible, write_gguf
 from tests.support.tiny_models import NEW_TOKENS, TINY_MODELS, TinyModel, prompt, tiny_model
 
 TOLERANCE = 1e-4
 
-# What GGUF has no keys for: dense layers among those with experts, a window outside Gemma, Phi and
-# gpt-oss, dynamic scaling, layers chosen one by one, a scale of the scores that does not follow
-# from the sizes, or gpt-oss's limit, and DeepSeek's magnitudes that differ, its biases, keys that
-# turn in halves, and groups of experts that are not used; and what is not read yet: DeepSeek-V4.
-_NOT_EXPRESSIBLE = (
-    "mistral",
-    "qwen2-sliding",
-    "qwen3-mixed",
-    "llama-dynamic",
-    "smollm3-sliding",
-    "mixtral-sliding",
-    "qwen2_moe-partly-dense",
-    "qwen3_moe-partly-dense",
-    "deepseek_v3-halves",
-    "deepseek_v4",
-    "deepseek_v4-yarn",
-)
-_SCALED_BY_HEAD_SIZE = {"query_pre_attn_scalar": 12}
-NAMES = [model.name for model in TINY_MODELS if model.name not in _NOT_EXPRESSIBLE]
-
-
-def _expressible(name: str) -> TinyModel:
-    tiny = tiny_model(name)
-    if "query_pre_attn_scalar" in tiny.changes:
-        tiny = replace(tiny, changes={**tiny.changes, **_SCALED_BY_HEAD_SIZE})
-    if "swiglu_limit" in tiny.changes:
-        tiny = replace(tiny, changes={**tiny.changes, "swiglu_limit": 7.0})
-    if tiny.family == "deepseek_v2":
-        changes = {"attention_bias": False, "topk_method": "group_limited_greedy"}
-        tiny = replace(tiny, changes={**tiny.changes, **changes})
-    if tiny.family == "deepseek_v3":
-        rope = {**tiny.changes["rope_parameters"], "mscale_all_dim": 1.0}
-        tiny = replace(tiny, changes={**tiny.changes, "rope_parameters": rope})
-    return tiny
+MODELS = {model.name: found for model in TINY_MODELS if (found := expressible(model)) is not None}
+NAMES = list(MODELS)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gguf_gives_the_logits_and_tokens_of_the_original(
     make: Callable[[TinyModel], TinyCheckpoint], tmp_path: Path, name: str, device: str
 ) -> None:
-    tiny = _expressible(name)
+    tiny = MODELS[name]
     original = make(tiny)
     path = write_gguf(tiny, original.reference, tmp_path / "model.gguf")
     decoder = load_decoder(path, device)
@@ -76,7 +44,7 @@ def test_gguf_gives_the_logits_and_tokens_of_the_original(
 def test_older_files_of_deepseek_have_keys_and_values_in_one(
     make: Callable[[TinyModel], TinyCheckpoint], tmp_path: Path, name: str, device: str
 ) -> None:
-    tiny = _expressible(name)
+    tiny = MODELS[name]
     original = make(tiny)
     path = write_gguf(tiny, original.reference, tmp_path / "model.gguf", old=True)
     found = logits(load_decoder(path, device), prompt(), chunk=37)

@@ -7,6 +7,7 @@ come from the gguf package's own map.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,43 @@ _ARCHITECTURES = {
     "deepseek_v3": gguf.MODEL_ARCH.DEEPSEEK2,
 }
 _PERMUTED = ("llama", "mistral", "smollm3", "granite", "mixtral")
+
+
+# What GGUF has no keys for: dense layers among those with experts, a window outside Gemma, Phi and
+# gpt-oss, dynamic scaling, layers chosen one by one, a scale of the scores that does not follow
+# from the sizes, or gpt-oss's limit, and DeepSeek's magnitudes that differ, its biases, keys that
+# turn in halves, and groups of experts that are not used; and what is not read yet: DeepSeek-V4.
+_NOT_EXPRESSIBLE = (
+    "mistral",
+    "qwen2-sliding",
+    "qwen3-mixed",
+    "llama-dynamic",
+    "smollm3-sliding",
+    "mixtral-sliding",
+    "qwen2_moe-partly-dense",
+    "qwen3_moe-partly-dense",
+    "deepseek_v3-halves",
+    "deepseek_v4",
+    "deepseek_v4-yarn",
+)
+_SCALED_BY_HEAD_SIZE = {"query_pre_attn_scalar": 12}
+
+
+def expressible(tiny: TinyModel) -> TinyModel | None:
+    """The nearest that a GGUF file can say; None: it cannot."""
+    if tiny.name in _NOT_EXPRESSIBLE:
+        return None
+    if "query_pre_attn_scalar" in tiny.changes:
+        tiny = replace(tiny, changes={**tiny.changes, **_SCALED_BY_HEAD_SIZE})
+    if "swiglu_limit" in tiny.changes:
+        tiny = replace(tiny, changes={**tiny.changes, "swiglu_limit": 7.0})
+    if tiny.family == "deepseek_v2":
+        changes = {"attention_bias": False, "topk_method": "group_limited_greedy"}
+        tiny = replace(tiny, changes={**tiny.changes, **changes})
+    if tiny.family == "deepseek_v3":
+        rope = {**tiny.changes["rope_parameters"], "mscale_all_dim": 1.0}
+        tiny = replace(tiny, changes={**tiny.changes, "rope_parameters": rope})
+    return tiny
 
 
 def write_gguf(tiny: TinyModel, model: Any, path: Path, *, old: bool = False) -> Path:
