@@ -78,7 +78,7 @@ _REQUIRED = (
 
 
 # Where every layer has experts.
-_WIDTHS = {"qwen2_moe": "moe_intermediate_size", "qwen3_moe": "moe_intermediate_size"}
+_WIDTHS = dict.fromkeys(("deepseek_v4", "qwen2_moe", "qwen3_moe"), "moe_intermediate_size")
 
 
 def _key(family: str, key: str) -> str:
@@ -245,7 +245,8 @@ def test_every_tensor_is_needed_in_its_shape(name: str) -> None:
         with pytest.raises(CheckpointError, match=f"{tensor}' is missing"):
             make_spec(replace(files, tensors=fewer))
         shape = files.tensors[tensor].shape
-        for wrong in ((shape[0] + 1, *shape[1:]), (*shape, 1), shape[:-1]):
+        fewer_axes = () if shape == (1,) else (shape[:-1],)  # a single value needs none
+        for wrong in ((shape[0] + 1, *shape[1:]), (*shape, 1), *fewer_axes):
             other = {**files.tensors, tensor: Header(wrong)}
             with pytest.raises(CheckpointError, match=f"{tensor}' has shape"):
                 make_spec(replace(files, tensors=other))

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 # Of tensors that hold no weights.
 _INTEGERS: dict[str, np.dtype[Any]] = {
     "u8": np.dtype("u1"),
+    "i8": np.dtype("i1"),
+    "f8_e8m0": np.dtype("u1"),  # the exponents
     "i32": np.dtype("<i4"),
     "i64": np.dtype("<i8"),
 }

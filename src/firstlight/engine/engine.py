@@ -54,6 +54,7 @@ from firstlight.formats.base import Floats
 from firstlight.model.decoder import Decoder
 from firstlight.model.predictor import Predictor
 from firstlight.model.rope import replay_length
+from firstlight.model.stream import whole_pages
 
 
 class Engine:
@@ -76,6 +77,8 @@ class Engine:
         sequences: how many may run at once; further ones wait.
         token_budget: most tokens of one step; longer prompts are computed in chunks.
         state_dtype: "float32" or "bfloat16".
+        page_tokens: token positions per page, or the next multiple that every stream's stride
+            divides.
         state_memory: bytes of state there are; None: enough for all `sequences` at full length.
         prompt_budget: most tokens of prompts in a step in which other sequences decode.
         prefix_caching: whether state is shared by sequences that begin alike.
@@ -116,6 +119,7 @@ class Engine:
         self.context_length = context_length
         self.token_budget = token_budget
         self.state_dtype = state_dtype
+        page_tokens = whole_pages(decoder.streams, page_tokens)
         capacities = self._capacities(sequences, state_memory, page_tokens)
         self._sequence_tokens = longest_sequence(
             decoder.groups, capacities, context_length, token_budget, page_tokens

@@ -16,7 +16,7 @@ from firstlight.errors import InsufficientMemoryError
 from firstlight.formats.base import Format
 from firstlight.model import attention
 from firstlight.model.spec import AttentionSpec, LatentAttentionSpec, ModelSpec
-from firstlight.model.stream import StreamSpec, group_streams
+from firstlight.model.stream import StreamSpec, first_seen, group_streams, whole_pages
 from firstlight.model.tensor_files import TensorFiles
 from firstlight.model.weights import weight_bytes
 from firstlight.ops import Ops
@@ -91,11 +91,14 @@ def state_bytes(
     token_budget: int = TOKEN_BUDGET,
 ) -> int:
     """Bytes of the pages that one sequence of that length holds at most."""
+    layers = _streams(spec)
+    page_tokens = whole_pages(layers, PAGE_TOKENS)
     return sum(
-        pages_per_sequence(stream.window, context_length, token_budget, PAGE_TOKENS)
-        * (PAGE_TOKENS // stream.stride)
+        pages_per_sequence(stream.window, context_length, token_budget, page_tokens)
+        * (page_tokens // stream.stride)
         * stream.entry_bytes(dtype)
-        for stream in _streams(spec)
+        for streams in layers
+        for stream in streams
     )
 
 
@@ -103,20 +106,36 @@ def _pool_bytes(
     spec: ModelSpec, context_length: int, dtype: str, token_budget: int, memory: int
 ) -> int:
     """Bytes of the whole pages that an engine makes of so much memory."""
-    streams = tuple(attention.streams(layer.attention) for layer in spec.all_layers)
-    groups = group_streams(streams)
-    sizes = [page_bytes(streams, group, dtype, PAGE_TOKENS) for group in groups]
-    counts = page_counts(groups, sizes, memory, context_length, token_budget, PAGE_TOKENS)
+    streams = _streams(spec)
+    groups, page_tokens = group_streams(streams), whole_pages(streams, PAGE_TOKENS)
+    sizes = [page_bytes(streams, group, dtype, page_tokens) for group in groups]
+    counts = page_counts(groups, sizes, memory, context_length, token_budget, page_tokens)
     return sum(count * size for count, size in zip(counts, sizes, strict=True))
 
 
 def state_bytes_per_token(spec: ModelSpec, dtype: str = "float32") -> int:
     """Bytes that one more token adds while no window is full."""
-    return sum(stream.entry_bytes(dtype) // stream.stride for stream in _streams(spec))
+    return sum(
+        stream.entry_bytes(dtype) // stream.stride
+        for streams in _streams(spec)
+        for stream in streams
+    )
 
 
-def _streams(spec: ModelSpec) -> list[StreamSpec]:
-    return [stream for layer in spec.all_layers for stream in attention.streams(layer.attention)]
+def entries_bytes(spec: ModelSpec, length: int, dtype: str = "float32") -> int:
+    """Bytes of the entries that a sequence of so many tokens is remembered by: all that its next
+    token needs, and no page that is partly filled."""
+    return sum(
+        (length // stream.stride - first_seen(stream.window, stream.run, length) // stream.stride)
+        * stream.entry_bytes(dtype)
+        for streams in _streams(spec)
+        for stream in streams
+    )
+
+
+def _streams(spec: ModelSpec) -> tuple[tuple[StreamSpec, ...], ...]:
+    """Of each layer."""
+    return tuple(attention.streams(layer.attention) for layer in spec.all_layers)
 
 
 def activation_bytes(spec: ModelSpec, tokens: int = TOKEN_BUDGET, sequences: int = 1) -> int:
@@ -126,7 +145,7 @@ def activation_bytes(spec: ModelSpec, tokens: int = TOKEN_BUDGET, sequences: int
         max(layer.feed_forward.width, _widest_queries(layer.attention)) for layer in spec.all_layers
     )
     return 4 * (
-        tokens * 4 * (widest + spec.hidden_size)
+        tokens * 4 * (widest + spec.residual_streams * spec.hidden_size)
         + (1 + min(sequences, HEAD_ROWS)) * spec.vocabulary_size
     )
 

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.model import attention
+from firstlight.model.angles import Angles
 from firstlight.model.batch import Batch
 from firstlight.model.feed_forward import feed_forward
 from firstlight.model.parts import norm, product
-from firstlight.model.rope import cosines_and_sines
+from firstlight.model.residual import Connection, connection, merged, repeated, through
 from firstlight.model.spec import LayerSpec, ModelSpec, RopeSpec
 from firstlight.model.stream import group_streams
 from firstlight.model.weights import Weights
@@ -20,18 +21,18 @@ from firstlight.ops import ExpertsBlock, FeedForwardBlock, Head, Ops, PagedRows,
 
 # For each layer, the pages of each of its streams, as `Decoder.streams` has them.
 State = tuple[tuple[Tensor, ...], ...]
-# The angles of each rotary embedding, as the op `rotary` takes them.
-Tables = dict[RopeSpec, Tensor]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer on the backend; `group` is the stream group of its attention."""
+    """One layer on the backend; `groups` are the stream groups of its streams."""
 
     attention: attention.Block
     feed_forward: FeedForwardBlock | ExpertsBlock
     rope: RopeSpec | None
-    group: int
+    groups: tuple[int, ...]
+    attention_connection: Connection | None
+    feed_forward_connection: Connection | None
 
 
 class Decoder:
@@ -53,11 +54,11 @@ class Decoder:
         self._group_of = {
             member: index for index, group in enumerate(self.groups) for member in group.members
         }
-        self._ropes = spec.ropes()
         self._embedding = weights[spec.embedding]
         self._layers = tuple(
             self.make_layer(index, layer, weights) for index, layer in enumerate(spec.layers)
         )
+        self._end = connection(spec.connection, weights)
         self._head = Head(
             product(spec.head, weights),
             norm(spec.final_norm, weights),
@@ -105,13 +106,15 @@ class Decoder:
         Returns:
             The residual stream after the last layer, float32 [rows, hidden_size].
         """
-        rows, tables = self.rows_and_tables(batch)
+        rows, angles = self.rows_and_angles(batch)
         x = self.embed(batch.token_ids)
+        if self._end is not None:
+            x = repeated(self.ops, x, self.spec.residual_streams)
         for layer, pages in zip(self._layers, state, strict=False):
-            x = self.run_layer(layer, x, pages, rows, tables, batch.token_ids)
+            x = self.run_layer(layer, x, pages, rows, angles, batch.token_ids)
         if self.after_pass is not None:
             self.after_pass()
-        return x
+        return x if self._end is None else merged(self.ops, x, self._end)
 
     def expert_blocks(self) -> tuple[ExpertsBlock | None, ...]:
         """Of each layer, or None where it has no experts."""
@@ -120,15 +123,10 @@ class Decoder:
 
     # Parts of a step -------------------------------------------------------------------------
 
-    def rows_and_tables(self, batch: Batch) -> tuple[tuple[PagedRows, ...], Tables]:
-        """The rows as each stream group sees them, and the angles of each rotary embedding."""
+    def rows_and_angles(self, batch: Batch) -> tuple[tuple[PagedRows, ...], Angles]:
+        """The rows as each stream group sees them, and the angles that layers ask for."""
         rows = tuple(batch.paged_rows(group) for group in range(len(self.groups)))
-        upload = self.ops.upload
-        tables = {
-            rope: upload(cosines_and_sines(rope, batch.positions, batch.lengths))
-            for rope in self._ropes
-        }
-        return rows, tables
+        return rows, Angles(self.ops, batch)
 
     def embed(self, token_ids: NDArray[np.int32]) -> Tensor:
         """The residual stream before the first layer: float32 [rows, hidden_size]."""
@@ -142,15 +140,23 @@ class Decoder:
         x: Tensor,
         pages: tuple[Tensor, ...],
         rows: tuple[PagedRows, ...],
-        tables: Tables,
+        angles: Angles,
         token_ids: NDArray[np.int32],
     ) -> Tensor:
-        """The residual stream after one layer."""
-        table = None if layer.rope is None else tables[layer.rope]
-        x = attention.attend(self.ops, x, layer.attention, pages, rows[layer.group], table)
-        if isinstance(layer.feed_forward, ExpertsBlock):
-            return self.ops.experts_block(x, layer.feed_forward, token_ids)
-        return self.ops.feed_forward_block(x, layer.feed_forward)
+        """The residual stream, or streams, after one layer."""
+        ops = self.ops
+
+        def attend(x: Tensor) -> Tensor:
+            mine = tuple(rows[group] for group in layer.groups)
+            return attention.attend(ops, x, layer.attention, pages, mine, layer.rope, angles)
+
+        def feed(x: Tensor) -> Tensor:
+            if isinstance(layer.feed_forward, ExpertsBlock):
+                return ops.experts_block(x, layer.feed_forward, token_ids)
+            return ops.feed_forward_block(x, layer.feed_forward)
+
+        x = through(ops, x, layer.attention_connection, attend)
+        return through(ops, x, layer.feed_forward_connection, feed)
 
     def make_layer(self, index: int, layer: LayerSpec, weights: Weights) -> Layer:
         """A layer on the backend; `index` is its place among all that have state."""
@@ -158,5 +164,7 @@ class Decoder:
             attention.attention_block(layer.attention, layer.attention_residual, weights),
             feed_forward(layer.feed_forward, layer.feed_forward_residual, weights),
             layer.attention.rope,
-            self._group_of[index, 0],
+            tuple(self._group_of[index, stream] for stream in range(len(self.streams[index]))),
+            connection(layer.attention_residual.connection, weights),
+            connection(layer.feed_forward_residual.connection, weights),
         )

@@ -58,11 +58,11 @@ class Predictor:
         """
         decoder = self.decoder
         ops = decoder.ops
-        rows, tables = decoder.rows_and_tables(batch)
+        rows, angles = decoder.rows_and_angles(batch)
         embedded = apply_norm(ops, decoder.embed(batch.token_ids), self._embedding_norm)
         joined = ops.join_columns(embedded, apply_norm(ops, hidden, self._hidden_norm))
         x = apply_product(ops, joined, self._join)
-        x = decoder.run_layer(self._layer, x, state[self._place], rows, tables, batch.token_ids)
+        x = decoder.run_layer(self._layer, x, state[self._place], rows, angles, batch.token_ids)
         return apply_norm(ops, x, self._final_norm)
 
     def logits(self, predicted: Tensor, wanted: NDArray[np.int32]) -> Tensor:

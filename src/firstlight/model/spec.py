@@ -12,6 +12,10 @@ from functools import cache, cached_property
 from math import prod
 from typing import Any
 
+from firstlight.model.compressed_spec import (
+    CompressedAttentionSpec,
+    HyperConnectionSpec,
+)
 from firstlight.ops.elementwise import Activation
 from firstlight.ops.gating import Gating
 from firstlight.ops.routing import Routing
@@ -47,7 +51,7 @@ class TensorSource:
         stack: which of the tensors that are stacked in one; None: it is one by itself. What is said
             of rows holds within that one.
         scales: name of a second tensor, of the scales of blocks. Then `name` holds 4-bit codes: it
-            is mxfp4 as safetensors hold it (see `formats/mxfp4_pair.py`).
+            is mxfp4 as safetensors hold it (see `formats/mxfp4_pair.py`), by blocks or by rows.
         kept: name of the storage format that it is kept in whatever the others are converted to;
             None: as the others.
         integers: it holds whole numbers that are no weights.
@@ -388,17 +392,28 @@ class ExpertsSpec:
         return self.routing.numbers.top_k / len(self.experts)
 
 
-AttentionSpec = GroupedQuerySpec | LatentAttentionSpec
+AttentionSpec = GroupedQuerySpec | LatentAttentionSpec | CompressedAttentionSpec
 FeedForwardSpec = GatedFeedForwardSpec | ExpertsSpec
 
 
 @dataclass(frozen=True)
 class ResidualSpec:
-    """How a block joins the residual stream: x + scale * post_norm(block(pre_norm(x)))."""
+    """How a block joins the residual stream: x + scale * post_norm(block(pre_norm(x))).
+
+    Attributes:
+        connection: where there are several streams: what of them is x, and how the block's result
+            joins them (its scale is then one).
+    """
 
     pre_norm: NormSpec | None
     post_norm: NormSpec | None = None
     scale: float = 1.0
+    connection: HyperConnectionSpec | None = None
+
+    @property
+    def block_scale(self) -> float | None:
+        """The factor with which a block itself joins the stream; None: something else joins it."""
+        return self.scale if self.connection is None else None
 
 
 @dataclass(frozen=True)
@@ -443,6 +458,8 @@ class ModelSpec:
         head: [vocabulary_size, hidden_size]; equal to `embedding` where they are tied.
         embedding_scale, logit_scale: factors of the embedding and of the logits.
         logit_soft_cap: logits become cap * tanh(logits / cap); None: not.
+        connection: how several residual streams become one before the final norm; None: there is
+            one throughout.
         notes: what of the checkpoint is left out, a sentence each, for people.
         predictor: what guesses tokens ahead; None: nothing, or it is not wanted.
     """
@@ -458,6 +475,7 @@ class ModelSpec:
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_soft_cap: float | None = None
+    connection: HyperConnectionSpec | None = None
     notes: tuple[str, ...] = ()
     predictor: PredictorSpec | None = None
 
@@ -470,6 +488,11 @@ class ModelSpec:
     def tied(self) -> bool:
         """Whether the output head is the embedding table."""
         return self.head.weight == self.embedding
+
+    @property
+    def residual_streams(self) -> int:
+        """How many residual streams a token has."""
+        return 1 if self.connection is None else self.connection.streams
 
     def sources(self) -> tuple[TensorSource, ...]:
         """Every tensor of the model, each once, in the order of use."""

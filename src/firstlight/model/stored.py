@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from firstlight.errors import CheckpointError, FormatError
@@ -10,6 +12,9 @@ from firstlight.formats.mxfp4_pair import BLOCK_VALUES, CODE_BYTES, join_mxfp4
 from firstlight.formats.registry import get_format
 from firstlight.model.spec import TensorSource
 from firstlight.model.tensor_files import TensorFiles
+
+_CODE_FORMATS = ("u8", "i8")
+_SCALE_FORMATS = ("u8", "f8_e8m0")
 
 
 def stored_format(source: TensorSource, files: TensorFiles) -> Format:
@@ -58,16 +63,10 @@ def release_rows(source: TensorSource, files: TensorFiles, start: int, stop: int
         files.release(source.name, first + start, first + stop)
         return
     # Other parts' rows lie between: they are read next, and the last of them lets all go.
-    rows = source.fused_rows or source.shape[0]
     if stop < source.shape[0]:
         return
-    stack = source.stack
-    index = 0 if stack is None else stack.index
-    per_matrix = rows
-    if stack is not None and stack.transposed:
-        per_matrix = source.shape[-1]
-    if source.scales is not None:
-        per_matrix = rows * (source.shape[-1] // BLOCK_VALUES)
+    index, count = (0, 1) if source.stack is None else (source.stack.index, source.stack.count)
+    per_matrix = prod(files.tensors[source.name].shape[:-1]) // count
     files.release(source.name, index * per_matrix, (index + 1) * per_matrix)
 
 
@@ -100,13 +99,20 @@ def check_source(source: TensorSource, files: TensorFiles, family: str) -> None:
             "Check that the config file and the weights belong to the same model",
         )
     blocks = (*shape[:-1], columns // BLOCK_VALUES)
-    for name, expected in ((source.name, (*blocks, CODE_BYTES)), (source.scales, blocks)):
+    header = files.tensors.get(source.name)
+    in_rows = header is not None and len(header.shape) == len(shape)
+    codes = (*shape[:-1], columns // 2) if in_rows else (*blocks, CODE_BYTES)
+    for name, expected, formats in (
+        (source.name, codes, _CODE_FORMATS),
+        (source.scales, blocks, _SCALE_FORMATS),
+    ):
         _check(name, expected, files, family)
-        if files.tensors[name].format != "u8":
+        if files.tensors[name].format not in formats:
             raise FormatError(
                 files.location,
-                f"tensor {name!r} is stored as {files.tensors[name].format}, and codes and scales "
-                "of mxfp4 are u8",
+                f"tensor {name!r} is stored as {files.tensors[name].format}, and "
+                f"{'scales' if name == source.scales else 'codes'} of mxfp4 are "
+                f"{' or '.join(formats)}",
                 "Fetch the model again from where it was published",
             )
 
@@ -173,7 +179,7 @@ def _joined_rows(source: TensorSource, files: TensorFiles, start: int, stop: int
     assert source.scales is not None
     columns = source.shape[-1]
     blocks = columns // BLOCK_VALUES
-    codes = files.integers(source.name).reshape(-1, blocks, CODE_BYTES)
+    codes = files.integers(source.name).view(np.uint8).reshape(-1, blocks, CODE_BYTES)
     scales = files.integers(source.scales).reshape(-1, blocks)
     begin = _first_row(source) + start * source.row_step
     chosen = slice(begin, begin + (stop - start) * source.row_step, source.row_step)

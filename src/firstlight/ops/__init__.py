@@ -4,7 +4,9 @@ from firstlight.ops import (
     attention,
     attention_with_sinks,
     columns,
+    compressed_attention,
     elementwise,
+    hyper_connections,
     linear,
     rotary,
     select_positions,
@@ -17,6 +19,7 @@ from firstlight.ops.feed_forward_block import FeedForwardBlock
 from firstlight.ops.gating import ClampedSwish, Gating
 from firstlight.ops.head import Head
 from firstlight.ops.head_linear import HeadProduct
+from firstlight.ops.hyper_connections import ConnectionNumbers
 from firstlight.ops.interface import Ops, PackedWeight, Tensor
 from firstlight.ops.latent_attention_block import LatentAttentionBlock
 from firstlight.ops.paging import PagedRows
@@ -27,6 +30,7 @@ from firstlight.ops.sparse_latent_attention_block import Indexer, SparseLatentAt
 __all__ = [
     "AttentionBlock",
     "ClampedSwish",
+    "ConnectionNumbers",
     "Cost",
     "Expert",
     "ExpertsBlock",
@@ -51,8 +55,10 @@ __all__ = [
     "attention",
     "attention_with_sinks",
     "columns",
+    "compressed_attention",
     "elementwise",
     "get_op",
+    "hyper_connections",
     "linear",
     "rotary",
     "select_positions",

@@ -59,7 +59,7 @@ class ExpertsBlock:
         weighted_before: a weight is the factor of what goes into an expert, not of its result.
         pre_norm, post_norm: of the stream before the block, and of the block's result; None:
             not normed.
-        residual_scale: factor of what is added to the stream.
+        residual_scale: factor of what is added to the stream; None: as in `join_residual`.
         use: int64 [experts] on the host, to which the rows that go to each are added; None: they
             are not counted.
         places: int64 [experts, 3, 2] on the host: address and size of each expert's gate, up and
@@ -78,7 +78,7 @@ class ExpertsBlock:
     weighted_before: bool = False
     pre_norm: Norm | None = None
     post_norm: Norm | None = None
-    residual_scale: float = 1.0
+    residual_scale: float | None = 1.0
     use: NDArray[np.int64] | None = None
     places: NDArray[np.int64] | None = None
 

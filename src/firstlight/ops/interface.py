@@ -22,6 +22,7 @@ from firstlight.ops.experts_block import ExpertsBlock
 from firstlight.ops.feed_forward_block import FeedForwardBlock
 from firstlight.ops.gating import ClampedSwish
 from firstlight.ops.head import Head
+from firstlight.ops.hyper_connections import ConnectionNumbers
 from firstlight.ops.latent_attention import Expansion
 from firstlight.ops.latent_attention_block import LatentAttentionBlock
 from firstlight.ops.paging import PagedRows
@@ -258,6 +259,65 @@ class Ops(ABC):
         return self.call(
             "sparse_latent_attention_block", x, block, entries, index_keys, rows, cosine_sine
         )
+
+    def pool_runs(
+        self,
+        entries: Tensor,
+        rows: PagedRows,
+        stride: int,
+        before: Tensor | None = None,
+        before_rows: PagedRows | None = None,
+    ) -> Tensor:
+        return self.call("pool_runs", entries, rows, stride, before, before_rows)
+
+    def select_runs(
+        self,
+        queries: Tensor,
+        weights: Tensor,
+        keys: Tensor,
+        rows: PagedRows,
+        stride: int,
+        top_k: int,
+    ) -> Tensor:
+        return self.call("select_runs", queries, weights, keys, rows, stride, top_k)
+
+    def compressed_attention(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        rows: PagedRows,
+        window: int,
+        entries: Tensor,
+        entry_rows: PagedRows,
+        stride: int,
+        chosen: Tensor | None,
+        scale: float,
+        sinks: Tensor,
+    ) -> Tensor:
+        return self.call(
+            "compressed_attention",
+            queries,
+            keys,
+            rows,
+            window,
+            entries,
+            entry_rows,
+            stride,
+            chosen,
+            scale,
+            sinks,
+        )
+
+    def connection_weights(
+        self, logits: Tensor, base: Tensor, scale: Tensor, numbers: ConnectionNumbers
+    ) -> Tensor:
+        return self.call("connection_weights", logits, base, scale, numbers)
+
+    def collapse_streams(self, x: Tensor, weights: Tensor) -> Tensor:
+        return self.call("collapse_streams", x, weights)
+
+    def expand_streams(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        return self.call("expand_streams", x, y, weights)
 
     def feed_forward_block(self, x: Tensor, block: FeedForwardBlock) -> Tensor:
         return self.call("feed_forward_block", x, block)

@@ -63,7 +63,7 @@ class LatentAttentionBlock:
     interleaved: bool = True
     pre_norm: Norm | None = None
     post_norm: Norm | None = None
-    residual_scale: float = 1.0
+    residual_scale: float | None = 1.0
     expanded: bool = False
 
 

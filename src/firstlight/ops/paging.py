@@ -54,3 +54,20 @@ class PagedRows:
         return np.repeat(
             np.arange(self.sequences, dtype=np.int32), np.diff(self.row_starts)
         ).astype(np.int32)
+
+    def completing(self, stride: int) -> NDArray[np.intp]:
+        """The rows that complete a run of `stride` positions: those at stride - 1, 2 * stride - 1
+        and so on."""
+        return np.flatnonzero((self.positions + 1) % stride == 0)
+
+    def runs(self, stride: int) -> PagedRows:
+        """The runs of `stride` positions that rows complete, as rows of a stream with one entry for
+        each run. Their positions are numbers of runs.
+
+        Args:
+            stride: divides page_tokens.
+        """
+        completing = self.completing(stride)
+        starts = np.searchsorted(completing, self.row_starts).astype(np.int32)
+        numbers = (self.positions[completing] // stride).astype(np.int32)
+        return PagedRows(starts, numbers, self.page_table, self.page_tokens // stride)

@@ -79,5 +79,5 @@ def _latent_block(
         interleaved=spec.rope.interleaved,
         pre_norm=norm(residual.pre_norm, weights),
         post_norm=norm(residual.post_norm, weights),
-        residual_scale=residual.scale,
+        residual_scale=residual.block_scale,
     )

@@ -63,6 +63,7 @@ FAMILIES = (
     Family("deepseek_v2", ("deepseek_v2",), ("deepseek2",), experts=True),
     Family("deepseek_v3", ("deepseek_v3", "kimi_k2"), ("deepseek2",), experts=True, gating=2),
     Family("deepseek_v32", ("deepseek_v32",), (), experts=True),
+    Family("deepseek_v4", ("deepseek_v4",), (), experts=True),
     Family("gemma2", ("gemma2",), ("gemma2",)),
     Family("gemma3", ("gemma3_text", "gemma3"), ("gemma3",)),
     Family("glm4_moe", ("glm4_moe",), ("glm4moe",), experts=True),

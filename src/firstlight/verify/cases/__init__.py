@@ -11,6 +11,11 @@ from firstlight.verify.cases.blocks import (
     feed_forward_block_cases,
     logits_cases,
 )
+from firstlight.verify.cases.compressed import (
+    compressed_attention_cases,
+    pool_runs_cases,
+    select_runs_cases,
+)
 from firstlight.verify.cases.elementwise import (
     add_cases,
     gate_cases,
@@ -27,6 +32,11 @@ from firstlight.verify.cases.experts import (
     clamped_gate_cases,
     experts_block_cases,
     route_cases,
+)
+from firstlight.verify.cases.hyper_connections import (
+    collapse_streams_cases,
+    connection_weights_cases,
+    expand_streams_cases,
 )
 from firstlight.verify.cases.latent import (
     expanded_latent_attention_cases,
@@ -50,8 +60,12 @@ _CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "attention_block": attention_block_cases,
     "attention_with_sinks": attention_with_sinks_cases,
     "clamped_gate": clamped_gate_cases,
+    "collapse_streams": collapse_streams_cases,
+    "compressed_attention": compressed_attention_cases,
+    "connection_weights": connection_weights_cases,
     "embed": embed_cases,
     "experts_block": experts_block_cases,
+    "expand_streams": expand_streams_cases,
     "expanded_latent_attention": expanded_latent_attention_cases,
     "feed_forward_block": feed_forward_block_cases,
     "gate": gate_cases,
@@ -62,12 +76,14 @@ _CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "layer_norm": layer_norm_cases,
     "linear": linear_cases,
     "logits": logits_cases,
+    "pool_runs": pool_runs_cases,
     "rms_norm": rms_norm_cases,
     "rotary": rotary_cases,
     "route": route_cases,
     "scale": scale_cases,
     "select_positions": select_positions_cases,
     "selected_latent_attention": selected_latent_attention_cases,
+    "select_runs": select_runs_cases,
     "soft_cap": soft_cap_cases,
     "sparse_latent_attention_block": sparse_latent_attention_block_cases,
     "stream_write": stream_write_cases,
