@@ -66,7 +66,8 @@ class ExpertsKernels:
             if block.shared_gate is not None:
                 shared = torch.sigmoid(self._product(normed, block.shared_gate)) * shared
             out = out + shared
-        return add(x, _norm(out, block.post_norm), block.residual_scale)
+        out = _norm(out, block.post_norm)
+        return out if block.residual_scale is None else add(x, out, block.residual_scale)
 
     def _experts(
         self, x: torch.Tensor, block: ExpertsBlock, places: torch.Tensor, weights: torch.Tensor

@@ -108,12 +108,14 @@ class DeviceMatrix:
 
 def put_on_device(weight: Weight, transfer: Transfer) -> DeviceMatrix:
     """A weight on the device in its storage format; one that is not decoded there in float32."""
-    format, shape = weight.format, weight.shape
-    if format.name not in PLAIN and format.name not in block_decoders():
+    format, shape, scales = weight.format, weight.shape, weight.scales
+    known = format.name in PLAIN or format.name in block_decoders()
+    if not known or not (scales is None or isinstance(scales, BlockScales)):
         # f64 values become float32 numbers in every product anyway.
         if format.name != "f64":
             warnings.warn(
-                f"{weight.name or 'a weight'}: {format.name} is not decoded on {transfer.device}; "
+                f"{weight.name or 'a weight'}: {format.name}{'' if scales is None else ' with scales'} "
+                f"is not decoded on {transfer.device}; "
                 "it takes four bytes a value there. --weights bf16 or int8 takes less",
                 stacklevel=3,
             )
@@ -123,7 +125,6 @@ def put_on_device(weight: Weight, transfer: Transfer) -> DeviceMatrix:
     stored = transfer.load(_aligned(weight.data, 1 if dtype is None else dtype.itemsize))
     if dtype is not None:
         stored = stored.reshape(-1).view(dtype).reshape(weight.rows, weight.columns)
-    scales = weight.scales
     if scales is None:
         return DeviceMatrix(format, shape, stored, weight.name)
     values = transfer.load(np.asarray(scales.values, np.float32))
