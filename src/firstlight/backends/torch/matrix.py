@@ -113,9 +113,9 @@ def put_on_device(weight: Weight, transfer: Transfer) -> DeviceMatrix:
     if not known or not (scales is None or isinstance(scales, BlockScales)):
         # f64 values become float32 numbers in every product anyway.
         if format.name != "f64":
+            name, scaled = weight.name or "a weight", "" if scales is None else " with its scales"
             warnings.warn(
-                f"{weight.name or 'a weight'}: {format.name}{'' if scales is None else ' with scales'} "
-                f"is not decoded on {transfer.device}; "
+                f"{name}: {format.name}{scaled} is not decoded on {transfer.device}; "
                 "it takes four bytes a value there. --weights bf16 or int8 takes less",
                 stacklevel=3,
             )
