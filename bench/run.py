@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -121,12 +122,14 @@ def _firstlight(name: str, path: Path, tasks: Tasks) -> dict[str, Any]:
     program = Path(__file__).with_name("measure.py")
     measured: dict[str, Any] = {"speeds": {}}
     steady = [task for task in tasks if task[0] != "start"]
+    # An installed firstlight comes with its modules compiled.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     for part in (steady, [task for task in tasks if task[0] == "start"]):
         if not part:
             continue
         command = [sys.executable, str(program), str(path), json.dumps(part)]
         started = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - started
         if done.returncode:
             sys.exit(f"firstlight failed on {name}: {done.stderr.strip()[-2000:]}")

@@ -34,7 +34,6 @@ inline void bfloat16_block(const LinearTiles& tiles, int64_t first, int64_t end,
     const int64_t inputs = input_end - input, stride = rounded_stride(weight.columns);
     const int64_t chunk = bfloat16_chunk(weight.columns);
     const int64_t panels = divide_up(inputs, kBfloat16Inputs);
-    const int group_rows = tiles.group_rows;
     const bool one_group = end - first <= kBfloat16Rows;
     for (int64_t start = 0; start < weight.columns; start += chunk) {
         const int64_t count = least(chunk, weight.columns - start);
@@ -49,9 +48,7 @@ inline void bfloat16_block(const LinearTiles& tiles, int64_t first, int64_t end,
             const uint16_t* right = static_cast<const uint16_t*>(tiles.x) + x_begin * stride + start;
             FetchAhead ahead = {};
             int fetches = 0;
-            if (group_rows == 1) {
-                // Read from end to end, which the processor foresees by itself.
-            } else if (one_group) {
+            if (one_group) {
                 // Each panel has a part of the next rows, or of their next chunk, fetched.
                 const int64_t from = 4 * panel / panels;
                 fetches = static_cast<int>(4 * (panel + 1) / panels - from);
@@ -63,9 +60,9 @@ inline void bfloat16_block(const LinearTiles& tiles, int64_t first, int64_t end,
             } else if (panel + 1 < panels) {
                 fetches = 1;
             }
-            const Bfloat16Products whole = products_for(group_rows, some, fetches);
+            const Bfloat16Products whole = products_for(kBfloat16Rows, some, fetches);
             int64_t row = first;
-            for (; row + group_rows <= end; row += group_rows) {
+            for (; row + kBfloat16Rows <= end; row += kBfloat16Rows) {
                 if (!one_group && panel == 0) {
                     for (int f = 0; f < kBfloat16Rows; ++f) {
                         ahead.from[f] = weight.data + start * 2 +
@@ -77,8 +74,8 @@ inline void bfloat16_block(const LinearTiles& tiles, int64_t first, int64_t end,
                     ahead.from[0] =
                         reinterpret_cast<const uint8_t*>(right + (some + least(group, 5)) * stride);
                 }
-                bfloat16_group(call, whole, group_rows, row, right, stride, x_begin, some, start,
-                               count, ahead);
+                bfloat16_group(call, whole, kBfloat16Rows, row, right, stride, x_begin, some,
+                               start, count, ahead);
             }
             const Bfloat16Products one = products_for(1, some, 0);
             for (; row < end; ++row) {
@@ -107,6 +104,14 @@ void bfloat16_task(const LinearTiles& tiles, int64_t index) {
     }
 }
 
+// The same with one input, as long as it stays in the first-level cache beside a row.
+void bfloat16_row_task(const LinearTiles& tiles, int64_t index) {
+    const LinearCall& call = *tiles.call;
+    const int64_t begin = index * tiles.tile_rows;
+    bfloat16_rows(call.weight, static_cast<const uint16_t*>(tiles.x), call.bias, begin,
+                  least(begin + tiles.tile_rows, call.weight.rows), call.out);
+}
+
 constexpr bool kBfloat16Products = true;
 
 inline const void* bfloat16_inputs(ThreadPool& pool, const LinearCall& call) {
@@ -116,18 +121,20 @@ inline const void* bfloat16_inputs(ThreadPool& pool, const LinearCall& call) {
 // Up to kFewInputs the weight streams through once; with more, blocks of it stay in the second-level
 // cache.
 inline LinearTiles bfloat16_tiles(const LinearCall& call, const void* x, int threads) {
-    constexpr int64_t kFewInputs = 48, kManyRows = 64, kTaskBytes = 1 << 17;
+    constexpr int64_t kFewInputs = 20, kManyRows = 64, kTaskBytes = 1 << 17;
     const StoredMatrix& weight = call.weight;
-    LinearTiles tiles{bfloat16_task, &call, x, 0, 1, call.count, 0, kBfloat16Rows, kBfloat16Rows};
+    LinearTiles tiles{bfloat16_task, &call, x, 0, 1, call.count, 0, kBfloat16Rows};
     if (call.count == 0 || weight.rows == 0) return tiles;
     const int64_t wanted = 8 * threads;
+    int64_t kept_together = kBfloat16Rows;
     const int64_t fair = divide_up(weight.rows, wanted);
-    // One row after another is what memory gives fastest, as long as x and a row stay in the
-    // first-level cache together.
-    if (call.count == 1 && weight.columns <= 6144) tiles.block_rows = tiles.group_rows = 1;
+    if (call.count == 1 && weight.columns > 0 && weight.columns <= 6144) {
+        tiles.run = bfloat16_row_task;
+        tiles.block_rows = kept_together = 1;
+    }
     if (call.count > kFewInputs) tiles.block_rows = least(kManyRows, fair);
     if (call.tuning.panels) tiles.block_rows = 16 * int64_t{call.tuning.panels};
-    tiles.block_rows = divide_up(tiles.block_rows, tiles.group_rows) * tiles.group_rows;
+    tiles.block_rows = divide_up(tiles.block_rows, kept_together) * kept_together;
     const int64_t rows = least(divide_up(kTaskBytes, weight.row_bytes + 1), fair);
     tiles.tile_rows = divide_up(rows, tiles.block_rows) * tiles.block_rows;
     if (call.count > kFewInputs) tiles.tile_rows = tiles.block_rows;

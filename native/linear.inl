@@ -177,7 +177,7 @@ inline void stored_task(const LinearTiles& tiles, int64_t index) {
 
 inline LinearTiles stored_tiles(const LinearCall& call, int threads) {
     const StoredMatrix& weight = call.weight;
-    LinearTiles tiles{stored_task, &call, nullptr, kTileRows, 1, call.count, 0, 0, 0};
+    LinearTiles tiles{stored_task, &call, nullptr, kTileRows, 1, call.count, 0, 0};
     if (call.count == 0 || weight.rows == 0) return tiles;
     const int64_t wanted = 8 * threads;
     if (call.count == 1) {

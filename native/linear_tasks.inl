@@ -6,7 +6,5 @@ struct LinearTiles {
     const LinearCall* call;
     const void* x;  // the activations as `run` wants them
     int64_t tile_rows, blocks, block_inputs, tasks;
-    // Rows of a tile that are gone through together, and those of them in registers at once.
-    int64_t block_rows;
-    int group_rows;
+    int64_t block_rows;  // of a tile that are gone through together
 };

@@ -4,6 +4,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <utility>
@@ -17,6 +21,9 @@ using namespace nb::literals;
 namespace {
 
 constexpr int64_t kAlignedFloats = 16;
+#if defined(__linux__)
+constexpr int64_t kPageBytes = 4096;  // madvise wants whole pages, of at least this size
+#endif
 
 // Experts whose products are tasks of one parallel region, and rows that they are computed for
 // together: enough that no thread waits long for the last, few enough that what lies between the
@@ -73,12 +80,13 @@ ExpertsBlock::ExpertsBlock(Product router, std::vector<Product> products,
                            const std::string& activation, int64_t top_k, const std::string& score,
                            int64_t groups, int64_t groups_kept, int64_t group_counted,
                            bool renormalised, double scale, std::optional<In<float>> correction,
-                           MaybeNorm pre_norm, MaybeNorm post_norm, float residual_scale)
+                           MaybeNorm pre_norm, MaybeNorm post_norm, float residual_scale,
+                           std::optional<Out<int64_t>> use, std::optional<In<int64_t>> places)
     : router_(std::move(router)), products_(std::move(products)), shared_(std::move(shared)),
       shared_gate_(std::move(shared_gate)), activation_(activation_of(activation)),
       routing_{top_k, score_of(score), groups, groups_kept, group_counted, renormalised, scale},
       correction_(std::move(correction)), pre_norm_(std::move(pre_norm)),
-      post_norm_(std::move(post_norm)), residual_scale_(residual_scale),
+      post_norm_(std::move(post_norm)), residual_scale_(residual_scale), use_(std::move(use)), places_(std::move(places)),
       columns_(router_.columns()), width_(0), shared_width_(0) {
     const int64_t count = router_.rows();
     require(count >= 1 && products_.size() == 3 * static_cast<size_t>(count),
@@ -102,6 +110,10 @@ ExpertsBlock::ExpertsBlock(Product router, std::vector<Product> products,
             "the shared expert's gate must be a product of one row");
     require(!correction_ || (correction_->ndim() == 1 && extent(*correction_, 0) == count),
             "correction must be [experts]");
+    require(!use_ || (use_->ndim() == 1 && extent(*use_, 0) == count), "use must be [experts]");
+    require(!places_ || (places_->ndim() == 3 && extent(*places_, 0) == count &&
+                         extent(*places_, 1) == 3 && extent(*places_, 2) == 2),
+            "places must be [experts, 3, 2]");
     require(!pre_norm_ || pre_norm_->part().columns == columns_,
             "a norm does not have the stream's columns");
     require(!post_norm_ || post_norm_->part().columns == columns_,
@@ -166,7 +178,27 @@ void ExpertsBlock::route(const Step& step, const int32_t* chosen) const {
         float* weights = step.weights + row * count;
         route_row(routing_, weights, count, correction_ ? correction_->data() : nullptr,
                   chosen ? chosen + row * routing_.top_k : nullptr, scratch, weights);
+        if (use_) {
+            for (int64_t i = 0; i < count; ++i) use_->data()[i] += weights[i] != 0.0f;
+        }
     }
+}
+
+// Has the system read an expert's weights from their file, all at once and nothing else: where it
+// only finds out page by page what is needed, it reads too little at a time or far too much.
+void ExpertsBlock::read_ahead(int64_t expert) const {
+#if defined(__linux__)
+    if (!places_) return;
+    const int64_t* place = places_->data() + 6 * expert;
+    for (int i = 0; i < 3; ++i, place += 2) {
+        if (place[1] <= 0) continue;
+        const int64_t start = place[0] & ~(kPageBytes - 1);
+        madvise(reinterpret_cast<void*>(start), static_cast<size_t>(place[0] + place[1] - start),
+                MADV_WILLNEED);
+    }
+#else
+    (void)expert;
+#endif
 }
 
 // Expert by expert in their order, each with all of its rows, and the shared one last: in batches
@@ -188,6 +220,7 @@ void ExpertsBlock::add_experts(const Step& step) const {
             batch.clear();
             rows.clear();
         }
+        read_ahead(expert);
         batch.push_back({&products_[static_cast<size_t>(3 * expert)], expert,
                          static_cast<int64_t>(rows.size()), count});
         rows.insert(rows.end(), mine.begin(), mine.end());
@@ -263,11 +296,13 @@ void bind_experts(nb::module_& module) {
     nb::class_<ExpertsBlock>(module, "ExpertsBlock", "A layer's mixture of experts.")
         .def(nb::init<Product, std::vector<Product>, std::vector<Product>, std::optional<Product>,
                       const std::string&, int64_t, const std::string&, int64_t, int64_t, int64_t,
-                      bool, double, std::optional<In<float>>, MaybeNorm, MaybeNorm, float>(),
+                      bool, double, std::optional<In<float>>, MaybeNorm, MaybeNorm, float,
+                      std::optional<Out<int64_t>>, std::optional<In<int64_t>>>(),
              "router"_a, "products"_a, "shared"_a, "shared_gate"_a.none(), "activation"_a,
              "top_k"_a, "score"_a, "groups"_a, "groups_kept"_a, "group_counted"_a,
              "renormalised"_a, "scale"_a, "correction"_a.noconvert().none(), "pre_norm"_a.none(),
-             "post_norm"_a.none(), "residual_scale"_a);
+             "post_norm"_a.none(), "residual_scale"_a, "use"_a.noconvert().none() = nb::none(),
+             "places"_a.noconvert().none() = nb::none());
 }
 
 }  // namespace firstlight

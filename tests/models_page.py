@@ -43,6 +43,7 @@ WIDE_WHERE_GIVEN = {
     "num_key_value_heads": 4,
     "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 32,
+    "o_groups": 2,
 }
 STORED = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 CONVERTED = {"int8": "q8_0", "int4": "q4_1"}
@@ -128,7 +129,7 @@ def _differences(
 
 
 def _wide(tiny: TinyModel) -> TinyModel:
-    given = {key: value for key, value in WIDE_WHERE_GIVEN.items() if key in tiny.changes}
+    given = {key: value for key, value in WIDE_WHERE_GIVEN.items() if tiny.changes.get(key, 1) != 1}
     return replace(tiny, changes={**tiny.changes, **WIDE, **given})
 
 

@@ -22,6 +22,8 @@ SOURCE = Path(firstlight.__file__).parent
 # What joins the others, and so nothing below imports.
 JOINING = {
     "server", "replica", "cli", "generation", "language_model", "loading", "packing", "tuning",
+    "held_weights",
+    "conversion",
 }  # fmt: skip
 
 # Part -> parts of firstlight that nothing in it imports, not even for its type hints.
@@ -34,6 +36,9 @@ FORBIDDEN = {
     "model": {*JOINING, "engine", "backends", "verify", "packed"},
     "engine": {*JOINING, "backends", "checkpoint", "verify", "packed"},
     "backends": {*JOINING, "model", "engine", "checkpoint", "packed"},
+    "conversion": {
+        *(JOINING - {"conversion"}), "engine", "ops", "backends", "verify", "packed",
+    },
     "packed": {*JOINING, "model", "engine", "ops", "backends", "checkpoint", "verify"},
     "host": {
         *JOINING, "model", "engine", "ops", "backends", "checkpoint", "formats", "verify", "packed",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from firstlight.backends import open_device
 from firstlight.backends.base import Backend
@@ -12,9 +12,15 @@ from firstlight.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from firstlight.checkpoint.resolve import resolve_model
 from firstlight.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from firstlight.engine.engine import Engine
-from firstlight.engine.memory_plan import MemoryPlan, fit_context, gibibytes, plan_memory
-from firstlight.engine.options import PROMPT_BUDGET, TOKEN_BUDGET, check_options
-from firstlight.engine.speculation import Speculation
+from firstlight.engine.memory_plan import (
+    MemoryPlan,
+    fit_context,
+    gibibytes,
+    plan_mapped,
+    plan_memory,
+)
+from firstlight.engine.options import PAGE_TOKENS, PROMPT_BUDGET, TOKEN_BUDGET, check_options
+from firstlight.engine.speculation import Speculation, check_prediction
 from firstlight.errors import (
     FormatError,
     InsufficientMemoryError,
@@ -23,7 +29,7 @@ from firstlight.errors import (
 )
 from firstlight.formats.base import Format
 from firstlight.formats.registry import ALIASES, get_format, known_formats
-from firstlight.host.memory import available_memory
+from firstlight.host.memory import address_space_left, available_memory
 from firstlight.language_model import LanguageModel, no_chat_template
 from firstlight.model.decoder import Decoder
 from firstlight.model.families.registry import make_spec
@@ -42,11 +48,18 @@ from firstlight.packing import kept_on_disk, packed_store
 from firstlight.progress import progress
 from firstlight.tuning.store import Store
 
+if TYPE_CHECKING:
+    from firstlight.held_weights import HeldWeights
+
 Use = Literal["ids", "text", "chat"]
 
 SEQUENCES = 32
 # Of the memory that is left beside one sequence of full length, what state for more takes.
 _SPARE_SHARE = 0.125
+
+
+class LargerThanMemoryWarning(UserWarning):
+    """Memory does not hold a model's weights; it runs all the same, slowly."""
 
 
 def load(
@@ -74,7 +87,8 @@ def load(
     Args:
         model: a Hugging Face model directory, a .gguf file, a hub id ("org/name", optionally
             "@revision"), or "demo".
-        device: backend to run on: "cpu" or "numpy".
+        device: what to run on: "cpu", "numpy", or a device of PyTorch's ("torch", "torch:cpu",
+            "torch:TYPE:INDEX"; docs/torch.md).
         weights: storage format to convert matrices to ("int8", "int4", "bf16", "f32", ...); None
             keeps each as it is stored.
         context_length: longest sequence in tokens; None: the model's own, or what fits in memory
@@ -88,7 +102,8 @@ def load(
             memory left.
         prefix_caching: have sequences that begin alike share that part's state.
         speculation: guess so many tokens ahead from what stands in the text already; "auto" where
-            that pays, "off" never. Output is the same.
+            that pays, "off" never, "mtp" by the model's own layer of multi-token prediction. Output
+            is the same.
         exact: keep to the definitions up to the order of float32 sums: no kernel rounds
             activations, and state is float32. Slower; docs/fidelity.md says what it changes.
         endpoint: hub to fetch from, instead of the default.
@@ -122,7 +137,8 @@ def load(
     backend = open_device(device, exact=exact)
     store = None if tune is None else apply_tuning(backend)
     checkpoint = open_checkpoint(resolve_model(str(model), endpoint=endpoint, update=update))
-    spec = make_spec(checkpoint)
+    spec = make_spec(checkpoint, predictor=speculation == "mtp")
+    check_prediction(speculation, spec.predictor is not None, model)
     check_formats(checkpoint, spec)
     tokenizer = _tokenizer(checkpoint, use)
     if context_length is not None and context_length > spec.context_length:
@@ -142,9 +158,16 @@ def load(
         backend,
         state_memory,
     )
-    loaded = _load_weights(str(model), checkpoint, spec, backend, target, cache)
+    # Counted before anything is loaded, which memory for weights is what is left of it.
+    memory = available_memory() - plan.total
+    if plan.mapped:
+        _say_how_slow(str(model), checkpoint, spec, backend, target, plan, memory, token_budget)
+    loaded = _load_weights(str(model), checkpoint, spec, backend, target, cache, plan.mapped > 0)
+    decoder = Decoder(spec, loaded, backend)
+    if plan.mapped:
+        decoder.after_pass = _hold(decoder, checkpoint, backend, target, memory).after_pass
     engine = Engine(
-        Decoder(spec, loaded, backend),
+        decoder,
         plan.context_length,
         sequences,
         token_budget,
@@ -225,18 +248,33 @@ def memory_plan(
 ) -> MemoryPlan:
     """What loading would need, at the context length and with the state that it would choose.
 
+    Where the weights are larger than memory, they stay mapped from their files.
+
     Raises:
-        InsufficientMemoryError: it does not fit on this machine.
+        InsufficientMemoryError: it does not fit on this machine even so.
     """
-    available, dtype = available_memory(), state_dtype(state)
+    available = available_memory() if ops is None else ops.available_memory()
+    dtype = state_dtype(state)
 
     def plan(length: int, memory: int | None, sequences: int = 1) -> MemoryPlan:
         return plan_memory(
             spec, checkpoint, length, target, dtype, sequences, token_budget, ops, memory
         )
 
+    def in_files() -> MemoryPlan | None:
+        """Where memory does not hold the weights alone, the plan with weights in files."""
+        smallest = plan(min(PAGE_TOKENS, spec.context_length), None)
+        if smallest.total <= available or not _can_be_mapped(checkpoint, smallest.weights):
+            return None
+        mapped = sum(each.nbytes for each in kept_matrices(spec, checkpoint, ops, target))
+        return plan_mapped(
+            spec, plan, mapped, available, context_length, state_memory, checkpoint.location
+        )
+
     if state_memory is not None:
         chosen = plan(context_length or spec.context_length, state_memory, sequences)
+        if chosen.total > available and (found := in_files()) is not None:
+            return found
         if chosen.total > available:
             raise InsufficientMemoryError(
                 checkpoint.location,
@@ -245,16 +283,27 @@ def memory_plan(
                 "Use a smaller state_memory, or leave it out",
             )
         return chosen
-    alone = fit_context(
-        spec,
-        lambda length: plan(length, None),
-        available,
-        context_length,
-        checkpoint.location,
-    )
+    try:
+        alone = fit_context(
+            spec,
+            lambda length: plan(length, None),
+            available,
+            context_length,
+            checkpoint.location,
+        )
+    except InsufficientMemoryError:
+        if (found := in_files()) is not None:
+            return found
+        raise
     more = int(_SPARE_SHARE * max(0, available - alone.total))
     memory = alone.state + min((sequences - 1) * alone.state, more)
     return plan(alone.context_length, memory, sequences)
+
+
+def _can_be_mapped(checkpoint: Checkpoint, weights: int) -> bool:
+    """Whether the address space has room for the files and the weights as they are kept."""
+    left = address_space_left()
+    return left is None or weights + sum(path.stat().st_size for path in checkpoint.files) <= left
 
 
 def _load_weights(
@@ -264,15 +313,82 @@ def _load_weights(
     backend: Ops,
     target: Format | None,
     cache: bool,
+    mapped: bool,
 ) -> Weights:
+    """`mapped`: memory does not hold them, so that they must all lie in files."""
     check_sources(spec, checkpoint)
     matrices = largest_first(kept_matrices(spec, checkpoint, backend, target))
     store = packed_store() if cache else None
-    on_disk = kept_on_disk(store, model, checkpoint, matrices, backend, target)
+    on_disk = kept_on_disk(
+        store, model, checkpoint, matrices, backend, target, however_small=mapped
+    )
+    if mapped and any(not each.in_place and each.source not in on_disk for each in matrices):
+        raise InsufficientMemoryError(
+            checkpoint.location,
+            "its weights are larger than the memory available, and what is laid out anew for this "
+            "device cannot be kept on disk either",
+            "Make room on the disk, allow more with `firstlight cache limit SIZE`, or use --exact, "
+            "which takes weights as they are stored",
+        )
     in_memory = any(not each.in_place and each.source not in on_disk for each in matrices)
     total = weight_bytes(spec, checkpoint, target, backend)
     with progress("Packing weights" if in_memory else "Reading weights", total=total) as advance:
         return load_weights(spec, checkpoint, backend, target, advance, on_disk)
+
+
+def _say_how_slow(
+    model: str,
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    backend: Ops,
+    target: Format | None,
+    plan: MemoryPlan,
+    memory: int,
+    token_budget: int,
+) -> None:
+    from firstlight.held_weights import forecast
+    from firstlight.host.disk import read_speed
+
+    largest = max(checkpoint.files, key=lambda path: path.stat().st_size)
+    speed = read_speed(largest)
+    said = (
+        f"{model}: its weights take {gibibytes(plan.weights)}, and {gibibytes(max(0, memory))} of "
+        "memory are there for them. They stay on disk, and what is used most is held in memory"
+    )
+    if speed is None:
+        warnings.warn(f"{said}. It will be slow", LargerThanMemoryWarning, stacklevel=3)
+        return
+    expected = forecast(spec, kept_matrices(spec, checkpoint, backend, target), memory, speed)
+    warnings.warn(
+        f"{said}. The disk reads {gibibytes(round(speed))}/s: expect about "
+        f"{_duration(expected.token_seconds)} a token, and {_duration(expected.prompt_seconds)} "
+        f"for every {token_budget} tokens of a prompt. --weights int4 makes it smaller",
+        LargerThanMemoryWarning,
+        stacklevel=3,
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+
+
+def _hold(
+    decoder: Decoder, checkpoint: Checkpoint, backend: Ops, target: Format | None, memory: int
+) -> HeldWeights:
+    from firstlight.held_weights import HeldWeights
+
+    matrices = kept_matrices(decoder.spec, checkpoint, backend, target)
+    held = HeldWeights(
+        decoder.spec,
+        decoder.weights,
+        [matrix.source for matrix in matrices],
+        [None if each is None else each.use for each in decoder.expert_blocks()],
+        [None if each is None else each.places for each in decoder.expert_blocks()],
+        memory,
+    )
+    with progress("Reading what is held in memory", total=held.most_bytes) as advance:
+        held.begin(advance)
+    return held
 
 
 def _tokenizer(checkpoint: Checkpoint, use: Use) -> Tokenizer | TokenizerError:

@@ -54,6 +54,7 @@ def kept_on_disk(
     ops: Ops,
     target: Format | None,
     *,
+    however_small: bool = False,
     show: ProgressFactory = progress,
 ) -> dict[TensorSource, Bytes]:
     """The packed bytes of the matrices that are not used in place, from a mapped file that is
@@ -64,17 +65,20 @@ def kept_on_disk(
         model: what the user calls the model.
         matrices: all of the model.
         target: the format that weights are converted to.
+        however_small: keep them even where packing them anew takes no time.
 
     Raises:
         CheckpointError: a file of weights is gone or changes.
         FormatError: values cannot be expressed in the target format.
     """
     tensors = {_tensor(matrix): matrix for matrix in matrices if not matrix.in_place}
-    if store is None or store.limit == 0 or not tensors or not _worth_keeping(tensors.values()):
+    if store is None or store.limit == 0 or not tensors:
+        return {}
+    if not however_small and not _worth_keeping(tensors.values()):
         return {}
     key = PackedKey(
         weights_digest(checkpoint.files, progress=show),
-        "" if target is None else f"{target.name}, encoding {ENCODING}",
+        _conversion(checkpoint, target),
         ops.packed_layout() or "",
     )
     wanted = tuple(tensors)
@@ -90,6 +94,12 @@ def kept_on_disk(
     if found is None:
         return {}
     return {matrix.source: found.data(tensor.name) for tensor, matrix in tensors.items()}
+
+
+def _conversion(checkpoint: Checkpoint, target: Format | None) -> str:
+    """How the values in the files become those that are kept."""
+    converted = "" if target is None else f"{target.name}, encoding {ENCODING}"
+    return "; ".join(text for text in (converted, checkpoint.reading) if text)
 
 
 def _tensor(matrix: KeptMatrix) -> PackedTensor:

@@ -12,6 +12,7 @@ import pytest
 from firstlight.formats.registry import get_format
 from firstlight.ops import AttentionBlock, FeedForwardBlock, Norm, PagedRows, Product
 from firstlight.ops.contract import get_op
+from firstlight.ops.experts_block import experts_block
 from firstlight.verify.cases import Case, StreamArgument, cases_of
 from firstlight.verify.conformance import to_device
 from firstlight.verify.random_weights import random_weight
@@ -75,6 +76,43 @@ def test_what_experts_make_of_a_row_does_not_depend_on_the_others(name: str) -> 
     for start, stop in [*((row, row + 1) for row in range(len(x))), (1, 3), (2, len(x))]:
         part = backend.experts_block(x[start:stop].copy(), block, tokens[start:stop])
         assert _same_bits(part, together[start:stop].copy())
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_the_rows_of_each_expert_are_counted(rows: int) -> None:
+    backend = CpuBackend(threads=2)
+    (case,) = (case for case in cases_of("experts_block") if case.name == "bf16")
+    x, block, tokens = (to_device(backend, argument) for argument in case.arguments())
+    x, tokens = x[:rows].copy(), tokens[:rows]
+    counts = []
+    for fused in (True, False):
+        use = np.zeros(len(block.experts), np.int64)
+        counted = replace(block, use=use)
+        for _ in range(2):
+            if fused:
+                backend.experts_block(x, counted, tokens)
+            else:
+                experts_block(backend, x, counted, tokens)
+        assert use.sum() == 2 * rows * block.routing.top_k
+        counts.append(use)
+    assert (counts[0] == counts[1]).all()
+
+
+def test_reading_ahead_changes_nothing() -> None:
+    """The system is asked for what it may know nothing of: results are the same."""
+    backend = CpuBackend(threads=2)
+    (case,) = (case for case in cases_of("experts_block") if case.name == "bf16")
+    x, block, tokens = (to_device(backend, argument) for argument in case.arguments())
+    expected = backend.experts_block(x, block, tokens)
+    places = np.zeros((len(block.experts), 3, 2), np.int64)
+    for place, expert in zip(places, block.experts, strict=True):
+        for row, product in zip(place, (expert.gate, expert.up, expert.down), strict=True):
+            data = product.weight.data
+            row[...] = data.ctypes.data, data.nbytes
+    places[0, 1] = 0
+    places[-1, 2, 0] = 12345  # where nothing is mapped
+    ahead = replace(block, places=places)
+    assert _same_bits(backend.experts_block(x, ahead, tokens), expected)
 
 
 def test_large_blocks_are_shared_among_threads_without_a_change() -> None:

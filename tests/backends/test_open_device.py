@@ -44,7 +44,9 @@ def test_an_unknown_device_is_refused() -> None:
 def test_every_name_opens_or_says_why_not() -> None:
     for name in backend_names():
         try:
-            assert open_device(name).call("scale", np.ones((1, 2), np.float32), 3.0)[0, 1] == 3.0
+            backend = open_device(name)
+            found = backend.call("scale", backend.upload(np.ones((1, 2), np.float32)), 3.0)
+            assert backend.download(found)[0, 1] == 3.0
         except DeviceError as error:
             assert name in error.subject
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import queue
@@ -19,8 +20,9 @@ import openai
 import pytest
 
 import firstlight
-from firstlight.cli.serve import model_names
+from firstlight.cli.serve import add_arguments, model_names, run
 from firstlight.errors import RequestError
+from firstlight.server.router import Router
 from tests.support.command import Commands, assert_refused
 from tests.support.tiny_chat import write_chat_model
 
@@ -169,3 +171,22 @@ def test_names(tmp_path: Path) -> None:
         model_names([path, path], [])
     with pytest.raises(RequestError):
         model_names(["a", "b"], ["x", "x"])
+
+
+@pytest.mark.parametrize(("words", "shared"), [((), True), (("--no-core-shares",), False)])
+def test_cores_are_shared_out_unless_told_otherwise(
+    words: tuple[str, ...], shared: bool, chat_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routers: list[Router] = []
+
+    async def start(router: Router) -> None:
+        routers.append(router)
+        raise InterruptedError  # before any process is started
+
+    monkeypatch.setattr(Router, "start", start)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(InterruptedError):
+        run(parser.parse_args([str(chat_model), "--device", "numpy", "--port", "0", *words]))
+    (router,) = routers
+    assert router._share_cores is shared

@@ -22,7 +22,11 @@ def _backend_with(op: str, run: Callable[..., Any], **kernel: Any) -> Backend:
 
 
 @pytest.mark.parametrize(
-    "op", ["add", "linear", "attention", "stream_write", "rms_norm", "take_rows", "rotary"]
+    "op",
+    [
+        *("add", "linear", "attention", "stream_write", "rms_norm", "layer_norm", "take_rows"),
+        *("rotary", "select_positions", "selected_latent_attention"),
+    ],
 )
 def test_a_definition_agrees_with_itself(op: str) -> None:
     reports = check_kernels(_backend_with(op, get_op(op).definition), quick=op == "linear")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from firstlight.backends import backend_names, open_device
+from firstlight.backends import available_devices, backend_names, open_device
 from firstlight.backends.base import Backend
 from firstlight.errors import DeviceError
 from firstlight.ops.contract import all_ops, get_op
@@ -27,7 +27,8 @@ class _Subject:
 def _openers() -> dict[str, Callable[[], Backend]]:
     """Every backend that opens here; the cpu backend at every level of this machine."""
     openers: dict[str, Callable[[], Backend]] = {}
-    for name in backend_names():
+    # Of those that reach several devices, every device.
+    for name in dict.fromkeys((*backend_names(), *available_devices())):
         try:
             backend = open_device(name, check_kernels=False)
         except DeviceError:
@@ -71,9 +72,11 @@ def test_every_op_has_cases(op: str) -> None:
 
 @pytest.mark.parametrize("op", [op.name for op in all_ops()])
 def test_every_op_has_a_case_without_rows(op: str) -> None:
-    """The first argument with rows is x, queries, a table's token ids or a stream's values."""
-    place = 1 if op in ("embed", "stream_write", "take_rows") else 0
-    assert any(len(case.arguments()[place]) == 0 for case in cases_of(op))
+    """The first argument with rows is x, queries, a table's token ids, a stream's values, or says
+    which rows there are."""
+    place = 1 if op in ("embed", "pool_runs", "stream_write", "take_rows") else 0
+    found = [case.arguments()[place] for case in cases_of(op)]
+    assert any(len(getattr(each, "positions", each)) == 0 for each in found)
 
 
 def test_cases_are_the_same_every_time() -> None:

@@ -24,7 +24,13 @@ from firstlight.engine.state_size import pages_per_sequence
 from firstlight.errors import InsufficientMemoryError
 from firstlight.model.stream import StreamGroup
 
-WINDOWS = (None, 1, 3, 4, 9)
+# Windows, and runs of positions by which they move.
+WINDOWS = ((None, 1), (1, 1), (3, 1), (4, 1), (9, 1), (3, 3), (4, 4), (6, 3), (8, 4))
+
+
+def last_seen_with(position: int, run: int) -> int:
+    """The last position of the run that a position is in."""
+    return (position // run + 1) * run - 1
 
 
 @dataclass(eq=False)
@@ -51,11 +57,14 @@ class Pages(RuleBasedStateMachine):
         windows=st.lists(st.sampled_from(WINDOWS), min_size=1, max_size=3, unique=True),
         capacity=st.integers(1, 12),
     )
-    def create(self, page_tokens: int, windows: list[int | None], capacity: int) -> None:
+    def create(
+        self, page_tokens: int, windows: list[tuple[int | None, int]], capacity: int
+    ) -> None:
         self.page_tokens = page_tokens
         self.windows = windows
         groups = tuple(
-            StreamGroup(1, window, ((index, 0),)) for index, window in enumerate(windows)
+            StreamGroup(1, window, ((index, 0),), run)
+            for index, (window, run) in enumerate(windows)
         )
         # Unequal, so that now one group runs out first and now another.
         self.capacities = tuple(capacity + 2 * index for index in range(len(windows)))
@@ -90,9 +99,9 @@ class Pages(RuleBasedStateMachine):
     @rule(model=sequences)
     def slide(self, model: Model) -> None:
         self.pages.slide(model.table, model.length)
-        for window, held in zip(self.windows, model.held, strict=True):
+        for (window, run), held in zip(self.windows, model.held, strict=True):
             if window is not None:
-                seen = range(model.length - window + 1, 1 << 30)
+                seen = range(last_seen_with(model.length, run) - window + 1, 1 << 30)
                 held -= {
                     position
                     for position in held
@@ -109,8 +118,10 @@ class Pages(RuleBasedStateMachine):
         # it needs the page that it shares with the position before it.
         shared = {length - 1} if length % self.page_tokens else set()
         needed = [
-            shared | set(range(0 if window is None else max(0, length - window + 1), length))
-            for window in self.windows
+            shared | set(range(0 if window is None else max(0, last - window + 1), length))
+            for window, last in (
+                (window, last_seen_with(length, run)) for window, run in self.windows
+            )
         ]
         possible = all(seen <= held for seen, held in zip(needed, model.held, strict=True))
         assert self.pages.can_cut(model.table, length) == possible
@@ -211,6 +222,22 @@ def test_a_window_frees_a_page_as_soon_as_nobody_sees_it() -> None:
     pages.slide(table, 4)  # position 4 sees 2, 3 and 4
     assert table.pages[0][0] == NO_PAGE
     assert pages.free_pages(0) == 2
+
+
+def test_a_window_of_runs_moves_by_whole_runs() -> None:
+    pages = PageAllocator((StreamGroup(1, 4, ((0, 0),), run=4),), (6,), page_tokens=2)
+    table = pages.new_table()
+    pages.extend(table, 8)
+    pages.slide(table, 7)  # position 7 is of the run from 4 to 7
+    assert [page == NO_PAGE for page in table.pages[0]] == [True, True, False, False]
+    pages.slide(table, 8)  # position 8 begins a run
+    assert table.held(0) == 0
+    pages.extend(table, 9)
+    assert [pages.can_cut(table, length) for length in range(5, 10)] == [
+        *(False, False, False),
+        True,  # a run begins there, so nothing before is needed
+        True,
+    ]
 
 
 def test_what_slid_away_cannot_be_cut_back_to() -> None:

@@ -49,7 +49,7 @@ class Scheduling(RuleBasedStateMachine):
         sequences=st.integers(1, 5),
         token_budget=st.integers(1, 12),
         prompt_budget=st.integers(1, 6),
-        speculation=st.sampled_from(("off", "auto", 3)),
+        speculation=st.sampled_from(("off", "auto", "mtp", 3)),
         caching=st.booleans(),
     )
     def create(

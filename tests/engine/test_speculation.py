@@ -195,6 +195,32 @@ def test_wrong_guesses_become_rare_and_right_ones_many() -> None:
     assert counts[-1] > counts[0]
 
 
+def test_predictions_are_few_at_once_and_pause_after_several_failures() -> None:
+    speculator = Speculator("mtp", Oracle(range(1000)))
+    sequence, counts = sequence_of([0]), []
+    for right in [1, 1, 1, 1, 1, 0, 1, 1]:
+        counts.append(len(speculator.propose(sequence, 50, 1)))
+        speculator.learn(sequence, counts[-1], right * counts[-1])
+        sequence.token_ids.append(0)
+    assert counts == [1, 2, 3, 4, 4, 4, 1, 2]
+    speculator.learn(sequence, 3, 2)  # the third was wrong: guess two
+    assert len(speculator.propose(sequence, 50, 1)) == 2
+    guessed = 0
+    for _ in range(400):
+        count = len(speculator.propose(sequence, 50, 1))
+        guessed += count
+        speculator.learn(sequence, count, 0)
+        sequence.token_ids.append(0)
+    assert 0 < guessed < 50
+    assert speculator.propose(sequence_of([0]), 50, 30) == ()
+
+
+def test_without_a_predictor_none_is_asked_for() -> None:
+    with pytest.raises(RequestError, match="no layer of multi-token prediction"):
+        engine_with("mtp")
+    assert engine_with("mtp", Oracle(range(60))) is not None
+
+
 def test_many_sequences_are_not_guessed_for() -> None:
     def propose(speculation: Any, decoding: int, room: int = 50) -> int:
         speculator = Speculator(speculation, Oracle(range(60)))

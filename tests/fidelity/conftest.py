@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tests.support.tiny_models import (
     write_checkpoint,
 )
 
-DEVICES = ("numpy", "cpu")
+DEVICES = ("numpy", "cpu", "torch:cpu")
 
 
 class TinyCheckpoint:
@@ -35,7 +35,6 @@ class TinyCheckpoint:
 
     def __init__(self, model: TinyModel, folder: Path, dtype: str = "float32") -> None:
         self.folder = write_checkpoint(model.build(), folder, dtype=dtype)
-        self._decoders: dict[str, Decoder] = {}
 
     @cached_property
     def reference(self) -> Any:
@@ -52,10 +51,14 @@ class TinyCheckpoint:
         return reference_continuation(self.reference, prompt(), NEW_TOKENS)
 
     def decoder(self, device: str) -> Decoder:
-        """The checkpoint on a device, loaded once."""
-        if device not in self._decoders:
-            self._decoders[device] = load_decoder(self.folder, device)
-        return self._decoders[device]
+        """The checkpoint on a device. Few are kept at a time: each holds its files mapped, and
+        with each file a descriptor."""
+        return _decoder(self.folder, device)
+
+
+@lru_cache(maxsize=8)
+def _decoder(folder: Path, device: str) -> Decoder:
+    return load_decoder(folder, device)
 
 
 @pytest.fixture(scope="session")

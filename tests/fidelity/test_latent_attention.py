@@ -179,7 +179,7 @@ def test_an_odd_rotary_key() -> None:
 # Multi-token prediction ------------------------------------------------------------------------
 
 
-def test_layers_of_multi_token_prediction_are_left_out_by_name(tiny: Tiny) -> None:
+def test_a_layer_of_multi_token_prediction_is_left_out_unless_asked_for(tiny: Tiny) -> None:
     files = tiny_config_files("deepseek_v3")
     extra = {
         name.replace("model.layers.1.", "model.layers.2."): header
@@ -188,7 +188,9 @@ def test_layers_of_multi_token_prediction_are_left_out_by_name(tiny: Tiny) -> No
     }
     more = replace(files, tensors={**files.tensors, **extra})
     found = make_spec(more.changed(num_nextn_predict_layers=1))
-    assert found.notes == ("model.layers.2, a layer of multi-token prediction, is left out",)
+    assert found.notes == (
+        "model.layers.2, a layer of multi-token prediction, is used with --speculate mtp only",
+    )
     assert make_spec(files).notes == ()
     assert replace(found, notes=()) == make_spec(files)
 
@@ -230,7 +232,8 @@ def test_both_forms_agree_in_every_case(device: str) -> None:
         for form in (False, True):
             x, block, *rest = (to_device(backend, argument) for argument in case.arguments())
             block = replace(block, expanded=form)
-            results.append(backend.call("latent_attention_block", x, block, *rest))
+            found = backend.call("latent_attention_block", x, block, *rest)
+            results.append(backend.download(found))
         scale = np.abs(results[0]).max(initial=0.0)
         np.testing.assert_allclose(*results, rtol=0, atol=2e-5 * scale + 1e-6, err_msg=case.name)
         compared += results[0].size > 0
@@ -267,7 +270,7 @@ def test_cut_back_and_resumed_it_is_the_undisturbed_text(
 
 
 def test_a_row_does_not_depend_on_its_company(tiny: Tiny, device: str) -> None:
-    """On cpu bit for bit; on numpy up to the rounding of float64 sums."""
+    """On cpu bit for bit; on numpy up to the rounding of float64 sums, on torch of float32 ones."""
     decoder = tiny("deepseek_v3").decoder(device)
     alone = logits(decoder, prompt(40))
     chunked = logits(decoder, prompt(40), 7)
@@ -283,7 +286,8 @@ def test_a_row_does_not_depend_on_its_company(tiny: Tiny, device: str) -> None:
     if device == "cpu":
         np.testing.assert_array_equal(chunked, alone)
     else:
-        np.testing.assert_allclose(chunked, alone, rtol=0, atol=2e-6)
+        atol = 2e-6 if device == "numpy" else 2e-5
+        np.testing.assert_allclose(chunked, alone, rtol=0, atol=atol)
 
 
 def test_state_in_bfloat16_is_close(tiny: Tiny, device: str, tmp_path: Path) -> None:

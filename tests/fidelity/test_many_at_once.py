@@ -20,7 +20,7 @@ from tests.support.tiny_models import prompt
 
 PAGE_TOKENS = 16
 CONTEXT_LENGTH = 256
-NAMES = ("llama", "gemma3", "qwen3-mixed", "llama-dynamic", "phi3-long")
+NAMES = ("llama", "gemma3", "qwen3-mixed", "llama-dynamic", "phi3-long", "deepseek_v4")
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,10 @@ def test_together_as_alone(tiny: Callable[..., TinyCheckpoint], name: str, seed:
     assert done.proposed_tokens >= done.accepted_tokens > 0
 
 
-@pytest.mark.parametrize("name", ["llama-dynamic", "phi3-long"])
+@pytest.mark.parametrize("name", ["llama-dynamic", "phi3-long", "deepseek_v4"])
 def test_gone_on_elsewhere_at_any_token(tiny: Callable[..., TinyCheckpoint], name: str) -> None:
-    """Also where the frequencies have changed meanwhile, and just before and after that."""
+    """Also where the frequencies have changed meanwhile, and just before and after that; and where
+    runs of DeepSeek-V4's compressed entries are open."""
     decoder = tiny(name).decoder("cpu")
     request = Request(tuple(prompt(50)), SamplingParameters(temperature=0.7, seed=3), 60, 0)
     expected = alone(decoder, request)
@@ -137,7 +138,7 @@ def test_gone_on_elsewhere_at_any_token(tiny: Callable[..., TinyCheckpoint], nam
 def test_the_next_turn_of_a_chat_finds_what_was_said(
     tiny: Callable[..., TinyCheckpoint],
 ) -> None:
-    for name in ("llama", "gemma3"):
+    for name in ("llama", "gemma3", "deepseek_v4"):
         decoder = tiny(name).decoder("cpu")
         engine = Engine(decoder, CONTEXT_LENGTH, page_tokens=PAGE_TOKENS)
         first = add(engine, Request(tuple(prompt(50)), SamplingParameters(), 40, 0))

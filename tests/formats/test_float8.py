@@ -9,7 +9,7 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from firstlight.errors import FormatError
 from firstlight.formats.base import BlockScales, Weight
-from firstlight.formats.float8 import F8_E4M3, decode_e8m0
+from firstlight.formats.float8 import F8_E4M3, decode_e8m0, encode_e4m3
 from firstlight.formats.plain import F32
 from firstlight.formats.registry import convert
 from tests.support.float8_files import dequantise, quantise
@@ -27,6 +27,22 @@ def test_every_e4m3_code_is_pytorch_s() -> None:
 def test_every_e8m0_code_is_pytorch_s() -> None:
     expected = torch.from_numpy(CODES.copy()).view(torch.float8_e8m0fnu).float().numpy()
     np.testing.assert_array_equal(decode_e8m0(CODES), expected)
+
+
+def test_values_become_the_nearest_codes_as_pytorch_has_them() -> None:
+    generator = np.random.default_rng(0)
+    codes = F8_E4M3.decode(CODES[(CODES & 0x7F) < 0x7F])
+    positive = np.sort(codes[codes >= 0])
+    ties = (positive[:-1] + positive[1:]) / 2
+    values = np.concatenate(
+        [codes, ties, -ties, np.nextafter(ties, 0), np.nextafter(ties, 999)]
+        + [generator.standard_normal(10_000) * scale for scale in (1e-3, 1, 100)]
+    ).astype(np.float32)
+    values = values[np.abs(values) <= 448]
+    expected = torch.from_numpy(values).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    np.testing.assert_array_equal(encode_e4m3(values), expected)
+    far = np.array([449, -1e9, 480], np.float32)
+    np.testing.assert_array_equal(F8_E4M3.decode(encode_e4m3(far)), [448, -448, 448])
 
 
 def _weight(rows: int, columns: int, block: tuple[int, int]) -> tuple[Weight, torch.Tensor]:

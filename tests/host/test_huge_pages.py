@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firstlight.host.huge_pages import HUGE_PAGE_BYTES, zeros
+from firstlight.host.huge_pages import HUGE_PAGE_BYTES, ask_for_huge_pages, zeros
 
 on_linux = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="asks for nothing here")
 
@@ -50,3 +50,16 @@ def test_a_system_that_refuses_gives_an_ordinary_array(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(mmap, "mmap", refuse)
     assert not zeros((HUGE_PAGE_BYTES,), np.uint16).any()
+
+
+@on_linux
+def test_a_mapped_file_is_marked(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(HUGE_PAGE_BYTES))
+    with path.open("rb") as file:
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    ask_for_huge_pages(mapping)
+    about = Path("/proc/self/smaps").read_text().partition(str(path))[2]
+    flags = about.partition("VmFlags:")[2].partition("\n")[0].split()
+    built_with_huge_pages = Path("/sys/kernel/mm/transparent_hugepage").exists()
+    assert ("hg" in flags) == built_with_huge_pages

@@ -78,7 +78,7 @@ _REQUIRED = (
 
 
 # Where every layer has experts.
-_WIDTHS = {"qwen2_moe": "moe_intermediate_size", "qwen3_moe": "moe_intermediate_size"}
+_WIDTHS = dict.fromkeys(("deepseek_v4", "qwen2_moe", "qwen3_moe"), "moe_intermediate_size")
 
 
 def _key(family: str, key: str) -> str:
@@ -160,7 +160,8 @@ _UNSUPPORTED = (
     ("llama", {"hidden_act": "xielu"}, "'hidden_act' in the config is 'xielu'"),
     ("gemma3", {"hidden_activation": "quick_gelu"}, "'hidden_activation'"),
     ("llama", {"quantization_config": {"quant_method": "fp8"}}, "method 'fp8'"),
-    ("qwen3", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "method 'gptq'"),
+    ("qwen3", {"quantization_config": {"quant_method": "aqlm"}}, "method 'aqlm'"),
+    ("qwen3", {"quantization_config": {"quant_method": "gptq", "bits": 3}}, "with 3 bits"),
     ("gemma2", {"use_bidirectional_attention": True}, "'use_bidirectional_attention'"),
     ("gemma3", {"use_bidirectional_attention": True}, "'use_bidirectional_attention'"),
     ("gemma3", {"attn_logit_softcapping": 50.0}, "'attn_logit_softcapping'"),
@@ -244,7 +245,8 @@ def test_every_tensor_is_needed_in_its_shape(name: str) -> None:
         with pytest.raises(CheckpointError, match=f"{tensor}' is missing"):
             make_spec(replace(files, tensors=fewer))
         shape = files.tensors[tensor].shape
-        for wrong in ((shape[0] + 1, *shape[1:]), (*shape, 1), shape[:-1]):
+        fewer_axes = () if shape == (1,) else (shape[:-1],)  # a single value needs none
+        for wrong in ((shape[0] + 1, *shape[1:]), (*shape, 1), *fewer_axes):
             other = {**files.tensors, tensor: Header(wrong)}
             with pytest.raises(CheckpointError, match=f"{tensor}' has shape"):
                 make_spec(replace(files, tensors=other))

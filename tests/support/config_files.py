@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers.core_model_loading import revert_weight_conversion
 
-from firstlight.formats.base import Weight
+from firstlight.formats.base import Format, Weight
 from firstlight.formats.registry import get_format
 from tests.support.tiny_models import tiny_model
 
@@ -37,6 +37,12 @@ class ConfigFiles:
         shape = self.tensors[name].shape
         data = np.ones(shape, np.float32).view(np.uint8).reshape(-1, 4 * shape[-1])
         return Weight(get_format("f32"), shape, data, name)
+
+    def format_of(self, name: str) -> Format:
+        return get_format(self.tensors[name].format)
+
+    def rows(self, name: str, start: int, stop: int) -> Weight:
+        return self.weight(name).row_slice(start, stop)
 
     def changed(self, **config: Any) -> ConfigFiles:
         """The same with other config values."""

@@ -74,10 +74,15 @@ def requests(
 
 
 def undisturbed(
-    folder: Path, asked: Sequence[SequenceRequest], device: str = "numpy"
+    folder: Path,
+    asked: Sequence[SequenceRequest],
+    device: str = "numpy",
+    exact: bool = False,
 ) -> list[list[int]]:
     """The tokens of each request on an engine in this process."""
-    engine = firstlight.load(folder, device, sequences=SEQUENCES, cache=False, tune=None).engine
+    engine = firstlight.load(
+        folder, device, sequences=SEQUENCES, cache=False, tune=None, exact=exact
+    ).engine
     sequences = [
         engine.add(
             each.prompt_ids,

@@ -43,7 +43,7 @@ _PERMUTED = ("llama", "mistral", "smollm3", "granite", "mixtral")
 # What GGUF has no keys for: dense layers among those with experts, a window outside Gemma, Phi and
 # gpt-oss, dynamic scaling, layers chosen one by one, a scale of the scores that does not follow
 # from the sizes, or gpt-oss's limit, and DeepSeek's magnitudes that differ, its biases, keys that
-# turn in halves, and groups of experts that are not used.
+# turn in halves, and groups of experts that are not used; and what is not read yet: DeepSeek-V4.
 _NOT_EXPRESSIBLE = (
     "mistral",
     "qwen2-sliding",
@@ -54,13 +54,15 @@ _NOT_EXPRESSIBLE = (
     "qwen2_moe-partly-dense",
     "qwen3_moe-partly-dense",
     "deepseek_v3-halves",
+    "deepseek_v4",
+    "deepseek_v4-yarn",
 )
 _SCALED_BY_HEAD_SIZE = {"query_pre_attn_scalar": 12}
 
 
 def expressible(tiny: TinyModel) -> TinyModel | None:
     """The nearest that a GGUF file can say; None: it cannot."""
-    if tiny.name in _NOT_EXPRESSIBLE:
+    if tiny.family not in _ARCHITECTURES or tiny.name in _NOT_EXPRESSIBLE:
         return None
     if "query_pre_attn_scalar" in tiny.changes:
         tiny = replace(tiny, changes={**tiny.changes, **_SCALED_BY_HEAD_SIZE})

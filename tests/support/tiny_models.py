@@ -115,9 +115,57 @@ _LATENT = {
     "num_experts_per_tok": 3,
     "moe_intermediate_size": 20,
 }
+_INDEXER = {"index_n_heads": 9, "index_head_dim": 12, "index_topk": 24}
 _DEEPSEEK_YARN = {**_YARN, "beta_fast": 32, "beta_slow": 1}
+_SPARSE, _HEAVY, _SLIDING = (
+    "compressed_sparse_attention",
+    "heavily_compressed_attention",
+    "sliding_attention",
+)
+_V4 = {
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "q_lora_rank": 20,
+    "partial_rotary_factor": 0.5,
+    "o_groups": 3,
+    "o_lora_rank": 10,
+    "index_n_heads": 8,
+    "index_head_dim": 12,
+    "index_topk": 5,
+    "sliding_window": 13,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "intermediate_size": 20,
+    "swiglu_limit": 1.5,
+    "routed_scaling_factor": 1.7,
+    "num_nextn_predict_layers": 0,
+    "num_hidden_layers": 4,
+    "layer_types": [_SLIDING, _SPARSE, _HEAVY, _SPARSE],
+    "compress_rates": {_SPARSE: 4, _HEAVY: 16},
+    "mlp_layer_types": ["hash_moe", "moe", "hash_moe", "moe"],
+}
 
 _DEEPSEEK = (
+    TinyModel("deepseek_v4", "DeepseekV4ForCausalLM", _V4),
+    TinyModel(
+        "deepseek_v4-yarn",
+        "DeepseekV4ForCausalLM",
+        {
+            **_V4,
+            "head_dim": 12,
+            "partial_rotary_factor": 1.0,
+            "num_hidden_layers": 3,
+            "layer_types": [_HEAVY, _SPARSE, _SPARSE],
+            "compress_rates": {_SPARSE: 3, _HEAVY: 8},
+            "mlp_layer_types": ["moe", "hash_moe", "moe"],
+            "hc_mult": 3,
+            "hc_sinkhorn_iters": 5,
+            "o_groups": 1,
+            "index_n_heads": 9,
+            "index_topk": 7,
+            **_rope("yarn", **_DEEPSEEK_YARN),
+        },
+    ),
     TinyModel(
         "deepseek_v2",
         "DeepseekV2ForCausalLM",
@@ -153,6 +201,33 @@ _DEEPSEEK = (
             "norm_topk_prob": False,
         },
         _older(),
+    ),
+    TinyModel(
+        "deepseek_v32",
+        "DeepseekV32ForCausalLM",
+        {
+            **_LATENT,
+            **_INDEXER,
+            **_rope("yarn", **_DEEPSEEK_YARN, mscale=1.0, mscale_all_dim=1.0),
+        },
+        _older(
+            scaling={"type": "yarn", **_DEEPSEEK_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+            layer_types=ABSENT,
+            mlp_layer_types=ABSENT,
+        ),
+    ),
+    TinyModel(
+        "deepseek_v32-few",
+        "DeepseekV32ForCausalLM",
+        {
+            **_LATENT,
+            **_INDEXER,
+            "index_topk": 5,
+            "index_head_dim": 8,
+            "num_hidden_layers": 3,
+            "attention_bias": True,
+            "mlp_layer_types": ["sparse", "dense", "sparse"],
+        },
     ),
 )
 
@@ -433,6 +508,10 @@ def randomise(model: Any, seed: int) -> None:
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
+            elif name.endswith("tid2eid"):  # of each token id, experts that differ
+                experts = model.config.num_local_experts
+                noise = torch.rand((len(buffer), experts), generator=generator)
+                buffer.copy_(noise.argsort(dim=1)[:, : buffer.shape[1]])
 
 
 def write_checkpoint(

@@ -26,6 +26,8 @@ class _Entry:
         remedy: what to do about that.
         instead: the backend that stands in then; None: there is none, and opening is an error.
         rounds: whether its kernels may round activations, unless it is made with exact=True.
+        places: whether it reaches several devices; after a colon its name may say which, and its
+            module's `all_places` tells which there are.
     """
 
     module: str
@@ -35,6 +37,7 @@ class _Entry:
     remedy: str = ""
     instead: str | None = None
     rounds: bool = False
+    places: bool = False
 
 
 # Imported only when used, so that no vendor's package is needed.
@@ -49,6 +52,16 @@ _BACKENDS = {
         instead="numpy",
         rounds=True,
     ),
+    "torch": _Entry(
+        "firstlight.backends.torch.backend",
+        "TorchBackend",
+        needs="torch",
+        part="PyTorch",
+        remedy="Install it (pip install firstlight[torch]), or use --device cpu; with it, "
+        "--device torch:cpu works on any machine",
+        rounds=True,
+        places=True,
+    ),
 }
 
 
@@ -58,16 +71,18 @@ def backend_names() -> tuple[str, ...]:
 
 
 def available_devices() -> tuple[str, ...]:
-    """The backends that can run on this machine as themselves."""
-    return tuple(name for name, entry in _BACKENDS.items() if _imports(entry.module))
+    """The devices that can be opened on this machine as themselves."""
+    return tuple(device for name, entry in _BACKENDS.items() for device in _devices(name, entry))
 
 
-def _imports(module: str) -> bool:
+def _devices(name: str, entry: _Entry) -> tuple[str, ...]:
+    if entry.places and find_spec(entry.needs) is None:
+        return ()
     try:
-        import_module(module)
+        module = import_module(entry.module)
     except ImportError:
-        return False
-    return True
+        return ()
+    return tuple(f"{name}:{place}" for place in module.all_places()) if entry.places else (name,)
 
 
 def open_device(name: str, *, exact: bool = False, check_kernels: bool = True) -> Backend:
@@ -78,7 +93,8 @@ def open_device(name: str, *, exact: bool = False, check_kernels: bool = True) -
     backend's extension is missing, the numpy backend takes its place, with a warning.
 
     Args:
-        name: one of backend_names().
+        name: one of backend_names(); of a backend that reaches several devices, after a colon
+            which: "torch:cpu" (docs/torch.md).
         exact: round no activations (ops/rounding.py): every product sums float32 values. Where a
             backend rounds none anyway, this changes nothing.
         check_kernels: False trusts every kernel unseen; so does the environment variable
@@ -87,8 +103,9 @@ def open_device(name: str, *, exact: bool = False, check_kernels: bool = True) -
     Raises:
         DeviceError: unknown name, or the backend cannot run on this machine.
     """
-    entry = _BACKENDS.get(name)
-    if entry is None:
+    backend_name, colon, place = name.partition(":")
+    entry = _BACKENDS.get(backend_name)
+    if entry is None or (colon and not (entry.places and place)):
         raise DeviceError(
             f"device {name!r}",
             "firstlight has no backend of that name",
@@ -107,7 +124,11 @@ def open_device(name: str, *, exact: bool = False, check_kernels: bool = True) -
             f"{entry.remedy}."
         )
         return open_device(entry.instead, exact=exact, check_kernels=check_kernels)
-    backend: Backend = kind(exact=exact) if entry.rounds else kind()
+    backend: Backend
+    if entry.places:
+        backend = kind(place or None, exact=exact)
+    else:
+        backend = kind(exact=exact) if entry.rounds else kind()
     if check_kernels:
         from firstlight.verify.trust import distrusted_kernels
 

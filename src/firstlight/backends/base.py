@@ -19,6 +19,7 @@ from firstlight import __version__
 from firstlight.backends.kernel import DEFINITION, Choice, Kernel, Parameter, Tuned, tuned
 from firstlight.formats.base import Floats, Weight
 from firstlight.host.ceilings import Ceilings, cached_ceilings, measure_ceilings, read_ceilings
+from firstlight.host.memory import total_memory
 from firstlight.host.processor import processor, usable_cores
 from firstlight.ops.contract import get_op
 from firstlight.ops.interface import Ops, PackedWeight, Tensor
@@ -75,6 +76,10 @@ class Backend(Ops):
     ) -> Tensor:
         storage = {"float32": np.float32, "bfloat16": np.uint16}[dtype]
         return np.zeros((pages, page_tokens, *entry), storage)
+
+    def total_memory(self) -> int:
+        """Bytes of memory that tensors could ever have."""
+        return total_memory()
 
     # What the device is ------------------------------------------------------------------
 
@@ -231,6 +236,10 @@ class Backend(Ops):
     def is_tensor(self, argument: Any) -> bool:
         """Whether an op's argument is one of this backend's tensors."""
         return isinstance(argument, np.ndarray)
+
+    def sized(self, argument: Any) -> Any:
+        """An op's argument as far as the op's cost asks: a tensor's shape, size and dtype."""
+        return argument
 
     def is_packed(self, argument: Any) -> bool:
         """Whether an op's argument is one of this backend's packed weights."""

@@ -7,9 +7,11 @@ The text is cut into words by regular expressions, each word's bytes are written
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Container, Sequence
+from typing import TYPE_CHECKING
 
-from firstlight.checkpoint.files import shown
+from firstlight.checkpoint.files import read_limited, shown
 from firstlight.checkpoint.gguf_metadata import (
     CONTROL,
     CONVERT_AGAIN,
@@ -21,22 +23,65 @@ from firstlight.checkpoint.huggingface_tokenizer import (
     byte_alphabet,
     library_errors,
 )
+from firstlight.checkpoint.quick_library import WORTH_KEEPING, QuickLibrary, quick_library
 from firstlight.checkpoint.word_patterns import WORD_PATTERNS
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as LibraryTokenizer
 
-def byte_level_tokenizer(metadata: TokenizerMetadata) -> HuggingFaceTokenizer:
+_VERSION = 1
+"""Of what `_build` makes of the same metadata; raised when that changes."""
+
+
+def byte_level_tokenizer(metadata: TokenizerMetadata, header_end: int = 0) -> HuggingFaceTokenizer:
     """The tokenizer of kind `gpt2` that a GGUF file describes.
+
+    Args:
+        header_end: where the file's metadata end; 0: keep no quick form of the tokenizer.
 
     Raises:
         TokenizerError: its vocabulary or merges are damaged, or its words are cut in a way that
             firstlight does not know.
     """
+    cuts = word_patterns(metadata)
+    special = {*metadata.ids_of_type(CONTROL), *metadata.named_ids.values()}
+    added = sorted(special.union(metadata.ids_of_type(USER_DEFINED)))
+
+    def build() -> LibraryTokenizer:
+        return _build(metadata, cuts, special, added)
+
+    library: LibraryTokenizer | QuickLibrary
+    if len(metadata.tokens) < WORTH_KEEPING or not header_end:
+        library = build()
+    else:
+        header = read_limited(metadata.path, header_end, truncate=True)
+        key = (hashlib.sha256(header).hexdigest(), cuts, _VERSION)
+        library = quick_library(key, byte_alphabet(), build)
+    beginning = metadata.token_id("bos")
+    end = metadata.token_id("eos")
+    return HuggingFaceTokenizer(
+        library,
+        metadata.path,
+        beginning_id=beginning,
+        end_ids=metadata.end_ids,
+        chat_template=metadata.chat_template(
+            {
+                name: library.id_to_token(i) or metadata.tokens[i]
+                for name, i in metadata.named_ids.items()
+            }
+        ),
+        vocabulary_size=len(metadata.tokens),
+        in_front=beginning if metadata.flag("add_bos_token", False) else None,
+        behind=end if metadata.flag("add_eos_token", False) else None,
+    )
+
+
+def _build(
+    metadata: TokenizerMetadata, cuts: Sequence[str], special: Container[int], added: Sequence[int]
+) -> LibraryTokenizer:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
     tokens = list(metadata.tokens)
-    special = {*metadata.ids_of_type(CONTROL), *metadata.named_ids.values()}
-    added = sorted(special.union(metadata.ids_of_type(USER_DEFINED)))
-    cuts = [*word_patterns(metadata)]
     vocabulary = _vocabulary(tokens, set(added))
     merges = _merges(metadata)
     with library_errors(metadata.path, CONVERT_AGAIN):
@@ -51,20 +96,7 @@ def byte_level_tokenizer(metadata: TokenizerMetadata) -> HuggingFaceTokenizer:
         library.add_tokens(
             [AddedToken(tokens[i], special=i in special, normalized=False) for i in added]
         )
-    beginning = metadata.token_id("bos")
-    end = metadata.token_id("eos")
-    return HuggingFaceTokenizer(
-        library,
-        metadata.path,
-        beginning_id=beginning,
-        end_ids=metadata.end_ids,
-        chat_template=metadata.chat_template(
-            {name: tokens[i] for name, i in metadata.named_ids.items()}
-        ),
-        vocabulary_size=len(tokens),
-        in_front=beginning if metadata.flag("add_bos_token", False) else None,
-        behind=end if metadata.flag("add_eos_token", False) else None,
-    )
+    return library
 
 
 def word_patterns(metadata: TokenizerMetadata) -> tuple[str, ...]:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from firstlight.checkpoint.deepseek_config import in_published_words
 from firstlight.checkpoint.files import exists
 from firstlight.checkpoint.json_file import read_json_object
 from firstlight.errors import CheckpointError
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The object in `folder`/config.json.
+    """The object in `folder`/config.json, its keys as they are published (`deepseek_config`).
 
     Raises:
         CheckpointError: it is missing, over 16 MiB, or not the JSON that `read_json_object` takes.
@@ -24,7 +25,18 @@ def read_config(folder: Path) -> dict[str, Any]:
             "has weights but no config.json, which says what model they belong to",
             "Download config.json from the model's repository into that folder",
         )
-    return read_json_object(path)
+    config = in_published_words(read_json_object(path))
+    return _with_modelopt(config, folder / "hf_quant_config.json")
+
+
+def _with_modelopt(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """With what ModelOpt's older checkpoints say in a file of its own, in its newer words."""
+    if config.get("quantization_config") is not None or not exists(path):
+        return config
+    declared = read_json_object(path).get("quantization")
+    if not isinstance(declared, Mapping):
+        return config
+    return {**config, "quantization_config": {"quant_method": "modelopt", **declared}}
 
 
 def asks_for_code(config: Mapping[str, Any]) -> str | None:

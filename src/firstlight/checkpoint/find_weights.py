@@ -14,6 +14,8 @@ from firstlight.errors import CheckpointError
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+# As DeepSeek's conversion names what each of several processes is to read.
+_SPLIT = re.compile(r"model\d+-mp(\d+)\.safetensors")
 _NUMBERED = re.compile(r".*-(\d{5})-of-(\d{5})\.[a-z]+", re.DOTALL)
 
 
@@ -73,6 +75,12 @@ def find_weights(location: Path) -> FoundWeights:
         if chosen:
             paths = tuple(location / name for name in chosen)
             return FoundWeights("gguf" if kind == "gguf" else "safetensors", paths)
+        if any(_SPLIT.fullmatch(name) for name in found):
+            raise CheckpointError(
+                location,
+                f"holds parts of matrices, one file for each of several processes: {_some(found)}",
+                "Convert the model again with --model-parallel 1, or use it as it was published",
+            )
         if found or indices:
             raise CheckpointError(
                 location,

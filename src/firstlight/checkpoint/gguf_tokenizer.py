@@ -29,14 +29,14 @@ def load_gguf_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
         TokenizerError: it is missing, damaged, or of a kind that firstlight does not know.
     """
     metadata = TokenizerMetadata(checkpoint.config, checkpoint.files[0])
-    if metadata.kind == "gpt2":
-        from firstlight.checkpoint.byte_level_tokenizer import byte_level_tokenizer
-
-        return byte_level_tokenizer(metadata)
     header_end = min(
         (info.offset for info in checkpoint.tensors.values() if info.file == metadata.path),
         default=0,
     )
+    if metadata.kind == "gpt2":
+        from firstlight.checkpoint.byte_level_tokenizer import byte_level_tokenizer
+
+        return byte_level_tokenizer(metadata, header_end)
     return _piece_tokenizer(metadata, header_end)
 
 

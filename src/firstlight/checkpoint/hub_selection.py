@@ -20,6 +20,7 @@ INDEX_NAME = "model.safetensors.index.json"
 _DOCUMENTS = ("readme*", "licen[cs]e*", "notice*", "use_policy*", "*terms*")
 _DESCRIPTIONS = (
     "config*.json",
+    "hf_quant_config.json",
     "generation_config.json",
     "params.json",
     "tokenizer*.json",

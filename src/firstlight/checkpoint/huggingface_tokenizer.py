@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as LibraryTokenizer
 
     from firstlight.checkpoint.chat_template import ChatTemplate
+    from firstlight.checkpoint.quick_library import QuickLibrary
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _METASPACE = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
@@ -61,7 +62,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def __init__(
         self,
-        library: LibraryTokenizer,
+        library: LibraryTokenizer | QuickLibrary,
         subject: object,
         *,
         beginning_id: int | None,
@@ -121,7 +122,9 @@ class HuggingFaceTokenizer(Tokenizer):
         return bytes.fromhex(byte[1]) if byte else token.replace("▁", " ").encode()
 
 
-def _decoding(library: LibraryTokenizer, subject: object) -> tuple[bool, ByteErrors, LeadingSpace]:
+def _decoding(
+    library: LibraryTokenizer | QuickLibrary, subject: object
+) -> tuple[bool, ByteErrors, LeadingSpace]:
     """Whether tokens are spelled in the byte alphabet; and how their bytes become text."""
     decoder: dict[str, Any] = (
         {} if library.decoder is None else json.loads(library.decoder.__getstate__())

@@ -11,6 +11,7 @@ import numpy as np
 from firstlight.checkpoint.files import open_regular
 from firstlight.errors import CheckpointError
 from firstlight.formats.base import Bytes
+from firstlight.host.mapping import map_file
 
 
 class MappedFile:
@@ -60,7 +61,7 @@ class MappedFile:
             if not size:
                 return np.empty(0, np.uint8)
             try:
-                mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+                mapping = map_file(file.fileno(), size)
             except (OSError, ValueError, OverflowError) as error:
                 raise CheckpointError(
                     self.path,

@@ -7,6 +7,7 @@ tokenizer_config.json names the special tokens and may add tokens and chat templ
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,15 @@ from firstlight.errors import CheckpointError, TokenizerError
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
+    from tokenizers import Tokenizer as LibraryTokenizer
+
+    from firstlight.checkpoint.quick_library import QuickLibrary
+
+_VERSION = 1
+"""Of what `_build` makes of the same files; raised when that changes."""
+
+_FILE_BYTES_OF_A_TOKEN = 30
+"""With its merge, at least; so a smaller file has a vocabulary not worth keeping anew."""
 
 LARGEST_TOKENIZER = 512 << 20
 """Bytes. A vocabulary of 262,144 with its merges has 33 MB."""
@@ -87,22 +97,25 @@ def read_file(path: Path, limit: int = LARGEST_TOKENIZER) -> bytes:
 
 
 def _from_library_file(path: Path, settings: FolderSettings) -> Tokenizer:
-    from tokenizers import AddedToken
-    from tokenizers import Tokenizer as LibraryTokenizer
-
-    from firstlight.checkpoint.huggingface_tokenizer import HuggingFaceTokenizer, library_errors
+    from firstlight.checkpoint.huggingface_tokenizer import (
+        HuggingFaceTokenizer,
+        byte_alphabet,
+        library_errors,
+    )
+    from firstlight.checkpoint.quick_library import WORTH_KEEPING, quick_library
 
     data = read_file(path)
+
+    def build() -> LibraryTokenizer:
+        return _build(data, settings)
+
     with library_errors(path, DOWNLOAD_AGAIN):
-        library = LibraryTokenizer.from_buffer(data)
-        present = library.get_added_tokens_decoder()
-        known = {repr(token) for token in present.values()}
-        wanted = [_added_token(entry) for _, entry in sorted(settings.added.items())]
-        tokens = [token for token in wanted if repr(token) not in known]
-        names = {token.content for token in [*present.values(), *wanted]}
-        special = dict.fromkeys([*settings.named.values(), *settings.extra_special])
-        tokens += [AddedToken(text, special=True) for text in special if text not in names]
-        library.add_tokens(tokens)
+        if len(data) < _FILE_BYTES_OF_A_TOKEN * WORTH_KEEPING:
+            library: LibraryTokenizer | QuickLibrary = build()
+        else:
+            digest = hashlib.sha256(data).hexdigest()
+            said = (settings.named, settings.extra_special, settings.added)
+            library = quick_library((digest, said, _VERSION), byte_alphabet(), build)
         ids = {name: library.token_to_id(text) for name, text in settings.named.items()}
     return HuggingFaceTokenizer(
         library,
@@ -111,6 +124,24 @@ def _from_library_file(path: Path, settings: FolderSettings) -> Tokenizer:
         end_ids=end_ids(ids),
         chat_template=settings.chat_template,
     )
+
+
+def _build(data: bytes, settings: FolderSettings) -> LibraryTokenizer:
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as LibraryTokenizer
+
+    library = LibraryTokenizer.from_buffer(data)
+    present = library.get_added_tokens_decoder()
+    known = {repr(token) for token in present.values()}
+    wanted = [_added_token(entry) for _, entry in sorted(settings.added.items())]
+    tokens = [token for token in wanted if repr(token) not in known]
+    names = {token.content for token in [*present.values(), *wanted]}
+    special = dict.fromkeys([*settings.named.values(), *settings.extra_special])
+    tokens += [AddedToken(text, special=True) for text in special if text not in names]
+    library.add_tokens(tokens)
+    library.no_truncation()
+    library.no_padding()
+    return library
 
 
 def end_ids(ids: Mapping[str, int | None]) -> frozenset[int]:

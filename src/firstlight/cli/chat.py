@@ -12,6 +12,7 @@ from firstlight.cli.options import (
     add_loading,
     add_model,
     add_sampling,
+    add_speculation,
     generation_parameters,
     load_model,
 )
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="at most so many tokens an answer (default: what the context holds)",
     )
     add_loading(parser)
+    add_speculation(parser)
     add_sampling(parser)
     add_hub(parser)
 
@@ -51,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Read messages and answer them until the input ends."""
     parameters = generation_parameters(arguments)
-    model = load_model(arguments, "chat")
+    model = load_model(arguments, "chat", speculation=arguments.speculate)
     interactive = is_terminal(sys.stdin)
     conversation = Conversation(model, arguments.system, parameters, interactive)
     conversation.check()

@@ -33,7 +33,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _device(backend: Backend, arguments: argparse.Namespace) -> dict[str, Any]:
-    from firstlight.host.memory import available_memory, total_memory
     from firstlight.host.processor import usable_cores
     from firstlight.ops import all_ops
 
@@ -46,8 +45,8 @@ def _device(backend: Backend, arguments: argparse.Namespace) -> dict[str, Any]:
         "name": backend.device_name(),
         "details": backend.device_key(),
         "cores": usable_cores(),
-        "memory": total_memory(),
-        "available_memory": available_memory(),
+        "memory": backend.total_memory(),
+        "available_memory": backend.available_memory(),
         "bandwidth_bytes_per_second": ceilings.bandwidth_bytes_per_second,
         "matrix_operations_per_second": ceilings.matrix_operations_per_second,
         "measured_at": ceilings.measured_at,

@@ -154,12 +154,14 @@ def _heads(attention: AttentionSpec) -> dict[str, Any]:
             "key_value_heads": 1,
             "head_size": attention.plain_size + attention.rope.size,
             "latent_size": attention.latent_size,
+            "selected_positions": None if attention.indexer is None else attention.indexer.top_k,
         }
     return {
         "heads": attention.heads,
         "key_value_heads": attention.key_value_heads,
         "head_size": attention.head_size,
         "latent_size": None,
+        "selected_positions": None,
     }
 
 
@@ -211,7 +213,6 @@ def _run_here(
     checkpoint: Checkpoint, spec: ModelSpec, backend: Backend, target: Format | None, state: str
 ) -> dict[str, Any]:
     from firstlight.errors import InsufficientMemoryError
-    from firstlight.host.memory import available_memory
     from firstlight.loading import memory_plan
     from firstlight.model.matrices import kept_matrices
 
@@ -219,7 +220,7 @@ def _run_here(
     slow = sorted(matrices - backend.fast_formats())
     here: dict[str, Any] = {
         "device": backend.name,
-        "available_memory": available_memory(),
+        "available_memory": backend.available_memory(),
         "formats_without_kernel": slow,
     }
     try:
@@ -227,6 +228,8 @@ def _run_here(
     except InsufficientMemoryError as error:
         return {**here, "runs": False, "why": str(error)}
     how = f"on {backend.name}, with a context of {plan.context_length:,} tokens"
+    if plan.mapped:
+        how += "; memory does not hold its weights, which stay on disk: slowly"
     if slow:
         how += f"; products with {', '.join(slow)} run as their definition, slowly"
     return {**here, "runs": True, "how": how, "context_length_here": plan.context_length}

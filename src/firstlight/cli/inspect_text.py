@@ -64,6 +64,8 @@ def _architecture(report: dict[str, Any]) -> list[tuple[str, str]]:
     heads = f"{report['heads']} of {report['head_size']}"
     if report["latent_size"]:
         heads += f", over one latent of {report['latent_size']}"
+        if report["selected_positions"]:
+            heads += f", at {report['selected_positions']:,} positions that an indexer selects"
     elif report["key_value_heads"] != report["heads"]:
         heads += f", {report['key_value_heads']} for keys and values"
     experts = []

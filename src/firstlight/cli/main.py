@@ -23,6 +23,7 @@ _COMMANDS = {
     "inspect": "say what a model is, what memory it needs, and whether it runs here",
     "verify": "compare a model's predictions in one configuration with a reference",
     "bench": "measure a model's speed beside this device's ceiling, or any server's under load",
+    "convert": "write a model in another storage format, to a folder that others read too",
     "tune": "choose the fastest kernels for a model on this machine, by timing them",
     "devices": "list the chips found, with their measured ceilings",
     "cache": "list, verify or delete the packed weights on disk",

@@ -51,7 +51,12 @@ def add_hub(parser: argparse.ArgumentParser) -> None:
 def add_loading(parser: argparse.ArgumentParser) -> None:
     """How a model is loaded."""
     group = parser.add_argument_group("loading")
-    group.add_argument("--device", default="cpu", help="chip to run on (default: cpu)")
+    group.add_argument(
+        "--device",
+        default="cpu",
+        help="chip to run on: cpu, numpy, or one of PyTorch's: torch, torch:cpu, torch:TYPE:INDEX "
+        "(default: cpu)",
+    )
     group.add_argument(
         "--weights", metavar="FORMAT", help="convert weights on loading: int8, int4, bf16, f32"
     )
@@ -69,6 +74,23 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help="pack weights in memory, and keep nothing on disk (see firstlight cache)",
     )
     _add_tuning(group)
+
+
+def add_speculation(parser: argparse._ActionsContainer) -> None:
+    """How tokens are guessed ahead."""
+    parser.add_argument(
+        "--speculate",
+        type=_speculation,
+        default="auto",
+        metavar="HOW",
+        help="guess tokens ahead, which changes no output: auto, from what stands in the text; "
+        "mtp, by the model's own layer of multi-token prediction; a number, always so many; off "
+        "(default: auto)",
+    )
+
+
+def _speculation(text: str) -> str | int:
+    return int(text) if text.isascii() and text.isdigit() else text
 
 
 def _add_tuning(parser: argparse._ActionsContainer) -> None:

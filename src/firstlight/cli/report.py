@@ -28,6 +28,7 @@ class Speed:
     Attributes:
         bandwidth_share: bytes of weights read per second of decoding, over the device's measured
             bandwidth; None where that has not been measured, or too few tokens were decoded.
+        proposed_tokens, accepted_tokens: guessed ahead, and how many of those were right.
     """
 
     prompt_tokens: int
@@ -35,6 +36,8 @@ class Speed:
     tokens: int
     decode_seconds: float
     bandwidth_share: float | None
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -52,6 +55,8 @@ class Speed:
             parts.append(f"{self.tokens} new at {self.tokens_per_second:.1f} tokens/s")
         if self.bandwidth_share is not None:
             parts.append(f"{self.bandwidth_share:.0%} of this machine's memory bandwidth")
+        if self.proposed_tokens:
+            parts.append(f"{self.accepted_tokens} of {self.proposed_tokens} guesses right")
         return ", ".join(parts)
 
     def values(self) -> dict[str, Any]:
@@ -63,6 +68,8 @@ class Speed:
             "decode_seconds": round(self.decode_seconds, 6),
             "tokens_per_second": self.tokens_per_second,
             "bandwidth_share": self.bandwidth_share,
+            "proposed_tokens": self.proposed_tokens,
+            "accepted_tokens": self.accepted_tokens,
         }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from firstlight.cli.input import read_input
@@ -12,6 +13,7 @@ from firstlight.cli.options import (
     add_loading,
     add_model,
     add_sampling,
+    add_speculation,
     generation_parameters,
     load_model,
 )
@@ -57,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--verbose", action="store_true", help="show which op ran as what, and what it cost"
     )
     add_loading(parser)
+    add_speculation(parser)
     add_sampling(parser)
     add_hub(parser)
 
@@ -68,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     set_quiet(arguments.quiet)
     parameters = _parameters(arguments)
     prompt = _prompt(arguments)
-    model = load_model(arguments, "text")
+    model = load_model(arguments, "text", speculation=arguments.speculate)
     # Imported here: what it needs has been loaded with the model.
     from firstlight.cli.report import licence_line, usage_table
 
@@ -146,7 +149,12 @@ def _speed(model: LanguageModel, generation: Generation) -> Speed:
 
     ceilings = model.backend.known_ceilings()
     bandwidth = None if ceilings is None else ceilings.bandwidth_bytes_per_second
-    return measure(model, generation, bandwidth)
+    speed = measure(model, generation, bandwidth)
+    # The model has made nothing but this text.
+    done = model.engine.statistics()
+    return replace(
+        speed, proposed_tokens=done.proposed_tokens, accepted_tokens=done.accepted_tokens
+    )
 
 
 def _result(

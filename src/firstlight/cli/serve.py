@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from firstlight.cli.options import MODEL_HELP, add_hub, add_loading
+from firstlight.cli.options import MODEL_HELP, add_hub, add_loading, add_speculation
 from firstlight.errors import RequestError
 
 if TYPE_CHECKING:
@@ -45,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: once, on --device)",
     )
     parser.add_argument(
+        "--no-core-shares",
+        action="store_true",
+        help="let the system place replicas on the processor's cores, instead of giving each its "
+        "own (Linux)",
+    )
+    parser.add_argument(
         "--log-format", choices=("text", "json"), default="text", help="of lines on standard error"
     )
     add_loading(parser)
@@ -75,9 +81,7 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--no-prefix-caching", action="store_true", help="compute every prompt from its beginning"
     )
-    group.add_argument(
-        "--no-speculation", action="store_true", help="guess no tokens ahead; output is the same"
-    )
+    add_speculation(group)
 
 
 def _add_access(group: argparse._ArgumentGroup) -> None:
@@ -193,6 +197,7 @@ def _tls(arguments: argparse.Namespace) -> SSLContext | None:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
+    from firstlight.engine.speculation import check_speculation
     from firstlight.replica.messages import ModelOptions
     from firstlight.server.api_keys import Caller, read_api_keys
     from firstlight.server.limits import Limits
@@ -200,6 +205,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     from firstlight.server.served_model import open_model_text
     from firstlight.server.serving import Settings
 
+    check_speculation(arguments.speculate)
     rates = arguments.requests_per_minute, arguments.tokens_per_minute
     names = model_names(arguments.models, arguments.name)
     devices = _devices(arguments)
@@ -222,7 +228,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
             if arguments.state_memory is None
             else int(arguments.state_memory * _GIBIBYTE),
             prefix_caching=not arguments.no_prefix_caching,
-            speculation="off" if arguments.no_speculation else "auto",
+            speculation=arguments.speculate,
             exact=arguments.exact,
             endpoint=arguments.endpoint,
             cache=not arguments.no_cache,
@@ -246,6 +252,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         Caller("", b"", *rates),
         arguments.cors,
         arguments.share_prefixes,
+        not arguments.no_core_shares,
     )
 
 

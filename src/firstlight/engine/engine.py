@@ -26,6 +26,7 @@ from firstlight.engine.parameters import (
     check_token_ids,
     check_whole,
 )
+from firstlight.engine.prediction import PredictorProposer
 from firstlight.engine.prefix_cache import PrefixCache
 from firstlight.engine.sampler import check_logit_bias, sample
 from firstlight.engine.scheduler import Scheduler, Slice
@@ -35,7 +36,12 @@ from firstlight.engine.sequence import (
     ReceivePromptLogits,
     Sequence,
 )
-from firstlight.engine.speculation import Proposer, Speculation, Speculator
+from firstlight.engine.speculation import (
+    Proposer,
+    Speculation,
+    Speculator,
+    check_prediction,
+)
 from firstlight.engine.state_size import (
     longest_sequence,
     page_bytes,
@@ -46,7 +52,9 @@ from firstlight.engine.statistics import EngineStatistics, Totals
 from firstlight.errors import FirstlightError, RequestError
 from firstlight.formats.base import Floats
 from firstlight.model.decoder import Decoder
+from firstlight.model.predictor import Predictor
 from firstlight.model.rope import replay_length
+from firstlight.model.stream import whole_pages
 
 
 class Engine:
@@ -69,14 +77,17 @@ class Engine:
         sequences: how many may run at once; further ones wait.
         token_budget: most tokens of one step; longer prompts are computed in chunks.
         state_dtype: "float32" or "bfloat16".
+        page_tokens: token positions per page, or the next multiple that every stream's stride
+            divides.
         state_memory: bytes of state there are; None: enough for all `sequences` at full length.
         prompt_budget: most tokens of prompts in a step in which other sequences decode.
         prefix_caching: whether state is shared by sequences that begin alike.
         speculation: see `Speculator`.
-        proposer: where guesses come from; None: `PromptLookup`.
+        proposer: where guesses come from; None: `PromptLookup`, or the decoder's predictor with
+            "mtp".
 
     Raises:
-        RequestError: one of these is out of range.
+        RequestError: one of these is out of range, or the decoder has no predictor for "mtp".
         InsufficientMemoryError: state_memory is less than one page of tokens takes.
     """
 
@@ -108,6 +119,7 @@ class Engine:
         self.context_length = context_length
         self.token_budget = token_budget
         self.state_dtype = state_dtype
+        page_tokens = whole_pages(decoder.streams, page_tokens)
         capacities = self._capacities(sequences, state_memory, page_tokens)
         self._sequence_tokens = longest_sequence(
             decoder.groups, capacities, context_length, token_budget, page_tokens
@@ -116,6 +128,11 @@ class Engine:
         self._state = decoder.new_state(capacities, page_tokens, state_dtype)
         self._replay_length = replay_length(decoder.spec)
         self._totals = Totals()
+        self._predicting: PredictorProposer | None = None
+        if speculation == "mtp" and proposer is None:
+            check_prediction(speculation, decoder.spec.predictor is not None, decoder.spec.family)
+            self._predicting = PredictorProposer(Predictor(decoder), self._state, self.pages)
+            proposer = self._predicting
         self._speculator = Speculator(speculation, proposer)
         self.scheduler = Scheduler(
             self.pages,
@@ -342,6 +359,8 @@ class Engine:
                 else:
                     progress += self._advance(rows.part, mine, likeliest[row : row + rows.count])
                 row += rows.count
+        if self._predicting is not None:
+            self._predicting.follow(slices, hidden)
         return progress
 
     def _give_prompt_logits(self, sequence: Sequence, position: int, logits: Floats) -> None:

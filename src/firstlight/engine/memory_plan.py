@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from firstlight.engine.batching import HEAD_ROWS
 from firstlight.engine.options import (
@@ -16,10 +16,14 @@ from firstlight.errors import InsufficientMemoryError
 from firstlight.formats.base import Format
 from firstlight.model import attention
 from firstlight.model.spec import AttentionSpec, LatentAttentionSpec, ModelSpec
-from firstlight.model.stream import StreamSpec, group_streams
+from firstlight.model.stream import StreamSpec, first_seen, group_streams, whole_pages
 from firstlight.model.tensor_files import TensorFiles
 from firstlight.model.weights import weight_bytes
 from firstlight.ops import Ops
+
+_WORKING_BYTES = 64 << 20
+"""Of weights that are mapped: what is in memory at a time at least, while they are packed or
+multiplied."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class MemoryPlan:
         state: pages of all streams, which the sequences share.
         activations: the largest step's intermediate values, estimated from above.
         state_dtype: what the state is kept in.
+        mapped: of the weights, what stays in files that are mapped because memory does not hold
+            all of it; 0 where it does.
     """
 
     context_length: int
@@ -39,10 +45,12 @@ class MemoryPlan:
     state: int
     activations: int
     state_dtype: str = "float32"
+    mapped: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.state + self.activations
+        """What must be in memory."""
+        return self.weights - self.mapped + self.state + self.activations
 
 
 def plan_memory(
@@ -83,11 +91,14 @@ def state_bytes(
     token_budget: int = TOKEN_BUDGET,
 ) -> int:
     """Bytes of the pages that one sequence of that length holds at most."""
+    layers = _streams(spec)
+    page_tokens = whole_pages(layers, PAGE_TOKENS)
     return sum(
-        pages_per_sequence(stream.window, context_length, token_budget, PAGE_TOKENS)
-        * (PAGE_TOKENS // stream.stride)
+        pages_per_sequence(stream.window, context_length, token_budget, page_tokens)
+        * (page_tokens // stream.stride)
         * stream.entry_bytes(dtype)
-        for stream in _streams(spec)
+        for streams in layers
+        for stream in streams
     )
 
 
@@ -95,30 +106,46 @@ def _pool_bytes(
     spec: ModelSpec, context_length: int, dtype: str, token_budget: int, memory: int
 ) -> int:
     """Bytes of the whole pages that an engine makes of so much memory."""
-    streams = tuple(attention.streams(layer.attention) for layer in spec.layers)
-    groups = group_streams(streams)
-    sizes = [page_bytes(streams, group, dtype, PAGE_TOKENS) for group in groups]
-    counts = page_counts(groups, sizes, memory, context_length, token_budget, PAGE_TOKENS)
+    streams = _streams(spec)
+    groups, page_tokens = group_streams(streams), whole_pages(streams, PAGE_TOKENS)
+    sizes = [page_bytes(streams, group, dtype, page_tokens) for group in groups]
+    counts = page_counts(groups, sizes, memory, context_length, token_budget, page_tokens)
     return sum(count * size for count, size in zip(counts, sizes, strict=True))
 
 
 def state_bytes_per_token(spec: ModelSpec, dtype: str = "float32") -> int:
     """Bytes that one more token adds while no window is full."""
-    return sum(stream.entry_bytes(dtype) // stream.stride for stream in _streams(spec))
+    return sum(
+        stream.entry_bytes(dtype) // stream.stride
+        for streams in _streams(spec)
+        for stream in streams
+    )
 
 
-def _streams(spec: ModelSpec) -> list[StreamSpec]:
-    return [stream for layer in spec.layers for stream in attention.streams(layer.attention)]
+def entries_bytes(spec: ModelSpec, length: int, dtype: str = "float32") -> int:
+    """Bytes of the entries that a sequence of so many tokens is remembered by: all that its next
+    token needs, and no page that is partly filled."""
+    return sum(
+        (length // stream.stride - first_seen(stream.window, stream.run, length) // stream.stride)
+        * stream.entry_bytes(dtype)
+        for streams in _streams(spec)
+        for stream in streams
+    )
+
+
+def _streams(spec: ModelSpec) -> tuple[tuple[StreamSpec, ...], ...]:
+    """Of each layer."""
+    return tuple(attention.streams(layer.attention) for layer in spec.all_layers)
 
 
 def activation_bytes(spec: ModelSpec, tokens: int = TOKEN_BUDGET, sequences: int = 1) -> int:
     """An upper estimate of the float32 intermediates of a step of so many tokens: four rows of the
     widest layer for each, and the logits of the sequences that are in memory at once."""
     widest = max(
-        max(layer.feed_forward.width, _widest_queries(layer.attention)) for layer in spec.layers
+        max(layer.feed_forward.width, _widest_queries(layer.attention)) for layer in spec.all_layers
     )
     return 4 * (
-        tokens * 4 * (widest + spec.hidden_size)
+        tokens * 4 * (widest + spec.residual_streams * spec.hidden_size)
         + (1 + min(sequences, HEAD_ROWS)) * spec.vocabulary_size
     )
 
@@ -176,6 +203,40 @@ def fit_context(
             + (", or --state bfloat16" if full.state_dtype == "float32" else ""),
         )
     return longest
+
+
+def plan_mapped(
+    spec: ModelSpec,
+    plan: Callable[[int, int | None], MemoryPlan],
+    mapped: int,
+    available: int,
+    wanted: int | None,
+    state_memory: int | None,
+    subject: object,
+) -> MemoryPlan | None:
+    """The plan of a model whose weights are larger than memory and stay mapped from their files;
+    None where memory does not even hold what a step needs beside them.
+
+    Args:
+        plan: the plan at a context length and with so much memory for state (None: one sequence's).
+        mapped: bytes of weights that lie in files.
+        available: bytes that may be used. State gets a quarter of it, unless a longer context or
+            more memory for state is asked for.
+    """
+    working = min(mapped, _WORKING_BYTES)
+
+    def at(length: int) -> MemoryPlan:
+        return replace(plan(length, state_memory), mapped=mapped - working)
+
+    share = available if wanted is not None or state_memory is not None else available // 4
+    fixed = replace(at(1), state=0).total
+    try:
+        if state_memory is not None:
+            found = at(wanted or spec.context_length)
+            return found if found.total <= available else None
+        return fit_context(spec, at, min(available, fixed + share), wanted, subject)
+    except InsufficientMemoryError:
+        return None
 
 
 def gibibytes(count: int) -> str:

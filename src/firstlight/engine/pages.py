@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from firstlight.engine.page_pool import PagePool
 from firstlight.errors import InsufficientMemoryError
-from firstlight.model.stream import StreamGroup
+from firstlight.model.stream import StreamGroup, first_seen
 
 NO_PAGE = -1
 
@@ -103,8 +103,8 @@ class PageAllocator:
 
     def first_seen(self, group: int, length: int) -> int:
         """The first run of positions that the token at position `length` sees, in a group."""
-        window = self.groups[group].window
-        return 0 if window is None else max(0, length - window + 1) // self.page_tokens
+        spec = self.groups[group]
+        return first_seen(spec.window, spec.run, length) // self.page_tokens
 
     def adopt(self, table: PageTable, count: int) -> None:
         """Give an empty table the first `count` runs' pages, found by its keys, in each group as

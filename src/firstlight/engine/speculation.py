@@ -14,12 +14,14 @@ from firstlight.engine.parameters import check_whole
 from firstlight.engine.sequence import Sequence
 from firstlight.errors import RequestError
 
-Speculation = Literal["off", "auto"] | int
+Speculation = Literal["off", "auto", "mtp"] | int
 
 MOST_PROPOSED = 64
 # With few rows a step on most chips takes as long as reading the weights, however many they are.
 _CHEAP_ROWS = 16
 _FIRST, _MOST = 3, 8
+_MOST_PREDICTED = 4  # each is a pass through the predictor
+_PATIENCE = 4  # steps in turn whose first guess was wrong, before the next pause
 _PAUSES = (8, 128)  # tokens to go without guesses after a wrong one, and at most
 
 
@@ -73,10 +75,11 @@ class _Index:
 class _Record:
     """How guesses for one sequence have fared."""
 
-    def __init__(self) -> None:
-        self.count = _FIRST
+    def __init__(self, count: int) -> None:
+        self.count = count
         self.pause = _PAUSES[0]
         self.resume = 0  # sequence length from which on to guess again
+        self.failures = 0  # steps in turn without a right guess
 
 
 class Speculator:
@@ -85,7 +88,8 @@ class Speculator:
     Args:
         speculation: "off"; so many tokens a step, always; or "auto", which guesses only while few
             sequences run, more where guesses have been right, and after wrong ones pauses, for
-            longer each time.
+            longer each time. "mtp" is the same for guesses of a model's own predictor, which are
+            right more often than not: fewer at once, and pauses only after several failures.
         proposer: where guesses come from.
 
     Raises:
@@ -95,6 +99,7 @@ class Speculator:
     def __init__(self, speculation: Speculation, proposer: Proposer | None = None) -> None:
         check_speculation(speculation)
         self._fixed = None if isinstance(speculation, str) else int(speculation)
+        self._predicts = speculation == "mtp"
         self.enabled = speculation not in ("off", 0)
         self._proposer = proposer or PromptLookup()
         self._records: WeakKeyDictionary[Sequence, _Record] = WeakKeyDictionary()
@@ -118,7 +123,9 @@ class Speculator:
         if self._fixed is not None or not proposed:
             return
         record = self._record(sequence)
-        if accepted == proposed:
+        if self._predicts:
+            _learn_of_prediction(record, sequence, proposed, accepted)
+        elif accepted == proposed:
             record.count = min(2 * record.count, _MOST)
             record.pause = _PAUSES[0]
         elif 2 * accepted >= proposed:
@@ -133,18 +140,44 @@ class Speculator:
     def _record(self, sequence: Sequence) -> _Record:
         record = self._records.get(sequence)
         if record is None:
-            record = self._records[sequence] = _Record()
+            record = self._records[sequence] = _Record(1 if self._predicts else _FIRST)
         return record
+
+
+def _learn_of_prediction(record: _Record, sequence: Sequence, proposed: int, accepted: int) -> None:
+    if accepted:
+        record.failures, record.pause = 0, _PAUSES[0]
+        if accepted == proposed:
+            record.count = min(record.count + 1, _MOST_PREDICTED)
+        else:
+            record.count = max(1, accepted)
+        return
+    record.count = 1
+    record.failures += 1
+    if record.failures >= _PATIENCE:
+        record.failures = 0
+        record.resume = sequence.length + record.pause
+        record.pause = min(2 * record.pause, _PAUSES[1])
 
 
 def check_speculation(speculation: object) -> None:
     """RequestError where that says nothing about speculation."""
     if isinstance(speculation, str):
-        if speculation not in ("off", "auto"):
+        if speculation not in ("off", "auto", "mtp"):
             raise RequestError(
                 f"speculation {speculation!r}",
                 "is not known",
-                f"Use off, auto, or how many tokens to guess, up to {MOST_PROPOSED}",
+                f"Use off, auto, mtp, or how many tokens to guess, up to {MOST_PROPOSED}",
             )
     else:
         check_whole("speculation", speculation, 0, MOST_PROPOSED)
+
+
+def check_prediction(speculation: Speculation, predicts: bool, subject: object) -> None:
+    """RequestError where a model without a predictor is to guess by it."""
+    if speculation == "mtp" and not predicts:
+        raise RequestError(
+            f"speculation 'mtp' for {subject}",
+            "its files have no layer of multi-token prediction to guess by",
+            "Use auto, which guesses from the text, or off",
+        )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +60,19 @@ class Format:
         return columns // self.block_values * self.block_bytes
 
 
+class Scales(Protocol):
+    """What a format's values are still to be multiplied by; rows are rows of one weight."""
+
+    def multiply(self, values: Floats, rows: NDArray[np.intp]) -> Floats:
+        """The weight's values [len(rows), columns] of those rows, from what the format decodes."""
+
+    def from_row(self, start: int) -> Scales:
+        """Those of the rows from `start` on."""
+
+    def check(self, label: str, rows: int, columns: int) -> None:
+        """FormatError, with that label, where they are too few for so many rows and columns."""
+
+
 @dataclass(frozen=True, eq=False)
 class BlockScales:
     """Factors of a matrix's values, one for each block of several rows and columns.
@@ -85,6 +99,20 @@ class BlockScales:
             np.multiply(values[:, part], scales[:, block, None], out=out[:, part])
         return out
 
+    def from_row(self, start: int) -> BlockScales:
+        return replace(self, first_row=self.first_row + start)
+
+    def check(self, label: str, rows: int, columns: int) -> None:
+        last = -(-(self.first_row + rows) // self.rows)
+        found, across = self.values.shape
+        if found < last or across != -(-columns // self.columns):
+            raise FormatError(
+                label,
+                f"its scales are {list(self.values.shape)}, one for each block of {self.rows} "
+                f"by {self.columns}",
+                "Give one scale for each block",
+            )
+
 
 @dataclass(frozen=True, eq=False)
 class Weight:
@@ -107,28 +135,18 @@ class Weight:
     shape: tuple[int, ...]
     data: Bytes
     name: str = ""
-    scales: BlockScales | None = None
+    scales: Scales | None = None
 
     def __post_init__(self) -> None:
         if self.scales is not None:
-            self._check_scales(self.scales)
+            label = f"{self.name or 'a weight'} of shape {list(self.shape)}"
+            self.scales.check(label, self.rows, self.columns)
         expected = (self.rows, self.format.row_bytes(self.columns))
         if self.data.shape != expected or self.data.dtype != np.uint8:
             raise FormatError(
                 f"{self.name or 'a weight'} of shape {list(self.shape)} in {self.format.name}",
                 f"data are {self.data.dtype} {list(self.data.shape)}, not uint8 {list(expected)}",
                 "Give a tensor's bytes as one row of blocks for each row of values",
-            )
-
-    def _check_scales(self, scales: BlockScales) -> None:
-        last = -(-(scales.first_row + self.rows) // scales.rows)
-        found, across = scales.values.shape
-        if found < last or across != -(-self.columns // scales.columns):
-            raise FormatError(
-                f"{self.name or 'a weight'} of shape {list(self.shape)}",
-                f"its scales are {list(scales.values.shape)}, one for each block of {scales.rows} "
-                f"by {scales.columns}",
-                "Give one scale for each block",
             )
 
     @property
@@ -163,8 +181,6 @@ class Weight:
 
     def row_slice(self, start: int, stop: int) -> Weight:
         """Rows start:stop of a matrix, as a view; FormatError if it has fewer."""
-        scales = self.scales
-        if scales is not None:
-            scales = replace(scales, first_row=scales.first_row + start)
+        scales = None if self.scales is None else self.scales.from_row(start)
         shape = (stop - start, self.columns)
         return Weight(self.format, shape, self.data[start:stop], self.name, scales)

@@ -2,7 +2,8 @@
 
 Sixteen bytes of codes are a block of 32 values: byte i holds value 2i in its low nibble and 2i + 1
 in its high one, and one byte of E8M0 is the scale (OCP Microscaling Formats (MX) v1.0, sections
-5.3.3 and 5.4; gpt-oss's files have them as `..._blocks` and `..._scales`).
+5.3.3 and 5.4). gpt-oss's files have them as `..._blocks`, [rows, blocks, 16], and `..._scales`;
+DeepSeek-V4's as `weight`, [rows, columns / 2], and `scale`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ the process may allow less, and going over it ends the process without an error 
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,8 +27,8 @@ def available_memory(root: Path = Path("/")) -> int:
 
     The least of: what the system can give (free pages and caches that it can drop); what is left
     in each control group around the process, where pages that only cache files count as free,
-    because the kernel drops them first; and what is left of the address space where RLIMIT_AS
-    limits it. Never negative.
+    because the kernel drops them first; what is left of the address space where RLIMIT_AS limits
+    it; and of memory that is no file's where RLIMIT_DATA does. Never negative.
 
     Args:
         root: the directory that holds proc and sys.
@@ -37,10 +39,28 @@ def available_memory(root: Path = Path("/")) -> int:
     for group in control_groups("memory", root):
         used = _unreclaimable(group)
         amounts += [limit - used for limit in _limits(group)]
-    address_space = _address_space_limit()
-    if address_space is not None:
-        amounts.append(address_space - psutil.Process().memory_info().vms)
+    amounts += [left for left in (address_space_left(), _data_left()) if left is not None]
     return max(0, min(amounts))
+
+
+def address_space_left() -> int | None:
+    """Bytes that can still be mapped, files among them; None: as many as one likes."""
+    limit = _address_space_limit()
+    if limit is None:
+        return None
+    import psutil
+
+    return max(0, limit - int(psutil.Process().memory_info().vms))
+
+
+def _data_left() -> int | None:
+    """Bytes of private memory that may still be taken; None where nothing limits them."""
+    limit = _limit_on("RLIMIT_DATA")
+    if limit is None or sys.platform != "linux":
+        return None
+    text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    found = re.search(r"^VmData:\s*(\d+) kB", text, re.MULTILINE)
+    return None if found is None else max(0, limit - 1024 * int(found[1]))
 
 
 def _limits(group: ControlGroup) -> Iterator[int]:
@@ -71,9 +91,13 @@ def _unreclaimable(group: ControlGroup) -> int:
 
 def _address_space_limit() -> int | None:
     """RLIMIT_AS in bytes, None where it is not set or the system has none."""
+    return _limit_on("RLIMIT_AS")
+
+
+def _limit_on(name: str) -> int | None:
     try:
         import resource
     except ImportError:
         return None
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    limit = resource.getrlimit(getattr(resource, name))[0]
     return None if limit == resource.RLIM_INFINITY else limit

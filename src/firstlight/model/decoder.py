@@ -2,57 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.model import attention
+from firstlight.model.angles import Angles
 from firstlight.model.batch import Batch
 from firstlight.model.feed_forward import feed_forward
 from firstlight.model.parts import norm, product
-from firstlight.model.rope import cosines_and_sines
+from firstlight.model.residual import Connection, connection, merged, repeated, through
 from firstlight.model.spec import LayerSpec, ModelSpec, RopeSpec
 from firstlight.model.stream import group_streams
 from firstlight.model.weights import Weights
-from firstlight.ops import ExpertsBlock, FeedForwardBlock, Head, Ops, Tensor
+from firstlight.ops import ExpertsBlock, FeedForwardBlock, Head, Ops, PagedRows, Tensor
 
-# For each layer, the pages of each of its streams.
+# For each layer, the pages of each of its streams, as `Decoder.streams` has them.
 State = tuple[tuple[Tensor, ...], ...]
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """One layer on the backend; `group` is the stream group of its attention."""
+class Layer:
+    """One layer on the backend; `groups` are the stream groups of its streams."""
 
     attention: attention.Block
     feed_forward: FeedForwardBlock | ExpertsBlock
     rope: RopeSpec | None
-    group: int
+    groups: tuple[int, ...]
+    attention_connection: Connection | None
+    feed_forward_connection: Connection | None
 
 
 class Decoder:
     """A model on a backend.
 
     Attributes:
-        streams: for each layer, the streams it keeps.
+        streams: for each layer, the streams it keeps; those of a predictor's layer last.
         groups: streams that share stride and window, and so page tables.
+        after_pass: called after each pass through the layers.
     """
 
     def __init__(self, spec: ModelSpec, weights: Weights, ops: Ops) -> None:
         self.spec = spec
         self.weights = weights
         self.ops = ops
-        self.streams = tuple(attention.streams(layer.attention) for layer in spec.layers)
+        self.after_pass: Callable[[], None] | None = None
+        self.streams = tuple(attention.streams(layer.attention) for layer in spec.all_layers)
         self.groups = group_streams(self.streams)
         self._group_of = {
             member: index for index, group in enumerate(self.groups) for member in group.members
         }
-        self._ropes = spec.ropes()
         self._embedding = weights[spec.embedding]
         self._layers = tuple(
-            self._layer(index, layer, weights) for index, layer in enumerate(spec.layers)
+            self.make_layer(index, layer, weights) for index, layer in enumerate(spec.layers)
         )
+        self._end = connection(spec.connection, weights)
         self._head = Head(
             product(spec.head, weights),
             norm(spec.final_norm, weights),
@@ -100,28 +106,65 @@ class Decoder:
         Returns:
             The residual stream after the last layer, float32 [rows, hidden_size].
         """
-        ops, spec = self.ops, self.spec
-        rows = tuple(batch.paged_rows(group) for group in range(len(self.groups)))
-        tables = {
-            rope: ops.upload(cosines_and_sines(rope, batch.positions, batch.lengths))
-            for rope in self._ropes
-        }
-        x = ops.embed(self._embedding, batch.token_ids)
-        if spec.embedding_scale != 1.0:
-            x = ops.scale(x, spec.embedding_scale)
-        for layer, pages in zip(self._layers, state, strict=True):
-            table = None if layer.rope is None else tables[layer.rope]
-            x = attention.attend(ops, x, layer.attention, pages, rows[layer.group], table)
-            if isinstance(layer.feed_forward, ExpertsBlock):
-                x = ops.experts_block(x, layer.feed_forward, batch.token_ids)
-            else:
-                x = ops.feed_forward_block(x, layer.feed_forward)
-        return x
+        rows, angles = self.rows_and_angles(batch)
+        x = self.embed(batch.token_ids)
+        if self._end is not None:
+            x = repeated(self.ops, x, self.spec.residual_streams)
+        for layer, pages in zip(self._layers, state, strict=False):
+            x = self.run_layer(layer, x, pages, rows, angles, batch.token_ids)
+        if self.after_pass is not None:
+            self.after_pass()
+        return x if self._end is None else merged(self.ops, x, self._end)
 
-    def _layer(self, index: int, layer: LayerSpec, weights: Weights) -> _Layer:
-        return _Layer(
+    def expert_blocks(self) -> tuple[ExpertsBlock | None, ...]:
+        """Of each layer, or None where it has no experts."""
+        blocks = (layer.feed_forward for layer in self._layers)
+        return tuple(each if isinstance(each, ExpertsBlock) else None for each in blocks)
+
+    # Parts of a step -------------------------------------------------------------------------
+
+    def rows_and_angles(self, batch: Batch) -> tuple[tuple[PagedRows, ...], Angles]:
+        """The rows as each stream group sees them, and the angles that layers ask for."""
+        rows = tuple(batch.paged_rows(group) for group in range(len(self.groups)))
+        return rows, Angles(self.ops, batch)
+
+    def embed(self, token_ids: NDArray[np.int32]) -> Tensor:
+        """The residual stream before the first layer: float32 [rows, hidden_size]."""
+        x = self.ops.embed(self._embedding, token_ids)
+        factor = self.spec.embedding_scale
+        return x if factor == 1.0 else self.ops.scale(x, factor)
+
+    def run_layer(
+        self,
+        layer: Layer,
+        x: Tensor,
+        pages: tuple[Tensor, ...],
+        rows: tuple[PagedRows, ...],
+        angles: Angles,
+        token_ids: NDArray[np.int32],
+    ) -> Tensor:
+        """The residual stream, or streams, after one layer."""
+        ops = self.ops
+
+        def attend(x: Tensor) -> Tensor:
+            mine = tuple(rows[group] for group in layer.groups)
+            return attention.attend(ops, x, layer.attention, pages, mine, layer.rope, angles)
+
+        def feed(x: Tensor) -> Tensor:
+            if isinstance(layer.feed_forward, ExpertsBlock):
+                return ops.experts_block(x, layer.feed_forward, token_ids)
+            return ops.feed_forward_block(x, layer.feed_forward)
+
+        x = through(ops, x, layer.attention_connection, attend)
+        return through(ops, x, layer.feed_forward_connection, feed)
+
+    def make_layer(self, index: int, layer: LayerSpec, weights: Weights) -> Layer:
+        """A layer on the backend; `index` is its place among all that have state."""
+        return Layer(
             attention.attention_block(layer.attention, layer.attention_residual, weights),
             feed_forward(layer.feed_forward, layer.feed_forward_residual, weights),
             layer.attention.rope,
-            self._group_of[index, 0],
+            tuple(self._group_of[index, stream] for stream in range(len(self.streams[index]))),
+            connection(layer.attention_residual.connection, weights),
+            connection(layer.feed_forward_residual.connection, weights),
         )

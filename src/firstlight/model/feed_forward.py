@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from firstlight.model.parts import norm, product
 from firstlight.model.spec import (
     ExpertSpec,
@@ -34,7 +36,7 @@ def feed_forward_block(
         activation=spec.activation,
         pre_norm=norm(residual.pre_norm, weights),
         post_norm=norm(residual.post_norm, weights),
-        residual_scale=residual.scale,
+        residual_scale=residual.block_scale,
     )
 
 
@@ -53,7 +55,9 @@ def experts_block(spec: ExpertsSpec, residual: ResidualSpec, weights: Weights) -
         weighted_before=spec.weighted_before,
         pre_norm=norm(residual.pre_norm, weights),
         post_norm=norm(residual.post_norm, weights),
-        residual_scale=residual.scale,
+        residual_scale=residual.block_scale,
+        use=np.zeros(len(spec.experts), np.int64),
+        places=np.zeros((len(spec.experts), 3, 2), np.int64),
     )
 
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, cached_property
 from math import prod
 from typing import Any
 
+from firstlight.model.compressed_spec import (
+    CompressedAttentionSpec,
+    HyperConnectionSpec,
+)
 from firstlight.ops.elementwise import Activation
 from firstlight.ops.gating import Gating
 from firstlight.ops.routing import Routing
@@ -47,7 +51,7 @@ class TensorSource:
         stack: which of the tensors that are stacked in one; None: it is one by itself. What is said
             of rows holds within that one.
         scales: name of a second tensor, of the scales of blocks. Then `name` holds 4-bit codes: it
-            is mxfp4 as safetensors hold it (see `formats/mxfp4_pair.py`).
+            is mxfp4 as safetensors hold it (see `formats/mxfp4_pair.py`), by blocks or by rows.
         kept: name of the storage format that it is kept in whatever the others are converted to;
             None: as the others.
         integers: it holds whole numbers that are no weights.
@@ -93,6 +97,16 @@ class NormSpec:
     size: int
     epsilon: float
     weight: TensorSource | None
+
+
+@dataclass(frozen=True)
+class LayerNormSpec:
+    """Layer norm over the last `size` values, as the op `layer_norm`."""
+
+    size: int
+    epsilon: float
+    weight: TensorSource
+    bias: TensorSource
 
 
 @dataclass(frozen=True)
@@ -230,6 +244,32 @@ class HeadLinearSpec:
 
 
 @dataclass(frozen=True)
+class IndexerSpec:
+    """What selects the positions that latent attention sees (the "lightning indexer" of
+    DeepSeek-V3.2, arXiv:2512.02556, section 2.1); see the op `sparse_latent_attention_block`.
+
+    State is one key of `head_size` values a token. Of queries and keys the first values turn, as
+    many as the attention turns, by the same angles.
+
+    Attributes:
+        top_k: so many positions a row sees; those with the largest scores.
+        query: [heads * head_size, low rank of the attention's query].
+        key: [head_size, hidden_size].
+        weights: [heads, hidden_size].
+        interleaved: as in `RopeSpec`, and not that of the attention.
+    """
+
+    heads: int
+    head_size: int
+    top_k: int
+    query: LinearSpec
+    key: LinearSpec
+    key_norm: LayerNormSpec
+    weights: LinearSpec
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
 class LatentAttentionSpec:
     """Multi-head latent attention (DeepSeek-AI 2024, arXiv:2405.04434, section 2.1).
 
@@ -247,6 +287,7 @@ class LatentAttentionSpec:
         key_up: from a head's plain query to the latent.
         value_up: from the latent to a head's value.
         scale: factor of the scores, YaRN's share of it included.
+        indexer: what selects positions; None: all are seen.
     """
 
     heads: int
@@ -263,15 +304,16 @@ class LatentAttentionSpec:
     output: LinearSpec
     scale: float
     rope: RopeSpec
+    indexer: IndexerSpec | None = None
 
     @property
     def entry_size(self) -> int:
-        """Values that state keeps of a token."""
+        """Values of a token's latent and turned key."""
         return self.latent_size + self.rope.size
 
     @property
     def window(self) -> int | None:
-        """None: a position sees all before it."""
+        """None: all positions before it are kept, and with an indexer any may be seen."""
         return None
 
 
@@ -350,17 +392,28 @@ class ExpertsSpec:
         return self.routing.numbers.top_k / len(self.experts)
 
 
-AttentionSpec = GroupedQuerySpec | LatentAttentionSpec
+AttentionSpec = GroupedQuerySpec | LatentAttentionSpec | CompressedAttentionSpec
 FeedForwardSpec = GatedFeedForwardSpec | ExpertsSpec
 
 
 @dataclass(frozen=True)
 class ResidualSpec:
-    """How a block joins the residual stream: x + scale * post_norm(block(pre_norm(x)))."""
+    """How a block joins the residual stream: x + scale * post_norm(block(pre_norm(x))).
+
+    Attributes:
+        connection: where there are several streams: what of them is x, and how the block's result
+            joins them (its scale is then one).
+    """
 
     pre_norm: NormSpec | None
     post_norm: NormSpec | None = None
     scale: float = 1.0
+    connection: HyperConnectionSpec | None = None
+
+    @property
+    def block_scale(self) -> float | None:
+        """The factor with which a block itself joins the stream; None: something else joins it."""
+        return self.scale if self.connection is None else None
 
 
 @dataclass(frozen=True)
@@ -374,6 +427,27 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
+class PredictorSpec:
+    """A layer behind the last that predicts the token after the next: multi-token prediction
+    (DeepSeek-V3, arXiv:2412.19437, section 2.2, equations 21 to 23).
+
+    Of a position's last hidden state h and the embedding e of the token that follows it, the layer
+    sees join([embedding_norm(e), hidden_norm(h)]). It has state of its own, and the model's
+    embedding and head.
+
+    Attributes:
+        join: [hidden_size, 2 * hidden_size].
+        final_norm: before the head.
+    """
+
+    embedding_norm: NormSpec
+    hidden_norm: NormSpec
+    join: LinearSpec
+    layer: LayerSpec
+    final_norm: NormSpec
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A whole decoder-only model.
 
@@ -384,7 +458,10 @@ class ModelSpec:
         head: [vocabulary_size, hidden_size]; equal to `embedding` where they are tied.
         embedding_scale, logit_scale: factors of the embedding and of the logits.
         logit_soft_cap: logits become cap * tanh(logits / cap); None: not.
+        connection: how several residual streams become one before the final norm; None: there is
+            one throughout.
         notes: what of the checkpoint is left out, a sentence each, for people.
+        predictor: what guesses tokens ahead; None: nothing, or it is not wanted.
     """
 
     family: str
@@ -398,15 +475,31 @@ class ModelSpec:
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_soft_cap: float | None = None
+    connection: HyperConnectionSpec | None = None
     notes: tuple[str, ...] = ()
+    predictor: PredictorSpec | None = None
+
+    @property
+    def all_layers(self) -> tuple[LayerSpec, ...]:
+        """Every layer that has state: the model's, and then its predictor's."""
+        return self.layers if self.predictor is None else (*self.layers, self.predictor.layer)
 
     @property
     def tied(self) -> bool:
         """Whether the output head is the embedding table."""
         return self.head.weight == self.embedding
 
+    @property
+    def residual_streams(self) -> int:
+        """How many residual streams a token has."""
+        return 1 if self.connection is None else self.connection.streams
+
     def sources(self) -> tuple[TensorSource, ...]:
         """Every tensor of the model, each once, in the order of use."""
+        return self._sources
+
+    @cached_property
+    def _sources(self) -> tuple[TensorSource, ...]:
         return tuple(dict.fromkeys(_walk(self)))
 
     def expert_shares(self) -> dict[TensorSource, float]:
@@ -414,7 +507,7 @@ class ModelSpec:
         Every token needs the tensors that are not there."""
         return {
             source: layer.feed_forward.share
-            for layer in self.layers
+            for layer in self.all_layers
             if isinstance(layer.feed_forward, ExpertsSpec)
             for source in _walk(layer.feed_forward.experts)
         }
@@ -426,7 +519,7 @@ class ModelSpec:
 
     def ropes(self) -> tuple[RopeSpec, ...]:
         """Every distinct rotary embedding among the layers."""
-        found = (layer.attention.rope for layer in self.layers)
+        found = (layer.attention.rope for layer in self.all_layers)
         return tuple(dict.fromkeys(rope for rope in found if rope is not None))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from firstlight.errors import CheckpointError, FormatError
@@ -11,12 +13,15 @@ from firstlight.formats.registry import get_format
 from firstlight.model.spec import TensorSource
 from firstlight.model.tensor_files import TensorFiles
 
+_CODE_FORMATS = ("u8", "i8")
+_SCALE_FORMATS = ("u8", "f8_e8m0")
+
 
 def stored_format(source: TensorSource, files: TensorFiles) -> Format:
     """Of a tensor's values; FormatError where it is not known."""
     if source.scales is not None:
         return get_format("mxfp4")
-    return get_format(files.tensors[source.name].format)
+    return files.format_of(source.name)
 
 
 def lies_in_rows(source: TensorSource) -> bool:
@@ -33,12 +38,19 @@ def stored_rows(source: TensorSource, files: TensorFiles, start: int, stop: int)
     """
     if source.scales is not None:
         return _joined_rows(source, files, start, stop)
+    first = _first_row(source)
+    if lies_in_rows(source):
+        return files.rows(source.name, first + start, first + stop)
     stored = files.weight(source.name)
+    if stored.scales is not None:
+        raise FormatError(
+            source.name,
+            f"is stored in {stored.format.name} with scales of its own, and its rows do not lie "
+            "one after another",
+            "Use the model as it was published, or a GGUF file of it",
+        )
     if source.stack is not None and source.stack.transposed:
         return _transposed_rows(source, stored, start, stop)
-    first = _first_row(source)
-    if source.row_step == 1:
-        return stored.row_slice(first + start, first + stop)
     data = stored.data[first + start * source.row_step :: source.row_step][: stop - start]
     shape = (stop - start, stored.columns)
     return Weight(stored.format, shape, np.ascontiguousarray(data), source.name)
@@ -51,16 +63,10 @@ def release_rows(source: TensorSource, files: TensorFiles, start: int, stop: int
         files.release(source.name, first + start, first + stop)
         return
     # Other parts' rows lie between: they are read next, and the last of them lets all go.
-    rows = source.fused_rows or source.shape[0]
     if stop < source.shape[0]:
         return
-    stack = source.stack
-    index = 0 if stack is None else stack.index
-    per_matrix = rows
-    if stack is not None and stack.transposed:
-        per_matrix = source.shape[-1]
-    if source.scales is not None:
-        per_matrix = rows * (source.shape[-1] // BLOCK_VALUES)
+    index, count = (0, 1) if source.stack is None else (source.stack.index, source.stack.count)
+    per_matrix = prod(files.tensors[source.name].shape[:-1]) // count
     files.release(source.name, index * per_matrix, (index + 1) * per_matrix)
 
 
@@ -93,13 +99,20 @@ def check_source(source: TensorSource, files: TensorFiles, family: str) -> None:
             "Check that the config file and the weights belong to the same model",
         )
     blocks = (*shape[:-1], columns // BLOCK_VALUES)
-    for name, expected in ((source.name, (*blocks, CODE_BYTES)), (source.scales, blocks)):
+    header = files.tensors.get(source.name)
+    in_rows = header is not None and len(header.shape) == len(shape)
+    codes = (*shape[:-1], columns // 2) if in_rows else (*blocks, CODE_BYTES)
+    for name, expected, formats in (
+        (source.name, codes, _CODE_FORMATS),
+        (source.scales, blocks, _SCALE_FORMATS),
+    ):
         _check(name, expected, files, family)
-        if files.tensors[name].format != "u8":
+        if files.tensors[name].format not in formats:
             raise FormatError(
                 files.location,
-                f"tensor {name!r} is stored as {files.tensors[name].format}, and codes and scales "
-                "of mxfp4 are u8",
+                f"tensor {name!r} is stored as {files.tensors[name].format}, and "
+                f"{'scales' if name == source.scales else 'codes'} of mxfp4 are "
+                f"{' or '.join(formats)}",
                 "Fetch the model again from where it was published",
             )
 
@@ -107,6 +120,7 @@ def check_source(source: TensorSource, files: TensorFiles, family: str) -> None:
 def _check(name: str, shape: tuple[int, ...], files: TensorFiles, family: str) -> None:
     header = files.tensors.get(name)
     if header is None:
+        _refuse_codes(name, files)
         raise CheckpointError(
             files.location,
             f"tensor {name!r} is missing, which family {family} needs with shape {list(shape)}",
@@ -120,6 +134,20 @@ def _check(name: str, shape: tuple[int, ...], files: TensorFiles, family: str) -
             f"tensor {name!r} has shape {list(found)}, but the config implies {list(shape)}",
             "Check that the config file and the weights belong to the same model",
         )
+
+
+def _refuse_codes(name: str, files: TensorFiles) -> None:
+    """CheckpointError where a tensor is missing because it is stored in quantised codes, and the
+    config does not say how."""
+    stem = name.removesuffix("weight")
+    for codes in (f"{stem}qweight", f"{stem}weight_packed"):
+        if codes in files.tensors:
+            raise CheckpointError(
+                files.location,
+                f"tensor {codes!r} holds quantised codes, and the config has no "
+                "'quantization_config' that says of which kind",
+                "Fetch config.json again from where the model was published",
+            )
 
 
 def _first_row(source: TensorSource) -> int:
@@ -151,7 +179,7 @@ def _joined_rows(source: TensorSource, files: TensorFiles, start: int, stop: int
     assert source.scales is not None
     columns = source.shape[-1]
     blocks = columns // BLOCK_VALUES
-    codes = files.integers(source.name).reshape(-1, blocks, CODE_BYTES)
+    codes = files.integers(source.name).view(np.uint8).reshape(-1, blocks, CODE_BYTES)
     scales = files.integers(source.scales).reshape(-1, blocks)
     begin = _first_row(source) + start * source.row_step
     chosen = slice(begin, begin + (stop - start) * source.row_step, source.row_step)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
+from math import lcm, prod
 
 from firstlight.errors import RequestError
 
@@ -41,16 +42,24 @@ class StreamSpec:
         entry_shape: shape of one entry.
         stride: one entry every `stride` tokens.
         window: keep the entries of the last `window` tokens; None: all.
+        run: the window moves by so many tokens at once: it ends with the whole run that the newest
+            token is in. 1: with every token.
     """
 
     name: str
     entry_shape: tuple[int, ...]
     stride: int = 1
     window: int | None = None
+    run: int = 1
 
     def entry_bytes(self, dtype: str) -> int:
         """Bytes of one entry in that dtype ("float32" or "bfloat16")."""
         return prod(self.entry_shape) * VALUE_BYTES[dtype]
+
+
+def first_seen(window: int | None, run: int, position: int) -> int:
+    """The first position whose entry the token at `position` needs, in a stream of that window."""
+    return 0 if window is None else max(0, position // run * run + run - window)
 
 
 @dataclass(frozen=True)
@@ -59,19 +68,28 @@ class StreamGroup:
 
     Attributes:
         members: (layer, index of the stream within the layer), in order.
+        run: as in `StreamSpec`.
     """
 
     stride: int
     window: int | None
     members: tuple[tuple[int, int], ...]
+    run: int = 1
 
 
 def group_streams(layers: tuple[tuple[StreamSpec, ...], ...]) -> tuple[StreamGroup, ...]:
     """The groups of a model's streams, given each layer's."""
-    members: dict[tuple[int, int | None], list[tuple[int, int]]] = {}
+    members: dict[tuple[int, int | None, int], list[tuple[int, int]]] = {}
     for layer, streams in enumerate(layers):
         for index, stream in enumerate(streams):
-            members.setdefault((stream.stride, stream.window), []).append((layer, index))
+            key = stream.stride, stream.window, stream.run
+            members.setdefault(key, []).append((layer, index))
     return tuple(
-        StreamGroup(stride, window, tuple(found)) for (stride, window), found in members.items()
+        StreamGroup(stride, window, tuple(found), run)
+        for (stride, window, run), found in members.items()
     )
+
+
+def whole_pages(layers: Iterable[Iterable[StreamSpec]], page_tokens: int) -> int:
+    """The least multiple of `page_tokens` that every stream has whole entries of."""
+    return lcm(page_tokens, *(stream.stride for streams in layers for stream in streams))

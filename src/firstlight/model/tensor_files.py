@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from firstlight.formats.base import Weight
+from firstlight.formats.base import Format, Weight
 
 
 class TensorHeader(Protocol):
@@ -29,7 +29,13 @@ class TensorFiles(Protocol):
     @property
     def tensors(self) -> Mapping[str, TensorHeader]: ...
 
+    def format_of(self, name: str) -> Format:
+        """What a tensor's values are given in."""
+
     def weight(self, name: str) -> Weight: ...
+
+    def rows(self, name: str, start: int, stop: int) -> Weight:
+        """Rows start:stop of a tensor, all axes but the last counted as rows."""
 
     def integers(self, name: str) -> NDArray[Any]:
         """A tensor of whole numbers, in its own type and shape."""

@@ -137,7 +137,7 @@ def _vector(source: TensorSource, files: TensorFiles, ops: Ops) -> PackedWeight:
 def _tables(spec: ModelSpec, files: TensorFiles) -> dict[TensorSource, NDArray[np.int32]]:
     """The tables from tokens to experts, each entry an expert that there is."""
     tables = {}
-    for layer in spec.layers:
+    for layer in spec.all_layers:
         experts = layer.feed_forward
         if not isinstance(experts, ExpertsSpec) or experts.routing.hash_table is None:
             continue

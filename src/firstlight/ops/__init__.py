@@ -1,6 +1,17 @@
 """The contract between models and chips: a closed set of ops, each defined in NumPy."""
 
-from firstlight.ops import attention, attention_with_sinks, columns, elementwise, linear, rotary
+from firstlight.ops import (
+    attention,
+    attention_with_sinks,
+    columns,
+    compressed_attention,
+    elementwise,
+    hyper_connections,
+    linear,
+    rotary,
+    select_positions,
+    selected_latent_attention,
+)
 from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.contract import Cost, Op, Tolerance, all_ops, get_op
 from firstlight.ops.experts_block import Expert, ExpertsBlock
@@ -8,15 +19,18 @@ from firstlight.ops.feed_forward_block import FeedForwardBlock
 from firstlight.ops.gating import ClampedSwish, Gating
 from firstlight.ops.head import Head
 from firstlight.ops.head_linear import HeadProduct
+from firstlight.ops.hyper_connections import ConnectionNumbers
 from firstlight.ops.interface import Ops, PackedWeight, Tensor
 from firstlight.ops.latent_attention_block import LatentAttentionBlock
 from firstlight.ops.paging import PagedRows
-from firstlight.ops.parts import Norm, Product
+from firstlight.ops.parts import LayerNorm, Norm, Product
 from firstlight.ops.routing import Routing
+from firstlight.ops.sparse_latent_attention_block import Indexer, SparseLatentAttentionBlock
 
 __all__ = [
     "AttentionBlock",
     "ClampedSwish",
+    "ConnectionNumbers",
     "Cost",
     "Expert",
     "ExpertsBlock",
@@ -24,7 +38,9 @@ __all__ = [
     "Gating",
     "Head",
     "HeadProduct",
+    "Indexer",
     "LatentAttentionBlock",
+    "LayerNorm",
     "Norm",
     "Op",
     "Ops",
@@ -32,14 +48,19 @@ __all__ = [
     "PagedRows",
     "Product",
     "Routing",
+    "SparseLatentAttentionBlock",
     "Tensor",
     "Tolerance",
     "all_ops",
     "attention",
     "attention_with_sinks",
     "columns",
+    "compressed_attention",
     "elementwise",
     "get_op",
+    "hyper_connections",
     "linear",
     "rotary",
+    "select_positions",
+    "selected_latent_attention",
 ]

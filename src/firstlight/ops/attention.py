@@ -216,7 +216,7 @@ def attend(
         if window is not None:
             hidden |= entries[None, :] <= positions[:, None] - window
         scores[..., hidden] = -np.inf
-        weights = _weights(scores, rounding) if sink is None else _weights_beside(scores, sink)
+        weights = _weights(scores, rounding) if sink is None else weights_beside(scores, sink)
         mixed = np.einsum("kgrt,tkd->rkgd", weights, value, optimize=True)
         out[start:stop] = mixed.reshape(len(query), heads, value_size)
     return out
@@ -235,7 +235,7 @@ def _weights(scores: NDArray[np.float64], rounding: Rounding) -> NDArray[np.floa
     return weights
 
 
-def _weights_beside(scores: NDArray[np.float64], sink: NDArray[np.float64]) -> NDArray[np.float64]:
+def weights_beside(scores: NDArray[np.float64], sink: NDArray[np.float64]) -> NDArray[np.float64]:
     """The softmax of scores with one more term in its denominator, e^sink."""
     most = np.maximum(scores.max(axis=-1, keepdims=True), sink)
     weights: NDArray[np.float64] = np.exp(scores - most)

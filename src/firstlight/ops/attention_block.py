@@ -40,7 +40,7 @@ class AttentionBlock:
             projection; None: not normed.
         window, soft_cap: as in `attention`.
         interleaved: as in `rotary`.
-        residual_scale: factor of what is added to the stream.
+        residual_scale: factor of what is added to the stream; None: as in `join_residual`.
         sinks: as in `attention_with_sinks`, which has no soft cap; None: there are none.
     """
 
@@ -59,7 +59,7 @@ class AttentionBlock:
     window: int | None = None
     soft_cap: float | None = None
     interleaved: bool = False
-    residual_scale: float = 1.0
+    residual_scale: float | None = 1.0
     sinks: Tensor | None = None
 
 

@@ -48,6 +48,30 @@ def rms_norm(x: Floats, weight: Floats | None, epsilon: float) -> Floats:
     return normed if weight is None else normed * weight
 
 
+def _layer_norm_cost(x: Floats, weight: Floats, bias: Floats, epsilon: float) -> Cost:
+    return Cost(8 * x.size + 8 * weight.size, 8 * x.size)
+
+
+@define(_ROUNDING, _layer_norm_cost)
+def layer_norm(x: Floats, weight: Floats, bias: Floats, epsilon: float) -> Floats:
+    """(x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias over the last axis.
+
+    Layer normalisation, Ba et al. 2016 (arXiv:1607.06450), equation 4.
+
+    Args:
+        x: float32 [..., columns].
+        weight, bias: float32 [columns].
+        epsilon: added to the variance, the mean square of what is left without the mean.
+
+    Returns:
+        float32, shape of x; mean and variance are taken in float64.
+    """
+    centred = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float64)
+    variance = np.mean(np.square(centred), axis=-1, keepdims=True)
+    normed: Floats = (centred / np.sqrt(variance + epsilon) * weight + bias).astype(np.float32)
+    return normed
+
+
 def _activate(x: NDArray[np.float64], activation: Activation) -> NDArray[np.float64]:
     if activation == "silu":
         # 1 / (1 + exp(-x)) overflows for very negative x; the tanh form is the same function.

@@ -59,7 +59,12 @@ class ExpertsBlock:
         weighted_before: a weight is the factor of what goes into an expert, not of its result.
         pre_norm, post_norm: of the stream before the block, and of the block's result; None:
             not normed.
-        residual_scale: factor of what is added to the stream.
+        residual_scale: factor of what is added to the stream; None: as in `join_residual`.
+        use: int64 [experts] on the host, to which the rows that go to each are added; None: they
+            are not counted.
+        places: int64 [experts, 3, 2] on the host: address and size of each expert's gate, up and
+            down where they lie in a mapped file that memory may not hold, so that a backend can
+            have them read before it needs them; size 0 where that is of no use.
     """
 
     router: Product
@@ -73,7 +78,9 @@ class ExpertsBlock:
     weighted_before: bool = False
     pre_norm: Norm | None = None
     post_norm: Norm | None = None
-    residual_scale: float = 1.0
+    residual_scale: float | None = 1.0
+    use: NDArray[np.int64] | None = None
+    places: NDArray[np.int64] | None = None
 
 
 def _experts_block_cost(x: Tensor, block: ExpertsBlock, token_ids: Integers) -> Cost:
@@ -127,6 +134,8 @@ def experts_block(ops: Ops, x: Tensor, block: ExpertsBlock, token_ids: Integers)
     chosen = None if block.hash_table is None else block.hash_table[token_ids]
     logits = apply_product(ops, normed, block.router)
     weights = ops.download(ops.route(logits, block.routing, block.correction, chosen))
+    if block.use is not None:
+        block.use[...] += np.count_nonzero(weights, axis=0)
     out = ops.upload(np.zeros(x.shape, np.float32))
     for index in np.flatnonzero(weights.any(axis=0)):
         rows = np.flatnonzero(weights[:, index]).astype(np.int32)

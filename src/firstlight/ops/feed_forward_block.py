@@ -35,7 +35,7 @@ class FeedForwardBlock:
         activation: as in `gate`.
         pre_norm, post_norm: of the stream before the block, and of the block's result; None:
             not normed.
-        residual_scale: factor of what is added to the stream.
+        residual_scale: factor of what is added to the stream; None: as in `join_residual`.
     """
 
     gate: Product
@@ -44,7 +44,7 @@ class FeedForwardBlock:
     activation: Activation
     pre_norm: Norm | None = None
     post_norm: Norm | None = None
-    residual_scale: float = 1.0
+    residual_scale: float | None = 1.0
 
 
 def _feed_forward_block_cost(x: Tensor, block: FeedForwardBlock) -> Cost:

@@ -22,10 +22,12 @@ from firstlight.ops.experts_block import ExpertsBlock
 from firstlight.ops.feed_forward_block import FeedForwardBlock
 from firstlight.ops.gating import ClampedSwish
 from firstlight.ops.head import Head
+from firstlight.ops.hyper_connections import ConnectionNumbers
 from firstlight.ops.latent_attention import Expansion
 from firstlight.ops.latent_attention_block import LatentAttentionBlock
 from firstlight.ops.paging import PagedRows
 from firstlight.ops.routing import Routing
+from firstlight.ops.sparse_latent_attention_block import SparseLatentAttentionBlock
 
 Tensor = Any
 PackedWeight = Any
@@ -81,6 +83,12 @@ class Ops(ABC):
         """The packed weight whose bytes `pack_into` wrote; `data` may be mapped and read-only."""
         raise NotImplementedError
 
+    def available_memory(self) -> int:
+        """Bytes that weights, state and intermediate values can still take where they are kept."""
+        from firstlight.host.memory import available_memory
+
+        return available_memory()
+
     @abstractmethod
     def new_stream(
         self, pages: int, page_tokens: int, entry: tuple[int, ...], dtype: str
@@ -99,6 +107,9 @@ class Ops(ABC):
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
         return self.call("rms_norm", x, weight, epsilon)
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+        return self.call("layer_norm", x, weight, bias, epsilon)
 
     def rotary(self, x: Tensor, cosine_sine: Tensor, interleaved: bool) -> Tensor:
         return self.call("rotary", x, cosine_sine, interleaved)
@@ -217,6 +228,96 @@ class Ops(ABC):
         cosine_sine: Tensor,
     ) -> Tensor:
         return self.call("latent_attention_block", x, block, entries, rows, cosine_sine)
+
+    def select_positions(
+        self, queries: Tensor, weights: Tensor, keys: Tensor, rows: PagedRows, top_k: int
+    ) -> Tensor:
+        return self.call("select_positions", queries, weights, keys, rows, top_k)
+
+    def selected_latent_attention(
+        self,
+        queries: Tensor,
+        entries: Tensor,
+        value_size: int,
+        rows: PagedRows,
+        selected: Tensor,
+        scale: float,
+    ) -> Tensor:
+        return self.call(
+            "selected_latent_attention", queries, entries, value_size, rows, selected, scale
+        )
+
+    def sparse_latent_attention_block(
+        self,
+        x: Tensor,
+        block: SparseLatentAttentionBlock,
+        entries: Tensor,
+        index_keys: Tensor,
+        rows: PagedRows,
+        cosine_sine: Tensor,
+    ) -> Tensor:
+        return self.call(
+            "sparse_latent_attention_block", x, block, entries, index_keys, rows, cosine_sine
+        )
+
+    def pool_runs(
+        self,
+        entries: Tensor,
+        rows: PagedRows,
+        stride: int,
+        before: Tensor | None = None,
+        before_rows: PagedRows | None = None,
+    ) -> Tensor:
+        return self.call("pool_runs", entries, rows, stride, before, before_rows)
+
+    def select_runs(
+        self,
+        queries: Tensor,
+        weights: Tensor,
+        keys: Tensor,
+        rows: PagedRows,
+        stride: int,
+        top_k: int,
+    ) -> Tensor:
+        return self.call("select_runs", queries, weights, keys, rows, stride, top_k)
+
+    def compressed_attention(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        rows: PagedRows,
+        window: int,
+        entries: Tensor,
+        entry_rows: PagedRows,
+        stride: int,
+        chosen: Tensor | None,
+        scale: float,
+        sinks: Tensor,
+    ) -> Tensor:
+        return self.call(
+            "compressed_attention",
+            queries,
+            keys,
+            rows,
+            window,
+            entries,
+            entry_rows,
+            stride,
+            chosen,
+            scale,
+            sinks,
+        )
+
+    def connection_weights(
+        self, logits: Tensor, base: Tensor, scale: Tensor, numbers: ConnectionNumbers
+    ) -> Tensor:
+        return self.call("connection_weights", logits, base, scale, numbers)
+
+    def collapse_streams(self, x: Tensor, weights: Tensor) -> Tensor:
+        return self.call("collapse_streams", x, weights)
+
+    def expand_streams(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        return self.call("expand_streams", x, y, weights)
 
     def feed_forward_block(self, x: Tensor, block: FeedForwardBlock) -> Tensor:
         return self.call("feed_forward_block", x, block)

@@ -63,7 +63,7 @@ class LatentAttentionBlock:
     interleaved: bool = True
     pre_norm: Norm | None = None
     post_norm: Norm | None = None
-    residual_scale: float = 1.0
+    residual_scale: float | None = 1.0
     expanded: bool = False
 
 
@@ -148,33 +148,71 @@ def latent_attention_block(
     Returns:
         float32 [n, hidden_size].
     """
-    count, heads, latent = x.shape[0], block.heads, block.latent_size
-    plain, rope = block.plain_size, block.rope_size
     normed = apply_norm(ops, x, block.pre_norm)
-    query = normed
-    if block.query_down is not None:
-        query = apply_norm(ops, apply_product(ops, normed, block.query_down), block.query_down_norm)
-    query = apply_product(ops, query, block.query).reshape((count, heads, plain + rope))
+    write_latents(ops, normed, block, entries, rows, cosine_sine)
+    straight, turned = latent_queries(ops, low_rank(ops, normed, block), block, cosine_sine)
+    if block.expanded:
+        mixed = _expanded(ops, ops.join_columns(straight, turned), block, entries, rows)
+    else:
+        absorbed = absorb(ops, straight, turned, block)
+        found = ops.latent_attention(absorbed, entries, block.latent_size, rows, block.scale)
+        mixed = raise_heads(ops, found, block.value_up)
+    return leave_latents(ops, x, mixed, block)
+
+
+# What blocks of latent attention have in common -------------------------------------------
+
+
+def low_rank(ops: Ops, normed: Tensor, block: LatentAttentionBlock) -> Tensor:
+    """What the queries are a product of: the normed stream, or its normed low-rank product."""
+    if block.query_down is None:
+        return normed
+    return apply_norm(ops, apply_product(ops, normed, block.query_down), block.query_down_norm)
+
+
+def latent_queries(
+    ops: Ops, query: Tensor, block: LatentAttentionBlock, cosine_sine: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Each head's plain query [n, heads, plain_size] and its turned one [n, heads, rope_size]."""
+    plain, size = block.plain_size, block.plain_size + block.rope_size
+    query = apply_product(ops, query, block.query).reshape((query.shape[0], block.heads, size))
+    turned = ops.take_columns(query, plain, size)
+    turned = ops.rotary(turned, cosine_sine, block.interleaved)
+    return ops.take_columns(query, 0, plain), turned
+
+
+def write_latents(
+    ops: Ops,
+    normed: Tensor,
+    block: LatentAttentionBlock,
+    entries: Tensor,
+    rows: PagedRows,
+    cosine_sine: Tensor,
+) -> None:
+    """Write each row's latent and turned key to the stream."""
+    count, latent, rope = normed.shape[0], block.latent_size, block.rope_size
     entry = apply_product(ops, normed, block.latent)
     key = ops.take_columns(entry, latent, latent + rope).reshape((count, 1, rope))
     key = ops.rotary(key, cosine_sine, block.interleaved).reshape((count, rope))
     compressed = apply_norm(ops, ops.take_columns(entry, 0, latent), block.latent_norm)
     ops.stream_write(entries, ops.join_columns(compressed, key), rows)
-    turned = ops.take_columns(query, plain, plain + rope)
-    turned = ops.rotary(turned, cosine_sine, block.interleaved)
-    straight = ops.take_columns(query, 0, plain)
-    if block.expanded:
-        mixed = _expanded(ops, ops.join_columns(straight, turned), block, entries, rows)
-    else:
-        absorbed = ops.join_columns(_raise(ops, straight, block.key_up), turned)
-        found = ops.latent_attention(absorbed, entries, latent, rows, block.scale)
-        mixed = _raise(ops, found, block.value_up)
-    out = apply_product(ops, mixed.reshape((count, heads * block.value_size)), block.output)
-    return join_residual(ops, x, out, block.post_norm, block.residual_scale)
 
 
-def _raise(ops: Ops, x: Tensor, part: HeadProduct) -> Tensor:
+def absorb(ops: Ops, straight: Tensor, turned: Tensor, block: LatentAttentionBlock) -> Tensor:
+    """The queries as they meet latents: [n, heads, latent_size + rope_size]."""
+    return ops.join_columns(raise_heads(ops, straight, block.key_up), turned)
+
+
+def raise_heads(ops: Ops, x: Tensor, part: HeadProduct) -> Tensor:
+    """`head_linear` with a block's part of a weight."""
     return ops.head_linear(x, part.weight, part.first, part.size, part.transposed)
+
+
+def leave_latents(ops: Ops, x: Tensor, mixed: Tensor, block: LatentAttentionBlock) -> Tensor:
+    """The residual stream after the block, of every head's value [n, heads, value_size]."""
+    mixed = mixed.reshape((x.shape[0], block.heads * block.value_size))
+    out = apply_product(ops, mixed, block.output)
+    return join_residual(ops, x, out, block.post_norm, block.residual_scale)
 
 
 def _expanded(

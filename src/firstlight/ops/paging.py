@@ -35,8 +35,39 @@ class PagedRows:
     def sequences(self) -> int:
         return len(self.row_starts) - 1
 
+    def part(self, chosen: NDArray[np.bool_]) -> PagedRows:
+        """The same of some rows alone; of each sequence those that follow one another.
+
+        Args:
+            chosen: [rows].
+        """
+        before = np.concatenate([[0], np.cumsum(chosen)])
+        return PagedRows(
+            before[self.row_starts].astype(np.int32),
+            np.ascontiguousarray(self.positions[chosen]),
+            self.page_table,
+            self.page_tokens,
+        )
+
     def row_sequences(self) -> Integers:
         """[rows]: the sequence that each row belongs to."""
         return np.repeat(
             np.arange(self.sequences, dtype=np.int32), np.diff(self.row_starts)
         ).astype(np.int32)
+
+    def completing(self, stride: int) -> NDArray[np.intp]:
+        """The rows that complete a run of `stride` positions: those at stride - 1, 2 * stride - 1
+        and so on."""
+        return np.flatnonzero((self.positions + 1) % stride == 0)
+
+    def runs(self, stride: int) -> PagedRows:
+        """The runs of `stride` positions that rows complete, as rows of a stream with one entry for
+        each run. Their positions are numbers of runs.
+
+        Args:
+            stride: divides page_tokens.
+        """
+        completing = self.completing(stride)
+        starts = np.searchsorted(completing, self.row_starts).astype(np.int32)
+        numbers = (self.positions[completing] // stride).astype(np.int32)
+        return PagedRows(starts, numbers, self.page_table, self.page_tokens // stride)

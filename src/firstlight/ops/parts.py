@@ -29,6 +29,16 @@ class Norm:
     weight: Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class LayerNorm:
+    """Layer norm over the last `size` values; weight and bias float32 [size]."""
+
+    size: int
+    epsilon: float
+    weight: Tensor
+    bias: Tensor
+
+
 def apply_product(ops: Ops, x: Tensor, product: Product) -> Tensor:
     """float32 [n, columns] -> [n, rows]."""
     return ops.linear(x, product.weight, product.bias)
@@ -39,9 +49,13 @@ def apply_norm(ops: Ops, x: Tensor, norm: Norm | None) -> Tensor:
     return x if norm is None else ops.rms_norm(x, norm.weight, norm.epsilon)
 
 
-def join_residual(ops: Ops, x: Tensor, y: Tensor, post_norm: Norm | None, scale: float) -> Tensor:
-    """x + scale * post_norm(y): how a block's result y joins the stream x that it was made of."""
-    return ops.add(x, apply_norm(ops, y, post_norm), scale)
+def join_residual(
+    ops: Ops, x: Tensor, y: Tensor, post_norm: Norm | None, scale: float | None
+) -> Tensor:
+    """x + scale * post_norm(y): how a block's result y joins the stream x that it was made of.
+    With a scale of None post_norm(y) alone: something else joins it (see `hyper_connections`)."""
+    y = apply_norm(ops, y, post_norm)
+    return y if scale is None else ops.add(x, y, scale)
 
 
 def product_bytes(*products: Product) -> int:

@@ -55,7 +55,8 @@ def round_activations(x: Floats, rounding: Rounding) -> Floats:
         x: float32 [n, columns].
         rounding: "none"; "bfloat16" (to nearest, ties to even); or "mixed16": fixed point (see
             fixed16), rounded in each group of 32 columns to steps that leave all but two quads 8
-            bits (see mixed16). A row of mixed16 that holds anything not finite becomes NaN altogether.
+            bits (see mixed16). A row of mixed16 that holds anything not finite becomes NaN
+            altogether.
 
     Returns:
         float32 [n, columns].

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import stat
 import zlib
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from firstlight.formats.base import Bytes
+from firstlight.host.mapping import map_file
+from firstlight.host.memory import available_memory
 from firstlight.packed.layout import (
     PRELUDE_BYTES,
     DamagedPackedFile,
@@ -66,11 +67,12 @@ def open_packed(path: Path, use: bool = True) -> PackedFile:
         if not is_still_at(descriptor, path):
             raise FileNotFoundError(path)
         header = _read_header(descriptor)
-        # The mapping duplicates the descriptor, and the lock lives as long as it does.
-        mapping = mmap.mmap(descriptor, header.size, access=mmap.ACCESS_READ)
+        # The lock lives as long as a descriptor of the file does.
+        mapping = map_file(descriptor, header.size, keep_open=True)
         if use:
             os.utime(descriptor)
-            if hasattr(os, "posix_fadvise"):  # the disk begins to read; nobody waits for it
+            # The disk begins to read, and nobody waits for it; unless it would be for nothing.
+            if hasattr(os, "posix_fadvise") and header.size < available_memory():
                 os.posix_fadvise(descriptor, 0, header.size, os.POSIX_FADV_WILLNEED)
     finally:
         os.close(descriptor)

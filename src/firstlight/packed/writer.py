@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from firstlight.formats.base import Bytes
+from firstlight.host.memory import available_memory
 from firstlight.packed.file import checksum
 from firstlight.packed.layout import PRELUDE_BYTES, PackedHeader, PackedTensor
 
@@ -49,7 +50,11 @@ def write(descriptor: int, header: PackedHeader, fill: Fill) -> None:
     """
     # Not closed by name: where `fill` fails, its traceback may still hold the array.
     mapping = mmap.mmap(descriptor, header.size)
-    checksums = [_write_tensor(mapping, each.offset, each.tensor, fill) for each in header.tensors]
+    # What memory cannot hold until the system writes it is written at once.
+    at_once = header.size > available_memory() // 2
+    checksums = [
+        _write_tensor(mapping, each.offset, each.tensor, fill, at_once) for each in header.tensors
+    ]
     prelude, text = header.with_checksums(checksums).encode()
     mapping[PRELUDE_BYTES : PRELUDE_BYTES + len(text)] = text
     _to_disk(mapping, descriptor)
@@ -57,12 +62,16 @@ def write(descriptor: int, header: PackedHeader, fill: Fill) -> None:
     _to_disk(mapping, descriptor)
 
 
-def _write_tensor(mapping: mmap.mmap, offset: int, tensor: PackedTensor, fill: Fill) -> int:
+def _write_tensor(
+    mapping: mmap.mmap, offset: int, tensor: PackedTensor, fill: Fill, at_once: bool
+) -> int:
     if not tensor.nbytes:
         return 0
     out = np.frombuffer(mapping, np.uint8, tensor.nbytes, offset)
     fill(tensor, out)
     value = checksum(out)
+    if at_once:
+        mapping.flush(offset, -(-tensor.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE)
     # Of a shared mapping this drops no change, only the pages' place in this process.
     mapping.madvise(mmap.MADV_DONTNEED, offset, tensor.nbytes)
     return value

@@ -34,7 +34,7 @@ class ModelOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     state: str = "auto"
     state_memory: int | None = None
     prefix_caching: bool = True
-    speculation: Literal["auto", "off"] = "auto"
+    speculation: Literal["auto", "off", "mtp"] | int = "auto"
     exact: bool = False
     endpoint: str | None = None
     update: bool = False

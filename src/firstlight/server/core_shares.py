@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-HOST_DEVICES = frozenset({"cpu", "numpy"})
+HOST_DEVICES = frozenset({"cpu", "numpy", "torch:cpu"})
 """Devices that compute on the processor's own cores."""
 
 

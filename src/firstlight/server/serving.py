@@ -33,6 +33,7 @@ class Settings:
         anybody: the limits where no key is needed.
         origins: see `create_app`.
         share_prefixes: see `Service`.
+        share_cores: see `Router`.
     """
 
     models: Mapping[str, ModelOptions]
@@ -44,6 +45,7 @@ class Settings:
     anybody: Caller = field(default_factory=lambda: Caller(""))
     origins: Sequence[str] = ()
     share_prefixes: bool = False
+    share_cores: bool = True
 
 
 def serve(settings: Settings, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
@@ -58,7 +60,7 @@ def serve(settings: Settings, listener: socket.socket, tls: ssl.SSLContext | Non
 async def _serve(settings: Settings, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
     limits = settings.limits
     limits = replace(limits, connections=connections_allowed(limits.connections))
-    router = Router(settings.models, settings.devices, settings.router_limits)
+    router = Router(settings.models, settings.devices, settings.router_limits, settings.share_cores)
     service = Service(
         router,
         settings.texts,

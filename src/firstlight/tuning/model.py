@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from firstlight.host.memory import available_memory
 from firstlight.language_model import LanguageModel
 from firstlight.progress import Advance
 from firstlight.tuning.store import Store
@@ -46,7 +45,7 @@ def tune_model(
         page_tokens=model.engine.pages.page_tokens,
         state=state,
         context_length=model.engine.context_length,
-        state_tokens=int(_STATE_SHARE * available_memory()) // max(1, entry_bytes),
+        state_tokens=int(_STATE_SHARE * model.backend.available_memory()) // max(1, entry_bytes),
     )
     started, shown = time.perf_counter(), 0
     ceilings = model.backend.known_ceilings()

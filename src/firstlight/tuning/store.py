@@ -82,7 +82,9 @@ class Store:
             "identity": backend.identity(),
         }
         name = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()[:24]
-        self.path = (directory or cache_directory() / "tuning") / f"{backend.name}-{name}.json"
+        self.path = (
+            directory or cache_directory() / "tuning"
+        ) / f"{backend.name.replace(':', '-')}-{name}.json"
         self.entries: dict[Key, Entry] = {entry.key: entry for entry in self._read()}
 
     def add(self, entry: Entry) -> None:

@@ -249,7 +249,7 @@ class _Timer:
         self._recorded, self._candidates, self._refused = recorded, candidates, refused
         self._slot = 0
         cost = get_op(recorded.op).cost
-        moved = sum(cost(*each).bytes_moved for each in recorded.arguments)
+        moved = sum(cost(*map(backend.sized, each)).bytes_moved for each in recorded.arguments)
         self._evicts = recorded.persistent and moved < 2 * backend.cache_bytes()
 
     def __call__(self, index: int) -> float:
@@ -305,7 +305,7 @@ def _result(
     share = None
     # Only of what comes from memory: the rest lies in caches, which have no ceiling measured.
     if ceilings is not None and recorded.persistent and entry.seconds > 0:
-        cost = get_op(recorded.op).cost(*recorded.arguments[0])
+        cost = get_op(recorded.op).cost(*map(backend.sized, recorded.arguments[0]))
         peak = max(ceilings.matrix_operations_per_second.values(), default=float("inf"))
         least = max(cost.bytes_moved / ceilings.bandwidth_bytes_per_second, cost.operations / peak)
         share = least / entry.seconds

@@ -33,7 +33,7 @@ from typing import Any, BinaryIO, get_args
 import numpy as np
 
 from firstlight.backends.numpy.backend import NumpyBackend
-from firstlight.formats.base import Weight
+from firstlight.formats.base import BlockScales, Weight
 from firstlight.host.cache import write_atomically
 from firstlight.ops.contract import Op, all_ops
 from firstlight.ops.paging import PagedRows
@@ -126,7 +126,7 @@ def _fields(name: str, argument: Any) -> Iterator[tuple[str, Any]]:
         yield name, argument.data
         yield f"{name}.format", argument.format.name
         yield f"{name}.columns", argument.columns
-        if argument.scales is not None:
+        if isinstance(argument.scales, BlockScales):
             yield f"{name}.scales", argument.scales.values
             yield f"{name}.scales.rows", argument.scales.rows
             yield f"{name}.scales.columns", argument.scales.columns

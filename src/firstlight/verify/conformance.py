@@ -23,8 +23,9 @@ from firstlight.ops.feed_forward_block import FeedForwardBlock
 from firstlight.ops.head import Head
 from firstlight.ops.head_linear import HeadProduct
 from firstlight.ops.latent_attention_block import LatentAttentionBlock
-from firstlight.ops.parts import Norm, Product
+from firstlight.ops.parts import LayerNorm, Norm, Product
 from firstlight.ops.rounding import RoundingOf
+from firstlight.ops.sparse_latent_attention_block import Indexer, SparseLatentAttentionBlock
 from firstlight.verify.cases import Case, StreamArgument, cases_of
 
 _BFLOAT16 = get_format("bf16")
@@ -37,9 +38,12 @@ BLOCK_PARTS = (
     FeedForwardBlock,
     Head,
     HeadProduct,
+    Indexer,
     LatentAttentionBlock,
+    LayerNorm,
     Norm,
     Product,
+    SparseLatentAttentionBlock,
 )
 
 

@@ -57,7 +57,9 @@ def distrusted_kernels(backend: Backend, *, directory: Path | None = None) -> tu
         "kernels": kernels,
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    path = (directory or cache_directory() / "trust") / f"{backend.name}-{name}.json"
+    path = (
+        directory or cache_directory() / "trust"
+    ) / f"{backend.name.replace(':', '-')}-{name}.json"
     known = _read(path, key)
     if known is not None:
         return known

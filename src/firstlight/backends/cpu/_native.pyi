@@ -95,6 +95,8 @@ class ExpertsBlock:
         pre_norm: Norm | None,
         post_norm: Norm | None,
         residual_scale: float,
+        use: _Array | None = None,
+        places: _Array | None = None,
     ) -> None: ...
 
 class Head:

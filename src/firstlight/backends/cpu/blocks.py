@@ -165,7 +165,7 @@ def _rows(rows: PagedRows) -> _native.PagedRows:
 
 
 def _attention_block(block: AttentionBlock) -> _native.AttentionBlock:
-    if block.sinks is not None:
+    if block.sinks is not None or block.residual_scale is None:
         raise _CannotMake
     return _native.AttentionBlock(
         heads=block.heads,
@@ -188,6 +188,8 @@ def _attention_block(block: AttentionBlock) -> _native.AttentionBlock:
 
 
 def _feed_forward_block(block: FeedForwardBlock) -> _native.FeedForwardBlock:
+    if block.residual_scale is None:
+        raise _CannotMake
     return _native.FeedForwardBlock(
         gate=_product(block.gate),
         up=_product(block.up),
@@ -203,6 +205,8 @@ def _experts_block(block: ExpertsBlock) -> _native.ExpertsBlock:
     if block.weighted_before or isinstance(block.gating, ClampedSwish):
         raise _CannotMake
     if not (block.correction is None or are_floats(block.correction)):
+        raise _CannotMake
+    if block.residual_scale is None:
         raise _CannotMake
     routing = block.routing
     return _native.ExpertsBlock(
@@ -222,6 +226,8 @@ def _experts_block(block: ExpertsBlock) -> _native.ExpertsBlock:
         pre_norm=_norm(block.pre_norm),
         post_norm=_norm(block.post_norm),
         residual_scale=block.residual_scale,
+        use=block.use,
+        places=block.places,
     )
 
 

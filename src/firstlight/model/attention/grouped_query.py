@@ -38,6 +38,6 @@ def attention_block(
         window=spec.window,
         soft_cap=spec.soft_cap,
         interleaved=spec.rope is not None and spec.rope.interleaved,
-        residual_scale=residual.scale,
+        residual_scale=residual.block_scale,
         sinks=None if spec.sinks is None else weights[spec.sinks],
     )

@@ -119,6 +119,13 @@ class Config:
             raise self.error(key, "is not a list of whole numbers from 0")
         return frozenset(value)
 
+    def integers(self, key: str, count: int) -> tuple[int, ...]:
+        """The first `count` entries of a list of whole numbers from 0."""
+        value = self._list(key, count, longer=True)[:count]
+        if not all(type(item) is int and 0 <= item <= _LARGEST_SIZE for item in value):
+            raise self.error(key, "is not a list of whole numbers from 0")
+        return tuple(value)
+
     def switches(self, key: str, count: int) -> tuple[bool, ...]:
         """The first `count` entries of a list of zeros and ones."""
         value = self._list(key, count, longer=True)[:count]

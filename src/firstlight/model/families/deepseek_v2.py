@@ -8,14 +8,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from firstlight.model.families.config import Config
+from firstlight.model.families.config import Config, shown
 from firstlight.model.families.experts import experts_spec, routing_numbers, sizes
+from firstlight.model.families.names import DEEPSEEK
 from firstlight.model.families.parts import Parts
+from firstlight.model.families.prediction import notes_on, prediction_layers, predictor_spec
 from firstlight.model.families.rope import rope_spec
 from firstlight.model.spec import (
     ExpertsSpec,
     HeadLinearSpec,
+    IndexerSpec,
     LatentAttentionSpec,
+    LayerSpec,
     ModelSpec,
     RopeSpec,
 )
@@ -63,6 +67,7 @@ def deepseek(
     *,
     interleaved: bool,
     correction: bool,
+    indexer: Callable[[Parts, int], IndexerSpec] | None = None,
 ) -> ModelSpec:
     """What V2 and V3 have in common.
 
@@ -70,18 +75,35 @@ def deepseek(
         routing: among so many experts.
         interleaved: values of a rotary key that turn together are neighbours.
         correction: scores are corrected for the choice of experts.
+        indexer: of a layer; None: every position is seen.
     """
+    parts = _in_its_layout(parts)
     # Their number says nothing here, and must make sense all the same.
     _ = parts.key_value_heads
     if parts.gguf:
         parts = _of_gguf(parts)
     rope, scale = _rope(parts, interleaved), _score_scale(parts)
     feed_forward = _feed_forward(parts, routing, correction)
-    layers = (
-        parts.layer(index, _attention(parts, index, rope, scale), feed_forward(index))
-        for index in range(parts.layers)
-    )
-    return parts.model(family, tuple(layers), notes=_left_out(parts))
+
+    def layer(index: int) -> LayerSpec:
+        indexed = None if indexer is None else indexer(parts, index)
+        attention = _attention(parts, index, rope, scale, indexed)
+        return parts.layer(index, attention, feed_forward(index))
+
+    layers = tuple(layer(index) for index in range(parts.layers))
+    found = prediction_layers(parts)
+    # What GGUF files call its tensors is not known here.
+    predicts = found and not parts.gguf
+    predictor = predictor_spec(parts, layer(parts.layers)) if predicts else None
+    return parts.model(family, layers, notes=notes_on(parts, found), predictor=predictor)
+
+
+def _in_its_layout(parts: Parts) -> Parts:
+    """With DeepSeek's own names of tensors where the files have those."""
+    embedding = f"{DEEPSEEK['embedding']}.weight"
+    if embedding not in parts.files.tensors or parts.has("embedding"):
+        return parts
+    return parts.rename_whole(**DEEPSEEK)
 
 
 def _of_gguf(parts: Parts) -> Parts:
@@ -111,7 +133,9 @@ def _of_gguf(parts: Parts) -> Parts:
     return parts.with_defaults(norm_topk_prob=False)
 
 
-def _attention(parts: Parts, index: int, rope: RopeSpec, scale: float) -> LatentAttentionSpec:
+def _attention(
+    parts: Parts, index: int, rope: RopeSpec, scale: float, indexer: IndexerSpec | None
+) -> LatentAttentionSpec:
     config, hidden, heads = parts.config, parts.hidden_size, parts.heads
     latent = config.integer("kv_lora_rank")
     plain, value = config.integer("qk_nope_head_dim"), config.integer("v_head_dim")
@@ -141,6 +165,7 @@ def _attention(parts: Parts, index: int, rope: RopeSpec, scale: float) -> Latent
         output=parts.linear("attention_output", hidden, heads * value, index, bias=bias),
         scale=scale,
         rope=rope,
+        indexer=indexer,
     )
 
 
@@ -167,22 +192,36 @@ def _feed_forward(
     config = parts.config
     if not config.has("n_routed_experts"):
         return lambda _: None
-    dense = config.integer("first_k_dense_replace", 0, least=0)
-    every = config.integer("moe_layer_freq", 1)
-    if dense >= parts.layers:
+    has_experts = _layers_with_experts(parts)
+    if not any(has_experts):
         return lambda _: None
     experts = sizes(parts, "n_routed_experts", "moe_intermediate_size")
     numbers = routing(parts, experts.count)
     shared = config.integer("n_shared_experts", 0, least=0) * experts.width
 
     def experts_of(index: int) -> ExpertsSpec | None:
-        if index < dense or index % every:
+        # Those behind the last, of multi-token prediction, are as the last.
+        if not has_experts[min(index, parts.layers - 1)]:
             return None
         return experts_spec(
             parts, index, experts, numbers, correction=correction, shared_width=shared
         )
 
     return experts_of
+
+
+def _layers_with_experts(parts: Parts) -> tuple[bool, ...]:
+    """For each layer, whether its feed-forward network is a mixture of experts."""
+    config = parts.config
+    if config.has("mlp_layer_types"):
+        names = config.texts("mlp_layer_types", parts.layers)
+        for name in names:
+            if name not in ("dense", "sparse"):
+                raise config.unsupported("mlp_layer_types", f"has the type {shown(name)}")
+        return tuple(name == "sparse" for name in names)
+    dense = config.integer("first_k_dense_replace", 0, least=0)
+    every = config.integer("moe_layer_freq", 1)
+    return tuple(index >= dense and index % every == 0 for index in range(parts.layers))
 
 
 # Positions ------------------------------------------------------------------------------
@@ -239,22 +278,3 @@ def _score_scale(parts: Parts) -> float:
     if not 0 < magnitude <= _LARGEST_MAGNITUDE:
         raise scaling.error("mscale_all_dim", f"gives scores a factor of {magnitude:g} squared")
     return float(scale * magnitude**2)
-
-
-# Multi-token prediction -----------------------------------------------------------------
-
-
-def _left_out(parts: Parts) -> tuple[str, ...]:
-    """A note on the layers behind the last, which predict further tokens for drafts."""
-    key = "num_nextn_predict_layers"
-    newer = parts.config.integer("num_mtp_layers", 0, least=0, most=64)
-    count = parts.config.integer(key, newer, least=0, most=64)
-    stem = parts.tensor_name("attention_norm", parts.layers).rpartition(".")[0]
-    first = parts.layers
-    prefixes = [stem.replace(str(first), str(first + more)) for more in range(count)]
-    found = [
-        prefix
-        for prefix in prefixes
-        if any(name.startswith(f"{prefix}.") for name in parts.files.tensors)
-    ]
-    return tuple(f"{prefix}, a layer of multi-token prediction, is left out" for prefix in found)

@@ -14,10 +14,10 @@ def spec(parts: Parts) -> ModelSpec:
     """V2's latent attention; experts by sigmoid scores, corrected for the choice."""
     parts = parts.with_defaults(max_position_embeddings=4096)
     interleaved = parts.config.boolean("rope_interleave", True)
-    return deepseek("deepseek_v3", parts, _routing, interleaved=interleaved, correction=True)
+    return deepseek("deepseek_v3", parts, routing, interleaved=interleaved, correction=True)
 
 
-def _routing(parts: Parts, count: int) -> Routing:
+def routing(parts: Parts, count: int) -> Routing:
     """Section 2.1.2, equations 12 to 16; a group counts by its two best experts."""
     config = parts.config
     if config.text("topk_method", "noaux_tc") != "noaux_tc":

@@ -34,7 +34,7 @@ _SCORES: Mapping[str, Score] = {
 }
 
 # A router's weight is small, and what it decides is not: it is kept as exact as it is stored.
-_ROUTER_KEPT = "f32"
+ROUTER_KEPT = "f32"
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def experts_spec(
     """
     hidden = parts.hidden_size
     router = parts.linear("router", sizes.count, hidden, layer, bias=router_bias)
-    router = replace(router, weight=replace(router.weight, kept=_ROUTER_KEPT))
+    router = replace(router, weight=replace(router.weight, kept=ROUTER_KEPT))
     corrected = None
     if correction:
         corrected = TensorSource(parts.tensor_name("correction", layer), (sizes.count,))
@@ -127,7 +127,7 @@ def experts_spec(
         )
     if shared_weight:
         weight = parts.linear("shared_weight", 1, hidden, layer)
-        weight = replace(weight, weight=replace(weight.weight, kept=_ROUTER_KEPT))
+        weight = replace(weight, weight=replace(weight.weight, kept=ROUTER_KEPT))
     return ExpertsSpec(
         RoutingSpec(router, numbers, corrected),
         tuple(_expert(parts, layer, index, sizes, bias) for index in range(sizes.count)),

@@ -1,4 +1,4 @@
-"""Tensor names by role, in the two layouts that dense models are published in."""
+"""Tensor names by role, in the layouts that models are published in."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ HUGGING_FACE: Mapping[str, str] = {
     "latent": "model.layers.{layer}.self_attn.kv_a_proj_with_mqa",
     "latent_norm": "model.layers.{layer}.self_attn.kv_a_layernorm",
     "key_value_up": "model.layers.{layer}.self_attn.kv_b_proj",
+    "index_query": "model.layers.{layer}.self_attn.indexer.wq_b",
+    "index_key": "model.layers.{layer}.self_attn.indexer.wk",
+    "index_key_norm": "model.layers.{layer}.self_attn.indexer.k_norm",
+    "index_weights": "model.layers.{layer}.self_attn.indexer.weights_proj",
     "query_norm": "model.layers.{layer}.self_attn.q_norm",
     "key_norm": "model.layers.{layer}.self_attn.k_norm",
     "attention_norm": "model.layers.{layer}.input_layernorm",
@@ -43,6 +47,48 @@ HUGGING_FACE: Mapping[str, str] = {
     "shared_down": "model.layers.{layer}.mlp.shared_experts.down_proj",
     "shared_weight": "model.layers.{layer}.mlp.shared_expert_gate",
     "sinks": "model.layers.{layer}.self_attn.sinks",
+    # Of a layer of multi-token prediction, beside what every layer has.
+    "predictor_embedding_norm": "model.layers.{layer}.enorm",
+    "predictor_hidden_norm": "model.layers.{layer}.hnorm",
+    "predictor_join": "model.layers.{layer}.eh_proj",
+    "predictor_final_norm": "model.layers.{layer}.shared_head.norm",
+}
+
+# DeepSeek's own, as its inference code names its modules and its conversion writes them. They are
+# renamed and nothing else: rows, and what turns with what, are as in Hugging Face's files.
+DEEPSEEK: Mapping[str, str] = {
+    "embedding": "embed",
+    "final_norm": "norm",
+    "head": "head",
+    "query": "layers.{layer}.attn.wq",
+    "attention_output": "layers.{layer}.attn.wo",
+    "query_down": "layers.{layer}.attn.wq_a",
+    "query_down_norm": "layers.{layer}.attn.q_norm",
+    "query_up": "layers.{layer}.attn.wq_b",
+    "latent": "layers.{layer}.attn.wkv_a",
+    "latent_norm": "layers.{layer}.attn.kv_norm",
+    "key_value_up": "layers.{layer}.attn.wkv_b",
+    "index_query": "layers.{layer}.attn.indexer.wq_b",
+    "index_key": "layers.{layer}.attn.indexer.wk",
+    "index_key_norm": "layers.{layer}.attn.indexer.k_norm",
+    "index_weights": "layers.{layer}.attn.indexer.weights_proj",
+    "attention_norm": "layers.{layer}.attn_norm",
+    "feed_forward_norm": "layers.{layer}.ffn_norm",
+    "gate": "layers.{layer}.ffn.w1",
+    "up": "layers.{layer}.ffn.w3",
+    "down": "layers.{layer}.ffn.w2",
+    "router": "layers.{layer}.ffn.gate",
+    "correction": "layers.{layer}.ffn.gate.bias",
+    "expert_gate": "layers.{layer}.ffn.experts.{expert}.w1",
+    "expert_up": "layers.{layer}.ffn.experts.{expert}.w3",
+    "expert_down": "layers.{layer}.ffn.experts.{expert}.w2",
+    "shared_gate": "layers.{layer}.ffn.shared_experts.w1",
+    "shared_up": "layers.{layer}.ffn.shared_experts.w3",
+    "shared_down": "layers.{layer}.ffn.shared_experts.w2",
+    "predictor_embedding_norm": "layers.{layer}.enorm",
+    "predictor_hidden_norm": "layers.{layer}.hnorm",
+    "predictor_join": "layers.{layer}.eh_proj",
+    "predictor_final_norm": "layers.{layer}.shared_head.norm",
 }
 
 # The names are those of the GGUF specification, section "Standardized tensor names", and of its

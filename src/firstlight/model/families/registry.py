@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -62,6 +62,8 @@ class Family:
 FAMILIES = (
     Family("deepseek_v2", ("deepseek_v2",), ("deepseek2",), experts=True),
     Family("deepseek_v3", ("deepseek_v3", "kimi_k2"), ("deepseek2",), experts=True, gating=2),
+    Family("deepseek_v32", ("deepseek_v32",), (), experts=True),
+    Family("deepseek_v4", ("deepseek_v4",), (), experts=True),
     Family("gemma2", ("gemma2",), ("gemma2",)),
     Family("gemma3", ("gemma3_text", "gemma3"), ("gemma3",)),
     Family("glm4_moe", ("glm4_moe",), ("glm4moe",), experts=True),
@@ -127,25 +129,70 @@ def find_family(files: ModelFiles) -> Family:
     )
 
 
-def make_spec(files: ModelFiles) -> ModelSpec:
+def make_spec(files: ModelFiles, *, predictor: bool = False) -> ModelSpec:
     """The checkpoint's spec, with every tensor it needs checked against the headers.
+
+    Args:
+        predictor: with what predicts further tokens, if the checkpoint has it.
 
     Raises:
         CheckpointError: the config or the tensors are wrong or contradict each other.
         UnsupportedModelError: the family, or a variant within it, is not known.
     """
     spec = spec_of_config(files)
+    if not predictor:
+        spec = replace(spec, predictor=None)
     check_sources(spec, files)
     return spec
 
 
 def spec_of_config(files: ModelFiles) -> ModelSpec:
-    """What the config says the model is, whether or not the tensors are there; as `make_spec`."""
+    """What the config says the model is, whether or not the tensors are there; as `make_spec` with
+    its predictor."""
     family = find_family(files)
     if files.kind == "gguf":
         config = config_from_metadata(files.config, files, family.experts)
         return family.spec(Parts(config, files, gguf=True))
     return family.spec(_parts(family, Config(files.location, files.config), files))
+
+
+def published_spec(files: ModelFiles, spec: ModelSpec) -> ModelSpec:
+    """The same model with its tensors named and laid out as Hugging Face models are published:
+    experts one by one. `spec` itself where the files have that layout.
+
+    Raises:
+        UnsupportedModelError: the family publishes it in no layout that has the same parts.
+    """
+    if files.kind != "gguf" and not any(source.stack for source in spec.sources()):
+        return spec
+    named = _Unnamed(files.location)
+    family = find_family(files)
+    if files.kind == "gguf":
+        config = config_from_metadata(files.config, files, family.experts)
+        published = family.spec(Parts(config, named))
+    else:
+        published = family.spec(Parts(Config(files.location, files.config), named))
+    ours, theirs = spec.sources(), published.sources()
+    if [source.shape for source in ours] != [source.shape for source in theirs]:
+        raise UnsupportedModelError(
+            files.location,
+            f"its tensors do not correspond to those that family {family.name} is published with",
+            "Use it as it is; `--weights` converts it while it is loaded",
+        )
+    return published
+
+
+@dataclass(frozen=True)
+class _Unnamed:
+    """Files of which only the place is known: families then name tensors as published."""
+
+    location: object
+    tensors: Mapping[str, Any] = field(default_factory=dict)
+
+    def _nothing(self, *_: object) -> Any:
+        raise NotImplementedError
+
+    format_of = weight = rows = integers = release = _nothing
 
 
 def _parts(family: Family, config: Config, files: TensorFiles) -> Parts:

@@ -11,9 +11,15 @@ from firstlight.verify.cases.blocks import (
     feed_forward_block_cases,
     logits_cases,
 )
+from firstlight.verify.cases.compressed import (
+    compressed_attention_cases,
+    pool_runs_cases,
+    select_runs_cases,
+)
 from firstlight.verify.cases.elementwise import (
     add_cases,
     gate_cases,
+    layer_norm_cases,
     rms_norm_cases,
     rotary_cases,
     scale_cases,
@@ -27,6 +33,11 @@ from firstlight.verify.cases.experts import (
     experts_block_cases,
     route_cases,
 )
+from firstlight.verify.cases.hyper_connections import (
+    collapse_streams_cases,
+    connection_weights_cases,
+    expand_streams_cases,
+)
 from firstlight.verify.cases.latent import (
     expanded_latent_attention_cases,
     head_linear_cases,
@@ -36,6 +47,11 @@ from firstlight.verify.cases.latent import (
     take_columns_cases,
 )
 from firstlight.verify.cases.linear import embed_cases, linear_cases
+from firstlight.verify.cases.selection import (
+    select_positions_cases,
+    selected_latent_attention_cases,
+    sparse_latent_attention_block_cases,
+)
 
 _CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "add": add_cases,
@@ -44,8 +60,12 @@ _CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "attention_block": attention_block_cases,
     "attention_with_sinks": attention_with_sinks_cases,
     "clamped_gate": clamped_gate_cases,
+    "collapse_streams": collapse_streams_cases,
+    "compressed_attention": compressed_attention_cases,
+    "connection_weights": connection_weights_cases,
     "embed": embed_cases,
     "experts_block": experts_block_cases,
+    "expand_streams": expand_streams_cases,
     "expanded_latent_attention": expanded_latent_attention_cases,
     "feed_forward_block": feed_forward_block_cases,
     "gate": gate_cases,
@@ -53,13 +73,19 @@ _CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "join_columns": join_columns_cases,
     "latent_attention": latent_attention_cases,
     "latent_attention_block": latent_attention_block_cases,
+    "layer_norm": layer_norm_cases,
     "linear": linear_cases,
     "logits": logits_cases,
+    "pool_runs": pool_runs_cases,
     "rms_norm": rms_norm_cases,
     "rotary": rotary_cases,
     "route": route_cases,
     "scale": scale_cases,
+    "select_positions": select_positions_cases,
+    "selected_latent_attention": selected_latent_attention_cases,
+    "select_runs": select_runs_cases,
     "soft_cap": soft_cap_cases,
+    "sparse_latent_attention_block": sparse_latent_attention_block_cases,
     "stream_write": stream_write_cases,
     "take_columns": take_columns_cases,
     "take_rows": take_rows_cases,

@@ -40,6 +40,21 @@ def _extreme_norm(generator: np.random.Generator) -> Arguments:
     return normal(generator, 3, 50) * sizes, None, 0.0
 
 
+def layer_norm_cases() -> Iterator[Case]:
+    for shape in (*_SHAPES, _LARGE, (4, 3, 40)):
+        yield _layer_norm(shape, 0.0)
+        yield _layer_norm(shape, 30.0)
+
+
+def _layer_norm(shape: tuple[int, ...], mean: float) -> Case:
+    def make(generator: np.random.Generator) -> Arguments:
+        x = normal(generator, *shape) + np.float32(mean)
+        return x, normal(generator, shape[-1]), normal(generator, shape[-1]), 1e-6
+
+    name = f"{_times(shape)} about {mean:g}"
+    return Case("layer_norm", name, make, quick=shape == _QUICK)
+
+
 def gate_cases() -> Iterator[Case]:
     for activation in get_args(Activation):
         for shape in (*_SHAPES, _LARGE):

@@ -22,7 +22,7 @@ _BLOCK = (16, 8)
 
 
 @dataclass(frozen=True)
-class _Shape:
+class LatentShape:
     """What sets one case apart from another; see `LatentAttentionBlock`.
 
     Attributes:
@@ -49,29 +49,29 @@ class _Shape:
 
 
 _SHAPES = (
-    _Shape("mixed", quick=True),
-    _Shape("no rows", sequences=()),
-    _Shape("one token", sequences=((0, 1),), low_rank=0),
-    _Shape("decode", sequences=((0, 1), (15, 1), (200, 1)), stream="bfloat16", quick=True),
-    _Shape("separate", separate=True, low_rank=0),
-    _Shape("f8_e4m3", "f8_e4m3", quick=True),
-    _Shape("bf16", "bf16", stream="bfloat16"),
-    _Shape("f16, one head", "f16", heads=1, latent=33, plain=7, value=3),
-    _Shape("q8_0", "q8_0", columns=64, latent=64, low_rank=32, value=32, heads=2),
-    _Shape(
+    LatentShape("mixed", quick=True),
+    LatentShape("no rows", sequences=()),
+    LatentShape("one token", sequences=((0, 1),), low_rank=0),
+    LatentShape("decode", sequences=((0, 1), (15, 1), (200, 1)), stream="bfloat16", quick=True),
+    LatentShape("separate", separate=True, low_rank=0),
+    LatentShape("f8_e4m3", "f8_e4m3", quick=True),
+    LatentShape("bf16", "bf16", stream="bfloat16"),
+    LatentShape("f16, one head", "f16", heads=1, latent=33, plain=7, value=3),
+    LatentShape("q8_0", "q8_0", columns=64, latent=64, low_rank=32, value=32, heads=2),
+    LatentShape(
         *("q4_0, separate", "q4_0", ((80, 3),), 16),
         *(64, 2, 128, 64, 8, 32, 32),
         separate=True,
         quick=True,
     ),
     # V2-Lite's and V3's sizes of heads.
-    _Shape(
+    LatentShape(
         *("published sizes", "bf16", ((130, 2), (3, 1)), 64),
         *(32, 4, 512, 128, 64, 128),
         low_rank=0,
         quick=True,
     ),
-    _Shape("many heads", "f32", ((1030, 1), (64, 2)), 64, 16, 128, 64, 16, 8, 16, 0),
+    LatentShape("many heads", "f32", ((1030, 1), (64, 2)), 64, 16, 128, 64, 16, 8, 16, 0),
 )
 
 
@@ -81,7 +81,7 @@ def head_linear_cases() -> Iterator[Case]:
             yield _head_linear(shape, which)
 
 
-def _head_linear(shape: _Shape, which: str) -> Case:
+def _head_linear(shape: LatentShape, which: str) -> Case:
     def make(generator: np.random.Generator) -> Arguments:
         key, value = _ups(shape, generator)
         part = key if which == "keys" else value
@@ -97,9 +97,9 @@ def latent_attention_cases() -> Iterator[Case]:
         yield _latent_attention(shape)
 
 
-def _latent_attention(shape: _Shape) -> Case:
+def _latent_attention(shape: LatentShape) -> Case:
     def make(generator: np.random.Generator) -> Arguments:
-        rows, pages = paged_rows(_layout(shape), generator)
+        rows, pages = paged_rows(layout_of(shape), generator)
         size = shape.latent + shape.rope
         queries = normal(generator, _count(shape), shape.heads, size)
         return queries, _entries(shape, pages, generator), shape.latent, rows, size**-0.5
@@ -112,9 +112,9 @@ def expanded_latent_attention_cases() -> Iterator[Case]:
         yield _expanded_latent_attention(shape)
 
 
-def _expanded_latent_attention(shape: _Shape) -> Case:
+def _expanded_latent_attention(shape: LatentShape) -> Case:
     def make(generator: np.random.Generator) -> Arguments:
-        rows, pages = paged_rows(_layout(shape), generator)
+        rows, pages = paged_rows(layout_of(shape), generator)
         key, value = _ups(shape, generator)
         size = shape.plain + shape.rope
         queries = normal(generator, _count(shape), shape.heads, size)
@@ -131,25 +131,25 @@ def latent_attention_block_cases() -> Iterator[Case]:
         yield _latent_attention_block(shape)
 
 
-def _latent_attention_block(shape: _Shape) -> Case:
+def _latent_attention_block(shape: LatentShape) -> Case:
     def make(generator: np.random.Generator) -> Arguments:
-        rows, pages = paged_rows(_layout(shape), generator)
+        rows, pages = paged_rows(layout_of(shape), generator)
         count = _count(shape)
         angles = generator.uniform(0, 6.3, (count, shape.rope // 2)).astype(np.float32)
         table = np.stack([np.cos(angles), np.sin(angles)], axis=1)
         x = normal(generator, count, shape.columns)
-        return x, _block(shape, generator), _entries(shape, pages, generator), rows, table
+        return x, latent_block(shape, generator), _entries(shape, pages, generator), rows, table
 
     return Case("latent_attention_block", shape.name, make, quick=shape.quick)
 
 
-def _block(shape: _Shape, generator: np.random.Generator) -> LatentAttentionBlock:
+def latent_block(shape: LatentShape, generator: np.random.Generator) -> LatentAttentionBlock:
     key_up, value_up = _ups(shape, generator)
     low = shape.low_rank
     queries = shape.heads * (shape.plain + shape.rope)
 
     def product(rows: int, columns: int) -> Product:
-        return Product(_weight(shape.format, rows, columns, generator))
+        return Product(latent_weight(shape.format, rows, columns, generator))
 
     def norm(size: int) -> Norm:
         # So large that products of normed values are about one.
@@ -175,17 +175,17 @@ def _block(shape: _Shape, generator: np.random.Generator) -> LatentAttentionBloc
     )
 
 
-def _ups(shape: _Shape, generator: np.random.Generator) -> tuple[HeadProduct, HeadProduct]:
+def _ups(shape: LatentShape, generator: np.random.Generator) -> tuple[HeadProduct, HeadProduct]:
     heads, latent, plain, value = shape.heads, shape.latent, shape.plain, shape.value
     if shape.separate:
-        keys = _weight(shape.format, heads * latent, plain, generator)
-        values = _weight(shape.format, heads * value, latent, generator)
+        keys = latent_weight(shape.format, heads * latent, plain, generator)
+        values = latent_weight(shape.format, heads * value, latent, generator)
         return HeadProduct(keys, 0, latent), HeadProduct(values, 0, value)
-    both = _weight(shape.format, heads * (plain + value), latent, generator)
+    both = latent_weight(shape.format, heads * (plain + value), latent, generator)
     return HeadProduct(both, 0, plain, transposed=True), HeadProduct(both, plain, value)
 
 
-def _weight(format: str, rows: int, columns: int, generator: np.random.Generator) -> Weight:
+def latent_weight(format: str, rows: int, columns: int, generator: np.random.Generator) -> Weight:
     weight = random_weight(get_format(format), rows, columns, generator)
     if format != "f8_e4m3":
         return weight
@@ -196,15 +196,15 @@ def _weight(format: str, rows: int, columns: int, generator: np.random.Generator
     )
 
 
-def _layout(shape: _Shape) -> Layout:
+def layout_of(shape: LatentShape) -> Layout:
     return Layout(shape.name, shape.sequences, shape.page_tokens)
 
 
-def _count(shape: _Shape) -> int:
+def _count(shape: LatentShape) -> int:
     return sum(count for _, count in shape.sequences)
 
 
-def _entries(shape: _Shape, pages: int, generator: np.random.Generator) -> StreamArgument:
+def _entries(shape: LatentShape, pages: int, generator: np.random.Generator) -> StreamArgument:
     size = shape.latent + shape.rope
     return stream_pages(generator, (pages, shape.page_tokens, size), shape.stream)
 

@@ -1,0 +1,159 @@
+"""The torch backend: tensors are PyTorch's, on whatever device it reaches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from firstlight import __version__
+from firstlight.backends.base import Backend
+from firstlight.backends.torch.attention import AttentionKernels
+from firstlight.backends.torch.ceilings import measure_ceilings
+from firstlight.backends.torch.decoding import PLAIN, block_decoders
+from firstlight.backends.torch.device import (
+    all_places,
+    cache_bytes_of,
+    device_name,
+    find_device,
+    memory_of,
+    synchronize,
+    widens_bfloat16,
+)
+from firstlight.backends.torch.elementwise import RowKernels
+from firstlight.backends.torch.experts import ExpertsKernels
+from firstlight.backends.torch.matrix import DeviceMatrix, put_on_device
+from firstlight.backends.torch.paging import MOST_SCORES
+from firstlight.backends.torch.products import ProductKernels
+from firstlight.backends.torch.quirks import quirk_of
+from firstlight.backends.torch.transfer import Transfer, as_tensor
+from firstlight.formats.base import Floats, Weight
+from firstlight.host.ceilings import Ceilings
+
+__all__ = ["TorchBackend", "all_places"]
+
+_STREAMS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_CACHE_BYTES = 64 << 20
+"""Of a device that does not say: as much as the largest chips have."""
+
+
+class TorchBackend(Backend):
+    """A device of PyTorch's.
+
+    A row's result does not depend on the batch but for the order of float32 sums, which PyTorch
+    chooses by the sizes of a product: up to the ops' tolerances, not to the bit.
+
+    Args:
+        place: the device as PyTorch writes it; None: the accelerator it has chosen.
+        exact: round no activations: bfloat16 weights and state are widened first.
+
+    Raises:
+        DeviceError: there is no such device, or nothing can be computed on it.
+    """
+
+    def __init__(self, place: str | None = None, exact: bool = False) -> None:
+        self.device = find_device(place)
+        self.name = f"torch:{self.device}"
+        self._transfer = Transfer(self.device)
+        self._buffer: torch.Tensor | None = None
+        narrow = not exact and widens_bfloat16(self.device)
+        products = ProductKernels(self._transfer, narrow)
+        super().__init__(
+            (
+                *products.all(),
+                *AttentionKernels(self._transfer, narrow).all(),
+                *RowKernels(self._transfer).all(),
+                *ExpertsKernels(self._transfer, products, narrow).all(),
+            )
+        )
+
+    # Memory and transfer -----------------------------------------------------------------
+
+    def upload(self, array: NDArray[Any]) -> torch.Tensor:
+        return self._transfer.upload(array)
+
+    def download(self, tensor: torch.Tensor) -> Floats:
+        return self._transfer.download(tensor)
+
+    def assign(self, tensor: torch.Tensor, array: NDArray[Any]) -> None:
+        source = as_tensor(array)
+        if array.dtype == np.uint16:
+            source = source.view(torch.bfloat16)
+        tensor.copy_(source)
+
+    def pack(self, weight: Weight) -> DeviceMatrix:
+        return put_on_device(weight, self._transfer)
+
+    def unpack(self, packed: DeviceMatrix) -> Weight:
+        return packed.unpack()
+
+    def new_stream(
+        self, pages: int, page_tokens: int, entry: tuple[int, ...], dtype: str
+    ) -> torch.Tensor:
+        shape = (pages, page_tokens, *entry)
+        return torch.zeros(shape, dtype=_STREAMS[dtype], device=self.device)
+
+    def available_memory(self) -> int:
+        """Without what decoded weights and scores take for a moment, several times over."""
+        free, quirk = memory_of(self.device)[0], quirk_of(self.device)
+        if quirk.on_host:
+            return free
+        return max(0, free - 4 * 4 * (quirk.decoded_values + MOST_SCORES))
+
+    def total_memory(self) -> int:
+        return memory_of(self.device)[1]
+
+    def is_tensor(self, argument: Any) -> bool:
+        return isinstance(argument, torch.Tensor)
+
+    def sized(self, argument: Any) -> Any:
+        """A tensor as an array of its shape that takes no memory."""
+        if not isinstance(argument, torch.Tensor):
+            return argument
+        value = np.zeros((), np.uint16 if argument.dtype == torch.bfloat16 else np.float32)
+        return np.broadcast_to(value, tuple(argument.shape))
+
+    def is_packed(self, argument: Any) -> bool:
+        return isinstance(argument, DeviceMatrix)
+
+    # What the device is ------------------------------------------------------------------
+
+    def device_name(self) -> str:
+        return device_name(self.device)
+
+    def device_key(self) -> str:
+        threads = f", {torch.get_num_threads()} threads" if self._on_host else ""
+        return f"{self.name}: {self.device_name()}{threads}, PyTorch {torch.__version__}"
+
+    def identity(self) -> str:
+        built = [path.stat() for path in sorted(Path(__file__).parent.glob("*.py"))]
+        newest = max(each.st_mtime_ns for each in built)
+        size = sum(each.st_size for each in built)
+        return f"{self.device_key()}, firstlight {__version__}, kernels {size}-{newest}"
+
+    def measure_ceilings(self) -> Ceilings:
+        return measure_ceilings(self.device, self.cache_bytes())
+
+    def fast_formats(self) -> frozenset[str]:
+        return frozenset((*PLAIN, *block_decoders()))
+
+    def synchronize(self) -> None:
+        synchronize(self.device)
+
+    def cache_bytes(self) -> int:
+        if self._on_host:
+            return super().cache_bytes()
+        return cache_bytes_of(self.device) or _CACHE_BYTES
+
+    def evict_caches(self) -> None:
+        if self._buffer is None:
+            self._buffer = torch.ones(3 * self.cache_bytes() // 8, device=self.device)
+        self._buffer.sum()
+        self.synchronize()
+
+    @property
+    def _on_host(self) -> bool:
+        return quirk_of(self.device).on_host

@@ -1,0 +1,102 @@
+"""Arrays of the host to a device and back.
+
+What is large goes through two pieces of pinned memory in turn: while one is on its way to the
+device, the other is filled from the memory-mapped file. So the host never holds a second copy.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from firstlight.backends.torch.device import synchronize
+from firstlight.backends.torch.quirks import HOST, quirk_of
+
+_PIECE_BYTES = 32 << 20
+
+
+def as_tensor(array: NDArray[Any]) -> torch.Tensor:
+    """The same memory as a tensor; nothing is copied unless strides or alignment ask for it.
+
+    The array may be read-only (a mapped file): whoever gets the tensor must not write to it.
+    """
+    array = np.ascontiguousarray(array)
+    if array.ctypes.data % array.itemsize:
+        array = array.copy()
+    if array.flags.writeable:
+        return torch.from_numpy(array)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def as_array(tensor: torch.Tensor) -> NDArray[Any]:
+    """A tensor of the host as an array over the same memory; bfloat16 as its bits in uint16."""
+    if tensor.dtype == torch.bfloat16:
+        bits: NDArray[Any] = tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
+        return bits
+    return tensor.numpy()
+
+
+class Transfer:
+    """Between the host and one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        quirk = quirk_of(device)
+        self._on_host = quirk.on_host
+        self._pins = quirk.pinned and _can_pin(device)
+
+    def upload(self, array: NDArray[Any]) -> torch.Tensor:
+        """A small array, as it is wanted in a step; it must not change afterwards."""
+        tensor = as_tensor(array)
+        if self._on_host:
+            return tensor
+        if self._pins and tensor.numel():
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def download(self, tensor: torch.Tensor) -> NDArray[Any]:
+        """A tensor on the host; waits for everything before it."""
+        return as_array(tensor.detach().to(HOST))
+
+    def load(self, array: NDArray[Any]) -> torch.Tensor:
+        """A large array, for instance of a mapped file; where the device is the host, in place."""
+        source = as_tensor(array)
+        if self._on_host:
+            return source
+        if not self._pins or source.nbytes <= _PIECE_BYTES:
+            return source.to(self.device)
+        target = torch.empty(source.shape, dtype=source.dtype, device=self.device)
+        self._in_pieces(source.reshape(-1).view(torch.uint8), target.reshape(-1).view(torch.uint8))
+        return target
+
+    def _in_pieces(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        # PyTorch keeps pinned memory for the next that asks, so this costs once.
+        pieces = [torch.empty(_PIECE_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        arrived = [torch.Event(self.device) for _ in range(2)]
+        for number, start in enumerate(range(0, len(source), _PIECE_BYTES)):
+            turn = number % 2
+            part = source[start : start + _PIECE_BYTES]
+            if number > 1:
+                arrived[turn].synchronize()
+            piece = pieces[turn][: len(part)]
+            piece.copy_(part)
+            target[start : start + len(part)].copy_(piece, non_blocking=True)
+            arrived[turn].record()
+        synchronize(self.device)
+
+
+def _can_pin(device: torch.device) -> bool:
+    try:
+        torch.empty(16, dtype=torch.uint8, pin_memory=True).to(device, non_blocking=True)
+        torch.Event(device).record()
+        synchronize(device)
+    except Exception:
+        # A plug-in need not have it, and may say so in any way.
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Checkpoints in another storage format, for other readers too (docs/convert.md)."""

@@ -1,0 +1,190 @@
+"""Which tensors a converted checkpoint has, and where each comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+from firstlight.checkpoint.checkpoint import Checkpoint
+from firstlight.checkpoint.safetensors import BITS
+from firstlight.conversion.schemes import Plain, Scheme, Target
+from firstlight.conversion.shard_file import TensorEntry
+from firstlight.errors import UnsupportedModelError
+from firstlight.formats.plain import BF16, F32
+from firstlight.formats.registry import get_format
+from firstlight.model.families.registry import published_spec
+from firstlight.model.spec import ExpertsSpec, ModelSpec, TensorSource
+
+_PLAIN = ("f32", "f16", "bf16")
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor of the model as it is written.
+
+    Attributes:
+        name: of the tensor, with its last ".weight" or ".bias".
+        shape: of the values.
+        source: where its rows come from; None: the checkpoint's tensor of that name is copied,
+            bytes and type.
+        scheme: how it is written, where it is not copied.
+        layer: number of the layer it belongs to; None: to none.
+        offset: added to its values.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source: TensorSource | None = None
+    scheme: Scheme | None = None
+    layer: int | None = None
+    offset: float = 0.0
+
+    @property
+    def module(self) -> str:
+        return self.name.removesuffix(".weight")
+
+    def entries(self, checkpoint: Checkpoint) -> tuple[TensorEntry, ...]:
+        """The tensors that it becomes in the file."""
+        if self.scheme is None:
+            info = checkpoint.tensors[self.name]
+            return (TensorEntry(self.name, info.format.upper(), info.shape),)
+        if isinstance(self.scheme, Plain):
+            return (TensorEntry(self.name, self.scheme.format.name.upper(), self.shape),)
+        rows, columns = self.shape
+        return tuple(
+            TensorEntry(f"{self.module}.{part.suffix}", part.dtype, part.shape)
+            for part in self.scheme.parts(rows, columns)
+        )
+
+
+def outputs_of(checkpoint: Checkpoint, spec: ModelSpec, target: Target) -> tuple[Output, ...]:
+    """Every tensor of the converted checkpoint, in the order of use; what the model does not use
+    (a layer for drafts, another model's part) comes last and stays as it is.
+
+    Raises:
+        UnsupportedModelError: the model's tensors have no published layout that could be written.
+    """
+    published = published_spec(checkpoint, spec)
+    merged: dict[str, list[tuple[TensorSource, TensorSource]]] = {}
+    for pair in zip(spec.sources(), published.sources(), strict=True):
+        merged.setdefault(pair[1].name, []).append(pair)
+    experts, layers = _experts(spec), _layers(spec)
+    found = []
+    for name, parts in merged.items():
+        first, named = parts[0]
+        layer = layers.get(first)
+        if first.integers or (len(first.shape) == 1 and _is_plain(name, checkpoint)):
+            found.append(Output(name, checkpoint.tensors[name].shape, layer=layer))
+            continue
+        source = _whole(parts, checkpoint)
+        scheme = _scheme(first, checkpoint, target, spec, first in experts)
+        if len(source.shape) == 2 and not scheme.takes(*source.shape):
+            scheme = _kept_scheme(first, checkpoint)
+        offset = source.offset - named.offset
+        found.append(Output(name, source.shape, source, scheme, layer, offset))
+    used = {source.name for source in spec.sources()} | {
+        source.scales for source in spec.sources() if source.scales is not None
+    }
+    return (*found, *_unused(checkpoint, used))
+
+
+def left_out(outputs: Iterable[Output], target: Target) -> list[str]:
+    """Modules whose matrices are not written as the target says."""
+    schemes = (target.scheme, target.experts)
+    return [
+        output.module
+        for output in outputs
+        if len(output.shape) == 2 and output.scheme not in schemes
+    ]
+
+
+def _is_plain(name: str, checkpoint: Checkpoint) -> bool:
+    info = checkpoint.tensors.get(name)
+    return checkpoint.kind == "safetensors" and info is not None and info.format in _PLAIN
+
+
+def _whole(parts: list[tuple[TensorSource, TensorSource]], checkpoint: Checkpoint) -> TensorSource:
+    """All rows of one published tensor, as they lie in the files.
+
+    Args:
+        parts: (where it is, how it is published) of each of its parts.
+    """
+    source, named = parts[0]
+    refused = UnsupportedModelError(
+        checkpoint.location,
+        f"tensor {named.name!r} stacks or mixes matrices, and is published in no other way that "
+        "could be written",
+        "Use it as it is; `--weights` converts it while it is loaded",
+    )
+    if any(name.stack is not None or name.row_step != 1 for _, name in parts):
+        raise refused
+    if len(parts) == 1 and named.first_row is None:
+        return source
+    rows = sum(each.shape[0] for each, _ in parts)
+    names = {each.name for each, _ in parts}
+    if len(names) > 1 or rows != named.fused_rows or rows != source.fused_rows:
+        raise refused
+    return replace(source, shape=(rows, *source.shape[1:]), first_row=None, fused_rows=None)
+
+
+def _scheme(
+    source: TensorSource, checkpoint: Checkpoint, target: Target, spec: ModelSpec, expert: bool
+) -> Scheme:
+    if len(source.shape) == 1 or source.kept is not None:
+        return _kept_scheme(source, checkpoint)
+    if source == spec.embedding:
+        return target.scheme if target.embedding else _kept_scheme(source, checkpoint)
+    if source == spec.head.weight and not target.head:
+        return _kept_scheme(source, checkpoint)
+    return target.experts if expert else target.scheme
+
+
+def _kept_scheme(source: TensorSource, checkpoint: Checkpoint) -> Scheme:
+    """For what is not converted: its own type where readers of safetensors know that."""
+    format = checkpoint.tensors[source.name].format if source.scales is None else ""
+    if format in _PLAIN:
+        return Plain(format, get_format(format))
+    wide = len(source.shape) == 1 or source.kept is not None
+    return Plain("f32", F32) if wide else Plain("bf16", BF16)
+
+
+def _experts(spec: ModelSpec) -> set[TensorSource]:
+    return {
+        product.weight
+        for layer in spec.layers
+        if isinstance(layer.feed_forward, ExpertsSpec)
+        for expert in layer.feed_forward.experts
+        for product in (expert.gate, expert.up, expert.down)
+    }
+
+
+def _layers(spec: ModelSpec) -> Mapping[TensorSource, int]:
+    found: dict[TensorSource, int] = {}
+    for index, layer in enumerate(spec.layers):
+        alone = replace(spec, layers=(layer,))
+        outside = {spec.embedding, spec.head.weight, spec.final_norm.weight, spec.head.bias}
+        for source in alone.sources():
+            if source not in outside:
+                found.setdefault(source, index)
+    return found
+
+
+def _unused(checkpoint: Checkpoint, used: set[str]) -> Iterable[Output]:
+    """What the model does not use: copied where it is plain, else as bfloat16."""
+    if checkpoint.kind != "safetensors":
+        return
+    scales = {
+        pattern.format(name=name, stem=name.removesuffix("weight"))
+        for name, info in checkpoint.tensors.items()
+        if info.format == "f8_e4m3"
+        for pattern in ("{name}_scale_inv", "{name}_scale", "{stem}scale", "{stem}input_scale")
+    }
+    for name, info in checkpoint.tensors.items():
+        if name in used or name in scales:
+            continue
+        if info.format.upper() in BITS and info.format not in ("f8_e4m3", "f8_e5m2"):
+            yield Output(name, info.shape)
+            continue
+        shape = (prod(info.shape[:-1]), info.shape[-1])
+        yield Output(name, shape, TensorSource(name, shape), Plain("bf16", BF16))

@@ -1,0 +1,72 @@
+"""The residual stream, or several that are mixed at every block (hyper-connections)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from firstlight.model.compressed_spec import HyperConnectionSpec
+from firstlight.model.parts import product
+from firstlight.model.weights import Weights
+from firstlight.ops import ConnectionNumbers, Ops, Product, Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Connection:
+    """A block's connection to several streams, with its tensors on the backend."""
+
+    mixing: Product
+    base: Tensor
+    scale: Tensor
+    numbers: ConnectionNumbers
+    norm_epsilon: float
+
+
+def connection(spec: HyperConnectionSpec | None, weights: Weights) -> Connection | None:
+    """The connection, as the functions here take it; None where there is one stream."""
+    if spec is None:
+        return None
+    return Connection(
+        product(spec.mixing, weights),
+        weights[spec.base],
+        weights[spec.scale],
+        ConnectionNumbers(spec.streams, spec.iterations, spec.epsilon),
+        spec.norm_epsilon,
+    )
+
+
+def through(
+    ops: Ops, x: Tensor, connected: Connection | None, block: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The stream, or streams, after a block.
+
+    Args:
+        x: float32 [n, hidden_size], or [n, streams, hidden_size].
+        connected: None: the block goes from the stream back to it by itself.
+        block: where there are several streams, gives what is to be added to them.
+    """
+    if connected is None:
+        return block(x)
+    weights = _weights(ops, x, connected)
+    return ops.expand_streams(x, block(ops.collapse_streams(x, weights)), weights)
+
+
+def repeated(ops: Ops, x: Tensor, streams: int) -> Tensor:
+    """So many streams, equal at the start: [n, hidden_size] -> [n, streams, hidden_size]."""
+    count, size = x.shape
+    side_by_side = x
+    for _ in range(streams - 1):
+        side_by_side = ops.join_columns(side_by_side, x)
+    return side_by_side.reshape((count, streams, size))
+
+
+def merged(ops: Ops, x: Tensor, connected: Connection) -> Tensor:
+    """One stream of several, at the model's end: [n, streams, hidden_size] -> [n, hidden_size]."""
+    return ops.collapse_streams(x, _weights(ops, x, connected))
+
+
+def _weights(ops: Ops, x: Tensor, connected: Connection) -> Tensor:
+    count, streams, size = x.shape
+    normed = ops.rms_norm(x.reshape((count, streams * size)), None, connected.norm_epsilon)
+    logits = ops.linear(normed, connected.mixing.weight)
+    return ops.connection_weights(logits, connected.base, connected.scale, connected.numbers)
