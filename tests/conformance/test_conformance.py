@@ -25,7 +25,7 @@ def _backend_with(op: str, run: Callable[..., Any], **kernel: Any) -> Backend:
     "op",
     [
         *("add", "linear", "attention", "stream_write", "rms_norm", "layer_norm", "take_rows"),
-        *("rotary", "select_positions", "selected_latent_attention"),
+        *("rotary", "select_entries", "selected_latent_attention"),
     ],
 )
 def test_a_definition_agrees_with_itself(op: str) -> None:

@@ -64,7 +64,11 @@ def test_what_is_selected_decides(tiny: Tiny, name: str, device: str) -> None:
     found, without = logits(decoder, prompt()), logits(blind, prompt())
     np.testing.assert_allclose(without[:top_k], found[:top_k], rtol=0, atol=2e-5)
     assert (np.abs(without - found)[top_k:].max(axis=1) > 1e-3).mean() > 0.9
-    assert ("select_positions", "definition") in decoder.ops.usage()
+    assert ("select_entries", "definition") in decoder.ops.usage()
+
+
+# Beside the same rows in other company.
+ATOL = {"torch:cpu": 2e-5}
 
 
 def _run(engine: Engine, tokens: list[int], count: int) -> list[int]:
@@ -95,7 +99,7 @@ def test_cut_back_and_resumed_it_is_the_undisturbed_text(
 @pytest.mark.parametrize("name", NAMES)
 def test_a_row_does_not_depend_on_its_company(tiny: Tiny, name: str, device: str) -> None:
     """On cpu bit for bit, also where some rows of a step select and others do not; on numpy up to
-    the rounding of float64 sums."""
+    the rounding of float64 sums, and on torch of float32 sums."""
     decoder = tiny(name).decoder(device)
     alone = logits(decoder, prompt(60))
     for chunk in (1, 7, 16):
@@ -103,7 +107,7 @@ def test_a_row_does_not_depend_on_its_company(tiny: Tiny, name: str, device: str
         if device == "cpu":
             np.testing.assert_array_equal(chunked, alone)
         else:
-            np.testing.assert_allclose(chunked, alone, rtol=0, atol=2e-6)
+            np.testing.assert_allclose(chunked, alone, rtol=0, atol=ATOL.get(device, 2e-6))
     engine = new_engine(decoder, 64, sequences=3)
     lengths = (10, 23, 40)
     sequences = [

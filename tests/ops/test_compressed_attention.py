@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from firstlight.ops.compressed_attention import compressed_attention, pool_runs, select_runs
+from firstlight.ops.compressed_attention import compressed_attention, pool_runs
 from firstlight.ops.hyper_connections import (
     ConnectionNumbers,
     collapse_streams,
@@ -14,6 +14,7 @@ from firstlight.ops.hyper_connections import (
     expand_streams,
 )
 from firstlight.ops.paging import PagedRows
+from firstlight.ops.select_entries import select_entries
 
 
 def _rows(first: int, count: int, page_tokens: int = 8, pages: int = 8) -> PagedRows:
@@ -66,11 +67,11 @@ def test_the_best_runs_are_chosen_and_of_equal_ones_the_first() -> None:
         ([1, -1], [0, 1, -2]),
         ([-1, -1], [0, 3, -2]),
     ):
-        found = select_runs(queries, np.array([weights], np.float32), keys, rows, 4, 2)
+        found = select_entries(queries, np.array([weights], np.float32), keys, rows, 4, 2)
         assert found.tolist() == [expected[:2]]
-    found = select_runs(-queries, np.ones((1, 2), np.float32), keys, rows, 4, 2)
+    found = select_entries(-queries, np.ones((1, 2), np.float32), keys, rows, 4, 2)
     assert found.tolist() == [[0, 1]]  # no product is above zero
-    found = select_runs(queries, np.ones((1, 2), np.float32), keys, rows, 4, 7)
+    found = select_entries(queries, np.ones((1, 2), np.float32), keys, rows, 4, 7)
     assert found.tolist() == [[0, 1, 2, 3, 4, -1, -1]]
 
 

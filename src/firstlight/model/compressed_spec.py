@@ -36,7 +36,7 @@ class CompressorSpec:
 
 @dataclass(frozen=True)
 class IndexerSpec:
-    """Which entries a token attends to; see the op `select_runs`.
+    """Which entries a token attends to; see the op `select_entries`.
 
     Attributes:
         query: of the low-rank query, [heads * entry size, columns].

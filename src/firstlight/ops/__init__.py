@@ -9,7 +9,7 @@ from firstlight.ops import (
     hyper_connections,
     linear,
     rotary,
-    select_positions,
+    select_entries,
     selected_latent_attention,
 )
 from firstlight.ops.attention_block import AttentionBlock
@@ -61,6 +61,6 @@ __all__ = [
     "hyper_connections",
     "linear",
     "rotary",
-    "select_positions",
+    "select_entries",
     "selected_latent_attention",
 ]

@@ -17,6 +17,7 @@ from firstlight.formats.base import Floats
 from firstlight.ops.attention import StreamPages, read_entries, weights_beside
 from firstlight.ops.contract import Cost, Tolerance, define
 from firstlight.ops.paging import PagedRows
+from firstlight.ops.select_entries import runs_seen
 from firstlight.ops.shape import Shape, context_range, rows_range
 
 Integers = NDArray[np.int32]
@@ -87,95 +88,7 @@ def pool_runs(
     return out
 
 
-# Choosing entries ----------------------------------------------------------------------------
-
-
-def _select_runs_cost(
-    queries: Floats,
-    weights: Floats,
-    keys: StreamPages,
-    rows: PagedRows,
-    stride: int,
-    top_k: int,
-) -> Cost:
-    count, heads, size = queries.shape
-    once, together = _runs_seen(rows, stride)
-    moved = once * size * keys.dtype.itemsize + 4 * count * (heads * (size + 1) + top_k)
-    return Cost(moved, together * heads * 2 * (size + 1))
-
-
-def _select_runs_shape(
-    queries: Floats,
-    weights: Floats,
-    keys: StreamPages,
-    rows: PagedRows,
-    stride: int,
-    top_k: int,
-) -> Shape:
-    context = rows.page_table.shape[1] * rows.page_tokens
-    _, heads, size = queries.shape
-    size_of = keys.dtype.itemsize
-    return heads, size, size_of, stride, top_k, context_range(context), rows_range(len(queries))
-
-
-@define(
-    Tolerance(
-        0.0,
-        0.0,
-        "numbers of entries; a choice between scores that differ by a float32 rounding may fall "
-        "the other way, which cases avoid",
-    ),
-    _select_runs_cost,
-    shape=_select_runs_shape,
-)
-def select_runs(
-    queries: Floats,
-    weights: Floats,
-    keys: StreamPages,
-    rows: PagedRows,
-    stride: int,
-    top_k: int,
-) -> Integers:
-    """The runs whose entries a row attends to: those of the `top_k` largest scores.
-
-    DeepSeek-V4's report, equations 16 and 17, the lightning indexer: score_s = sum_h w_h ReLU(q_h .
-    k_s), of the runs that are complete at the row's position; of equals the earlier one. A common
-    factor of all scores would change nothing, so there is none. DeepSeek's own kernels also turn
-    queries and keys by a Hadamard matrix, which changes no product, and round them to 4 bits.
-
-    Args:
-        queries: float32 [rows, heads, size].
-        weights: float32 [rows, heads].
-        keys: stream pages [pages, page_tokens / stride, size]; the rows' own have been written.
-        rows: where each row's sequence lies; its page_tokens are positions.
-        stride: positions of a run.
-        top_k: at least one.
-
-    Returns:
-        int32 [rows, top_k]: numbers of runs in ascending order, filled up with -1.
-    """
-    out = np.full((len(queries), top_k), -1, np.int32)
-    sequences = rows.row_sequences()
-    for row, position in enumerate(rows.positions.tolist()):
-        count = (position + 1) // stride
-        chosen: NDArray[np.intp] = np.arange(count)
-        if count > top_k:
-            key = _at(keys, rows, int(sequences[row]), chosen).astype(np.float64)
-            products = np.maximum(queries[row].astype(np.float64) @ key.T, 0.0)
-            scores = weights[row].astype(np.float64) @ products
-            chosen = np.sort(np.argsort(-scores, kind="stable")[:top_k])
-        out[row, : len(chosen)] = chosen
-    return out
-
-
 # Attending to them ---------------------------------------------------------------------------
-
-
-def _runs_seen(rows: PagedRows, stride: int) -> tuple[int, int]:
-    """Complete runs that rows see: of each sequence once, and of all rows together."""
-    seen = (rows.positions.astype(np.int64) + 1) // stride
-    ends = rows.row_starts[1:][np.diff(rows.row_starts) > 0] - 1
-    return int(seen[ends].sum()), int(seen.sum())
 
 
 def _compressed_attention_cost(
@@ -193,7 +106,7 @@ def _compressed_attention_cost(
     count, heads, size = queries.shape
     ends = rows.row_starts[1:][np.diff(rows.row_starts) > 0] - 1
     near = np.minimum(rows.positions.astype(np.int64) + 1, window)
-    once, together = _runs_seen(entry_rows, stride)
+    once, together = runs_seen(entry_rows, stride)
     if chosen is not None:
         far = np.minimum((rows.positions.astype(np.int64) + 1) // stride, chosen.shape[1])
         together = int(far.sum())

@@ -229,11 +229,6 @@ class Ops(ABC):
     ) -> Tensor:
         return self.call("latent_attention_block", x, block, entries, rows, cosine_sine)
 
-    def select_positions(
-        self, queries: Tensor, weights: Tensor, keys: Tensor, rows: PagedRows, top_k: int
-    ) -> Tensor:
-        return self.call("select_positions", queries, weights, keys, rows, top_k)
-
     def selected_latent_attention(
         self,
         queries: Tensor,
@@ -270,7 +265,7 @@ class Ops(ABC):
     ) -> Tensor:
         return self.call("pool_runs", entries, rows, stride, before, before_rows)
 
-    def select_runs(
+    def select_entries(
         self,
         queries: Tensor,
         weights: Tensor,
@@ -279,7 +274,7 @@ class Ops(ABC):
         stride: int,
         top_k: int,
     ) -> Tensor:
-        return self.call("select_runs", queries, weights, keys, rows, stride, top_k)
+        return self.call("select_entries", queries, weights, keys, rows, stride, top_k)
 
     def compressed_attention(
         self,

@@ -9,7 +9,7 @@ from firstlight.formats.base import Floats
 from firstlight.ops.attention import StreamPages
 from firstlight.ops.contract import Cost, Tolerance, define
 from firstlight.ops.paging import PagedRows
-from firstlight.ops.select_positions import entries_seen
+from firstlight.ops.select_entries import entries_seen
 
 Integers = NDArray[np.int32]
 
@@ -54,7 +54,7 @@ def selected_latent_attention(
         entries: stream pages [pages, page_tokens, size]; the rows' own have been written already.
         value_size: at most size.
         rows: where each row's sequence lies.
-        selected: int32 [rows, most] as `select_positions` gives it; at least one of each row.
+        selected: int32 [rows, most] as `select_entries` gives it; at least one of each row.
         scale: factor of the scores.
 
     Returns:

@@ -119,7 +119,7 @@ def sparse_latent_attention_block(
     rows: PagedRows,
     cosine_sine: Tensor,
 ) -> Tensor:
-    """`latent_attention_block` over the positions that `select_positions` chooses for each row.
+    """`latent_attention_block` over the positions that `select_entries` chooses for each row.
 
     DeepSeek-V3.2 (DeepSeek-AI 2025, arXiv:2512.02556), section 2.1. Beside what the dense block
     does, with h = pre_norm(x) and q the normed low-rank query that it has anyway:
@@ -200,7 +200,7 @@ def _sparse(
     queries = apply_product(ops, query, indexer.query).reshape(shape)
     queries = ops.rotary(queries, cosine_sine, indexer.interleaved)
     weights = apply_product(ops, normed, indexer.weights)
-    selected = ops.select_positions(queries, weights, index_keys, rows, indexer.top_k)
+    selected = ops.select_entries(queries, weights, index_keys, rows, 1, indexer.top_k)
     return ops.selected_latent_attention(
         absorbed, entries, attention.latent_size, rows, selected, attention.scale
     )

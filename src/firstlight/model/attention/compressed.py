@@ -277,6 +277,6 @@ def _choose(
     query = query.reshape((normed.shape[0], indexer.heads, indexer.keys.size))
     query = _turn_end(ops, query, angles.of(rope), rope.size)
     weights = apply_product(ops, normed, indexer.weights)
-    return ops.select_runs(
+    return ops.select_entries(
         query, weights, keys.pages, keys.rows, indexer.keys.stride, indexer.top_k
     )

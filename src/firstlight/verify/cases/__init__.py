@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 from firstlight.verify.cases.attention import attention_cases, stream_write_cases
 from firstlight.verify.cases.base import Case, StreamArgument
@@ -81,9 +82,8 @@ _CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "rotary": rotary_cases,
     "route": route_cases,
     "scale": scale_cases,
-    "select_positions": select_positions_cases,
+    "select_entries": lambda: chain(select_positions_cases(), select_runs_cases()),
     "selected_latent_attention": selected_latent_attention_cases,
-    "select_runs": select_runs_cases,
     "soft_cap": soft_cap_cases,
     "sparse_latent_attention_block": sparse_latent_attention_block_cases,
     "stream_write": stream_write_cases,

@@ -82,7 +82,7 @@ def _select_runs(shape: _Shape, stream: str) -> Case:
         weights = normal(generator, count, shape.heads)
         return queries, weights, keys, rows, shape.stride, shape.top_k
 
-    return Case("select_runs", f"{shape.name}, {stream}", make, quick=shape.quick)
+    return Case("select_entries", f"runs, {shape.name}, {stream}", make, quick=shape.quick)
 
 
 def compressed_attention_cases() -> Iterator[Case]:

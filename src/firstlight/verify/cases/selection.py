@@ -9,7 +9,7 @@ import numpy as np
 
 from firstlight.ops.attention import round_entries
 from firstlight.ops.parts import LayerNorm, Product
-from firstlight.ops.select_positions import select_positions
+from firstlight.ops.select_entries import select_entries
 from firstlight.ops.sparse_latent_attention_block import Indexer, SparseLatentAttentionBlock
 from firstlight.verify.cases.attention import paged_rows, stream_pages
 from firstlight.verify.cases.base import Arguments, Case, StreamArgument, normal
@@ -65,9 +65,9 @@ def _select_positions(shape: _Shape) -> Case:
         keys = whole(pages, page_tokens, shape.size)
         dtype = np.dtype(np.uint16 if shape.latent.stream == "bfloat16" else np.float32)
         queries, weights = whole(count, shape.heads, shape.size), whole(count, shape.heads)
-        return queries, weights, StreamArgument(round_entries(keys, dtype)), rows, shape.top_k
+        return queries, weights, StreamArgument(round_entries(keys, dtype)), rows, 1, shape.top_k
 
-    return Case("select_positions", shape.name, make, quick=shape.latent.quick)
+    return Case("select_entries", shape.name, make, quick=shape.latent.quick)
 
 
 def selected_latent_attention_cases() -> Iterator[Case]:
@@ -81,11 +81,12 @@ def _selected_latent_attention(shape: _Shape) -> Case:
         rows, pages = paged_rows(layout_of(latent), generator)
         count, size = len(rows.positions), latent.latent + latent.rope
         keys = stream_pages(generator, (pages, latent.page_tokens, shape.size), latent.stream)
-        selected = select_positions(
+        selected = select_entries(
             normal(generator, count, shape.heads, shape.size),
             normal(generator, count, shape.heads),
             keys.pages,
             rows,
+            1,
             shape.top_k,
         )
         queries = normal(generator, count, latent.heads, size)

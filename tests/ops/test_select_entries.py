@@ -8,12 +8,12 @@ import torch
 
 from firstlight.ops.contract import get_op
 from firstlight.ops.paging import PagedRows
-from firstlight.ops.select_positions import select_positions
+from firstlight.ops.select_entries import select_entries
 from firstlight.ops.selected_latent_attention import selected_latent_attention
 from firstlight.verify.cases import StreamArgument, cases_of
 from firstlight.verify.cases.base import Case
 
-CASES = cases_of("select_positions")
+CASES = cases_of("select_entries")
 
 
 def _rows(start: int, count: int, page_tokens: int = 8) -> PagedRows:
@@ -34,27 +34,27 @@ def test_equal_scores_go_to_the_lower_position() -> None:
     keys = np.zeros((5, 8, 3), np.float32)
     keys[3, 2] = 1.0
     queries, weights = np.ones((1, 2, 3), np.float32), np.ones((1, 2), np.float32)
-    found = select_positions(queries, weights, keys, _rows(39, 1), 4)
+    found = select_entries(queries, weights, keys, _rows(39, 1), 1, 4)
     assert found.tolist() == [[0, 1, 2, 26]]
-    less = select_positions(queries, -weights, keys, _rows(39, 1), 4)
+    less = select_entries(queries, -weights, keys, _rows(39, 1), 1, 4)
     assert less.tolist() == [[0, 1, 2, 3]]
 
 
 def test_a_row_that_sees_no_more_takes_all() -> None:
     keys = np.ones((1, 8, 3), np.float32)
     queries, weights = np.ones((3, 2, 3), np.float32), np.ones((3, 2), np.float32)
-    found = select_positions(queries, weights, keys, _rows(2, 3), 4)
+    found = select_entries(queries, weights, keys, _rows(2, 3), 1, 4)
     assert found.tolist() == [[0, 1, 2, -1], [0, 1, 2, 3], [0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("name", [case.name for case in CASES])
 def test_a_row_alone_chooses_what_it_chooses_in_company(name: str) -> None:
     (case,) = (case for case in CASES if case.name == name)
-    queries, weights, keys, rows, top_k = _unwrapped(case)
+    queries, weights, keys, rows, stride, top_k = _unwrapped(case)
     assert isinstance(rows, PagedRows)
     assert isinstance(queries, np.ndarray)
     assert isinstance(weights, np.ndarray)
-    together = select_positions(queries, weights, keys, rows, top_k)  # type: ignore[arg-type]
+    together = select_entries(queries, weights, keys, rows, stride, top_k)  # type: ignore[arg-type]
     for row, sequence in enumerate(rows.row_sequences()):
         alone = PagedRows(
             np.array([0, 1], np.int32),
@@ -63,7 +63,7 @@ def test_a_row_alone_chooses_what_it_chooses_in_company(name: str) -> None:
             rows.page_tokens,
         )
         here = slice(row, row + 1)
-        found = select_positions(queries[here], weights[here], keys, alone, top_k)  # type: ignore[arg-type]
+        found = select_entries(queries[here], weights[here], keys, alone, stride, top_k)  # type: ignore[arg-type]
         np.testing.assert_array_equal(found[0], together[row])
 
 
@@ -73,7 +73,7 @@ def test_scores_are_those_of_the_equation() -> None:
     queries = generator.standard_normal((6, 4, 16), np.float32)
     weights = generator.standard_normal((6, 4), np.float32)
     keys = generator.standard_normal((10, 8, 16), np.float32)
-    found = select_positions(queries, weights, keys, _rows(70, 6), 20)
+    found = select_entries(queries, weights, keys, _rows(70, 6), 1, 20)
     products = torch.relu(torch.einsum("rhd,td->rht", torch.tensor(queries),
                                        torch.tensor(keys.reshape(80, 16))))  # fmt: skip
     scores = torch.einsum("rh,rht->rt", torch.tensor(weights), products)
@@ -100,7 +100,7 @@ def test_costs_count_what_is_seen() -> None:
     """One row at position 999 with 4 heads of 8 and 100 of them: 1,000 keys once, 100 entries."""
     queries, weights = np.ones((1, 4, 8), np.float32), np.ones((1, 4), np.float32)
     keys, rows = np.ones((16, 64, 8), np.float32), _rows(999, 1, 64)
-    cost = get_op("select_positions").cost(queries, weights, keys, rows, 100)
+    cost = get_op("select_entries").cost(queries, weights, keys, rows, 1, 100)
     assert cost.bytes_moved == 4 * (1000 * 8 + 4 * 8 + 4 + 100)
     assert cost.operations == 1000 * 4 * (2 * 8 + 3)
     selected = np.zeros((1, 100), np.int32)
