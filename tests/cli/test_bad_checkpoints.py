@@ -362,6 +362,7 @@ def test_prompt_longer_than_the_context(commands, folder):
 
 def test_memory_is_foreseen(commands, folder, monkeypatch):
     monkeypatch.setattr("firstlight.loading.available_memory", lambda: 100_000)
+    monkeypatch.setattr("firstlight.host.memory.available_memory", lambda: 100_000)
     for command in (["run", folder, "Hello"], ["chat", folder]):
         assert_refused(commands(*command, stdin="Hello"), str(folder), "memory", "int4")
     report = json.loads(commands("inspect", folder, "--json").out)

@@ -49,7 +49,9 @@ def files_of(spec: ModelSpec, format_name: str = "f32") -> Any:
     return SimpleNamespace(
         location="tiny",
         tensors=headers,
+        format_of=lambda name: weights[name].format,
         weight=weights.__getitem__,
+        rows=lambda name, start, stop: weights[name].row_slice(start, stop),
         release=lambda *_: None,
     )
 
