@@ -86,8 +86,8 @@ ExpertsBlock::ExpertsBlock(Product router, std::vector<Product> products,
       shared_gate_(std::move(shared_gate)), activation_(activation_of(activation)),
       routing_{top_k, score_of(score), groups, groups_kept, group_counted, renormalised, scale},
       correction_(std::move(correction)), pre_norm_(std::move(pre_norm)),
-      post_norm_(std::move(post_norm)), residual_scale_(residual_scale), use_(std::move(use)), places_(std::move(places)),
-      columns_(router_.columns()), width_(0), shared_width_(0) {
+      post_norm_(std::move(post_norm)), residual_scale_(residual_scale), use_(std::move(use)),
+      places_(std::move(places)), columns_(router_.columns()), width_(0), shared_width_(0) {
     const int64_t count = router_.rows();
     require(count >= 1 && products_.size() == 3 * static_cast<size_t>(count),
             "there must be three products for each row of the router");

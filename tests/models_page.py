@@ -31,8 +31,13 @@ from firstlight.progress import progress
 from firstlight.verify.conformance import check_kernels
 from tests.support.decode import logits
 from tests.support.reference import load_reference, reference_logits
+from tests.support.tiny_checkpoints import write_checkpoint
 from tests.support.tiny_gguf import expressible, write_gguf
-from tests.support.tiny_models import TINY_MODELS, TinyModel, prompt, write_checkpoint
+from tests.support.tiny_models import (
+    TINY_MODELS,
+    TinyModel,
+    prompt,
+)
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 BACKENDS = ("numpy", "cpu", "torch:cpu")

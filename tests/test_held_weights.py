@@ -15,7 +15,8 @@ from firstlight.held_weights import HELD_SHARE, HeldWeights, forecast
 from firstlight.model.families.registry import make_spec
 from firstlight.model.matrices import KeptMatrix, kept_matrices
 from firstlight.model.spec import ExpertsSpec, ModelSpec, TensorSource
-from tests.support.tiny_models import tiny_model, write_checkpoint
+from tests.support.tiny_checkpoints import write_checkpoint
+from tests.support.tiny_models import tiny_model
 
 PLENTY = 1 << 40
 

@@ -222,7 +222,8 @@ def test_values_that_cannot_be_expressed_end_in_an_error_and_leave_nothing(
 
 
 def test_fused_tensors_are_packed_in_their_parts(load: Load, tmp_path: Path, cache: Path) -> None:
-    from tests.support.tiny_models import tiny_model, write_checkpoint
+    from tests.support.tiny_checkpoints import write_checkpoint
+    from tests.support.tiny_models import tiny_model
 
     folder = write_checkpoint(tiny_model("phi3").build(), tmp_path / "phi3")
     expected = load(folder, NumpyBackend(), cache=False)

@@ -322,7 +322,8 @@ def _load_weights(
     on_disk = kept_on_disk(
         store, model, checkpoint, matrices, backend, target, however_small=mapped
     )
-    if mapped and any(not each.in_place and each.source not in on_disk for each in matrices):
+    in_memory = any(not each.in_place and each.source not in on_disk for each in matrices)
+    if mapped and in_memory:
         raise InsufficientMemoryError(
             checkpoint.location,
             "its weights are larger than the memory available, and what is laid out anew for this "
@@ -330,7 +331,6 @@ def _load_weights(
             "Make room on the disk, allow more with `firstlight cache limit SIZE`, or use --exact, "
             "which takes weights as they are stored",
         )
-    in_memory = any(not each.in_place and each.source not in on_disk for each in matrices)
     total = weight_bytes(spec, checkpoint, target, backend)
     with progress("Packing weights" if in_memory else "Reading weights", total=total) as advance:
         return load_weights(spec, checkpoint, backend, target, advance, on_disk)

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 from tests.support.command import assert_refused
 from tests.support.hub_server import HubServer, Repository, isolated_hub
 from tests.support.tiny_chat import write_chat_model
-from tests.support.tiny_models import tiny_model, write_checkpoint
+from tests.support.tiny_checkpoints import write_checkpoint
+from tests.support.tiny_models import tiny_model
 
 ID = "maker/model"
 

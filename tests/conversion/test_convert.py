@@ -23,7 +23,12 @@ from tests.support.decode import load_decoder, logits
 from tests.support.float8_files import write_float8
 from tests.support.quantized_files import awq, write_quantized
 from tests.support.reference import load_reference, reference_logits
-from tests.support.tiny_models import TinyModel, prompt, tiny_model, write_checkpoint
+from tests.support.tiny_checkpoints import write_checkpoint
+from tests.support.tiny_models import (
+    TinyModel,
+    prompt,
+    tiny_model,
+)
 
 _SIZES = {
     "hidden_size": 64,

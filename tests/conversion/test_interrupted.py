@@ -21,7 +21,8 @@ from firstlight.conversion.convert import Report, convert_checkpoint
 from firstlight.conversion.schemes import target_of
 from firstlight.errors import FirstlightError
 from firstlight.progress import no_progress
-from tests.support.tiny_models import TinyModel, write_checkpoint
+from tests.support.tiny_checkpoints import write_checkpoint
+from tests.support.tiny_models import TinyModel
 
 MODEL = TinyModel(
     "llama",

@@ -7,7 +7,7 @@ import pytest
 
 from firstlight.engine.engine import Engine
 from firstlight.engine.parameters import StopConditions
-from firstlight.model.spec import DynamicScaling, LongRopeScaling
+from firstlight.model.rope_spec import DynamicScaling, LongRopeScaling
 from tests.support.tiny_engine import (
     CONTEXT_LENGTH,
     GREEDY,

@@ -16,7 +16,7 @@ from firstlight.engine.parameters import SamplingParameters, StopConditions
 from firstlight.engine.sequence import Progress, Sequence
 from firstlight.engine.speculation import PromptLookup, Speculator
 from firstlight.errors import RequestError
-from firstlight.model.spec import DynamicScaling, LongRopeScaling
+from firstlight.model.rope_spec import DynamicScaling, LongRopeScaling
 from tests.support.tiny_engine import (
     CONTEXT_LENGTH,
     GREEDY,

@@ -19,12 +19,12 @@ from tests.support.reference import (
     reference_continuation,
     reference_logits,
 )
+from tests.support.tiny_checkpoints import write_checkpoint
 from tests.support.tiny_models import (
     NEW_TOKENS,
     TinyModel,
     prompt,
     tiny_model,
-    write_checkpoint,
 )
 
 DEVICES = ("numpy", "cpu", "torch:cpu")

@@ -15,14 +15,16 @@ from firstlight.model.families.registry import make_spec
 from tests.fidelity.conftest import TinyCheckpoint
 from tests.support.decode import load_decoder, logits
 from tests.support.reference import load_reference, reference_logits
-from tests.support.tiny_models import (
+from tests.support.tiny_checkpoints import (
     ABSENT,
-    TINY_MODELS,
-    prompt,
     randomise,
     rewrite_config,
-    tiny_model,
     write_checkpoint,
+)
+from tests.support.tiny_models import (
+    TINY_MODELS,
+    prompt,
+    tiny_model,
 )
 
 Tiny = Callable[..., TinyCheckpoint]

@@ -28,7 +28,13 @@ from firstlight.model.weights import load_weights, weight_bytes
 from tests.fidelity.conftest import TinyCheckpoint
 from tests.support.decode import continuation, load_decoder, logits
 from tests.support.reference import load_reference, reference_continuation, reference_logits
-from tests.support.tiny_models import NEW_TOKENS, TinyModel, prompt, rewrite_config, tiny_model
+from tests.support.tiny_checkpoints import rewrite_config
+from tests.support.tiny_models import (
+    NEW_TOKENS,
+    TinyModel,
+    prompt,
+    tiny_model,
+)
 
 TOLERANCE = 1e-4
 Tiny = Callable[..., TinyCheckpoint]

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from firstlight.model.rope import replay_length
-from firstlight.model.spec import DynamicScaling, ModelSpec
+from firstlight.model.rope_spec import DynamicScaling
+from firstlight.model.spec import ModelSpec
 from tests.fidelity.conftest import TinyCheckpoint
 from tests.support.decode import PAGE_TOKENS, continuation, logits
 from tests.support.reference import reference_continuation, reference_logits

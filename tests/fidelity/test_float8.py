@@ -24,7 +24,12 @@ from firstlight.model.weights import load_weights
 from tests.support.decode import continuation, load_decoder, logits
 from tests.support.float8_files import published, write_float8
 from tests.support.reference import reference_continuation, reference_logits
-from tests.support.tiny_models import NEW_TOKENS, prompt, rewrite_config, tiny_model
+from tests.support.tiny_checkpoints import rewrite_config
+from tests.support.tiny_models import (
+    NEW_TOKENS,
+    prompt,
+    tiny_model,
+)
 
 PROJECTION = "model.layers.0.self_attn.kv_b_proj.weight"
 SCALES = f"{PROJECTION}_scale_inv"

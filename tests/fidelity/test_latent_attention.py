@@ -27,7 +27,8 @@ from firstlight.verify.cases import StreamArgument, cases_of
 from firstlight.verify.conformance import to_device
 from tests.fidelity.conftest import TinyCheckpoint
 from tests.support.config_files import ConfigFiles, tiny_config_files
-from tests.support.decode import PAGE_TOKENS, logits, new_engine
+from tests.support.decode import PAGE_TOKENS, cut_and_resumed, logits, new_engine, run
+from tests.support.tiny_engine import run_to_end
 from tests.support.tiny_models import prompt
 
 Tiny = Callable[..., TinyCheckpoint]
@@ -244,29 +245,13 @@ def test_both_forms_agree_in_every_case(device: str) -> None:
 # Sequences -------------------------------------------------------------------------------------
 
 
-def _run(engine: Engine, tokens: list[int], count: int) -> list[int]:
-    sequence = engine.add(tokens, SamplingParameters(), StopConditions(max_tokens=count))
-    while engine.step():
-        pass
-    return list(sequence.output_ids)
-
-
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 33, 55, 59])
 def test_cut_back_and_resumed_it_is_the_undisturbed_text(
     tiny: Tiny, device: str, length: int
 ) -> None:
     decoder = tiny("deepseek_v3").decoder(device)
-    expected = _run(new_engine(decoder, 24), prompt(30), 40)
-    engine = new_engine(decoder, 24)
-    sequence = engine.add(prompt(30), SamplingParameters(), StopConditions(max_tokens=40))
-    while sequence.computed < 60:
-        engine.step()
-    assert engine.pages.can_cut(sequence.pages, length)
-    engine.pages.cut(sequence.pages, length)
-    sequence.computed = length
-    while engine.step():
-        pass
-    assert list(sequence.output_ids) == expected
+    undisturbed, resumed = cut_and_resumed(decoder, length)
+    assert resumed == undisturbed
 
 
 def test_a_row_does_not_depend_on_its_company(tiny: Tiny, device: str) -> None:
@@ -279,10 +264,9 @@ def test_a_row_does_not_depend_on_its_company(tiny: Tiny, device: str) -> None:
         engine.add(prompt(40, seed), SamplingParameters(), StopConditions(max_tokens=20))
         for seed in range(3)
     ]
-    while engine.step():
-        pass
+    run_to_end(engine)
     for seed, sequence in enumerate(sequences):
-        assert list(sequence.output_ids) == _run(new_engine(decoder, 64), prompt(40, seed), 20)
+        assert list(sequence.output_ids) == run(new_engine(decoder, 64), prompt(40, seed), 20)
     if device == "cpu":
         np.testing.assert_array_equal(chunked, alone)
     else:

@@ -11,13 +11,15 @@ import pytest
 import firstlight
 from firstlight.errors import CheckpointError
 from tests.fidelity.conftest import TinyCheckpoint
+from tests.support.tiny_checkpoints import (
+    rewrite_config,
+    write_checkpoint,
+)
 from tests.support.tiny_models import (
     FAMILIES,
     NEW_TOKENS,
     prompt,
-    rewrite_config,
     tiny_model,
-    write_checkpoint,
 )
 
 Tiny = Callable[..., TinyCheckpoint]

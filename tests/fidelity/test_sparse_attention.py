@@ -11,7 +11,6 @@ import pytest
 
 from firstlight.backends import open_device
 from firstlight.backends.base import Backend
-from firstlight.engine.engine import Engine
 from firstlight.engine.memory_plan import state_bytes_per_token
 from firstlight.engine.parameters import SamplingParameters, StopConditions
 from firstlight.errors import CheckpointError, UnsupportedModelError
@@ -24,7 +23,8 @@ from firstlight.verify.conformance import to_device
 from tests.fidelity.conftest import TinyCheckpoint
 from tests.fidelity.test_latent_attention import V3
 from tests.support.config_files import ConfigFiles, tiny_config_files
-from tests.support.decode import PAGE_TOKENS, logits, new_engine
+from tests.support.decode import PAGE_TOKENS, cut_and_resumed, logits, new_engine, run
+from tests.support.tiny_engine import run_to_end
 from tests.support.tiny_models import prompt
 
 Tiny = Callable[..., TinyCheckpoint]
@@ -71,29 +71,13 @@ def test_what_is_selected_decides(tiny: Tiny, name: str, device: str) -> None:
 ATOL = {"torch:cpu": 2e-5}
 
 
-def _run(engine: Engine, tokens: list[int], count: int) -> list[int]:
-    sequence = engine.add(tokens, SamplingParameters(), StopConditions(max_tokens=count))
-    while engine.step():
-        pass
-    return list(sequence.output_ids)
-
-
 @pytest.mark.parametrize("length", [1, 16, 23, 24, 25, 41, 59])
 def test_cut_back_and_resumed_it_is_the_undisturbed_text(
     tiny: Tiny, device: str, length: int
 ) -> None:
     decoder = tiny("deepseek_v32").decoder(device)
-    expected = _run(new_engine(decoder, 24), prompt(30), 40)
-    engine = new_engine(decoder, 24)
-    sequence = engine.add(prompt(30), SamplingParameters(), StopConditions(max_tokens=40))
-    while sequence.computed < 60:
-        engine.step()
-    assert engine.pages.can_cut(sequence.pages, length)
-    engine.pages.cut(sequence.pages, length)
-    sequence.computed = length
-    while engine.step():
-        pass
-    assert list(sequence.output_ids) == expected
+    undisturbed, resumed = cut_and_resumed(decoder, length)
+    assert resumed == undisturbed
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -114,10 +98,9 @@ def test_a_row_does_not_depend_on_its_company(tiny: Tiny, name: str, device: str
         engine.add(prompt(length, length), SamplingParameters(), StopConditions(max_tokens=25))
         for length in lengths
     ]
-    while engine.step():
-        pass
+    run_to_end(engine)
     for length, sequence in zip(lengths, sequences, strict=True):
-        expected = _run(new_engine(decoder, 64), prompt(length, length), 25)
+        expected = run(new_engine(decoder, 64), prompt(length, length), 25)
         assert list(sequence.output_ids) == expected
 
 

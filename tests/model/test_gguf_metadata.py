@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from firstlight.model.families.registry import spec_of_config
-from firstlight.model.spec import (
+from firstlight.model.rope_spec import (
     FactorScaling,
     LinearScaling,
     LongRopeScaling,
-    ModelSpec,
     RopeScaling,
     RopeSpec,
     YarnScaling,
+)
+from firstlight.model.spec import (
+    ModelSpec,
 )
 from tests.support.config_files import Header, gguf_config_files
 

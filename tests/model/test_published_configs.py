@@ -11,12 +11,14 @@ import torch
 import transformers
 
 from firstlight.model.families.registry import make_spec
-from firstlight.model.spec import (
+from firstlight.model.rope_spec import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
-    ModelSpec,
     YarnScaling,
+)
+from firstlight.model.spec import (
+    ModelSpec,
 )
 from tests.support.config_files import ConfigFiles, Header
 

@@ -16,7 +16,7 @@ from firstlight.model.families.config import Config
 from firstlight.model.families.parts import Parts
 from firstlight.model.families.rope import rope_spec
 from firstlight.model.rope import cosines_and_sines, inverse_frequencies
-from firstlight.model.spec import FactorScaling, RopeSpec
+from firstlight.model.rope_spec import FactorScaling, RopeSpec
 
 # Powers may differ in their last bit, 2 ** -23, and what follows from it by one more.
 FREQUENCY_TOLERANCE = 2 * 2**-23

@@ -17,6 +17,8 @@ from firstlight.formats.base import Floats
 from firstlight.model.decoder import Decoder
 from firstlight.model.families.registry import make_spec
 from firstlight.model.weights import load_weights
+from tests.support.tiny_engine import run_to_end
+from tests.support.tiny_models import prompt
 
 PAGE_TOKENS = 16
 CONTEXT_LENGTH = 256
@@ -47,6 +49,34 @@ def new_engine(
 ) -> Engine:
     """An engine that computes at most `chunk` tokens a step, with pages of PAGE_TOKENS."""
     return Engine(decoder, context_length, sequences, chunk, page_tokens=PAGE_TOKENS)
+
+
+def run(
+    engine: Engine,
+    token_ids: Sequence[int],
+    count: int,
+    sampling: SamplingParameters = SamplingParameters(),  # noqa: B008
+) -> list[int]:
+    """The new tokens of a prompt, beside whatever else the engine has to do."""
+    sequence = engine.add(token_ids, sampling, StopConditions(max_tokens=count))
+    run_to_end(engine)
+    return list(sequence.output_ids)
+
+
+def cut_and_resumed(decoder: Decoder, length: int) -> tuple[list[int], list[int]]:
+    """A text of 30 + 40 tokens, undisturbed; and the same cut back to `length` once 60 of them are
+    computed."""
+    tokens, stop = prompt(30), StopConditions(max_tokens=40)
+    undisturbed = run(new_engine(decoder, 24), tokens, 40)
+    engine = new_engine(decoder, 24)
+    sequence = engine.add(tokens, SamplingParameters(), stop)
+    while sequence.computed < 60:
+        engine.step()
+    assert engine.pages.can_cut(sequence.pages, length)
+    engine.pages.cut(sequence.pages, length)
+    sequence.computed = length
+    run_to_end(engine)
+    return undisturbed, list(sequence.output_ids)
 
 
 def logits(decoder: Decoder, token_ids: Sequence[int], chunk: int = CONTEXT_LENGTH) -> Floats:

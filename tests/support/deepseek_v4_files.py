@@ -12,7 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from tests.support.float8_files import quantise
-from tests.support.tiny_models import ABSENT, TinyModel, rewrite_config
+from tests.support.tiny_checkpoints import (
+    ABSENT,
+    rewrite_config,
+)
+from tests.support.tiny_models import TinyModel
 
 BLOCK = (8, 8)  # of whole blocks, which transformers takes for granted
 BLOCK_OF_EXPERTS = 32

@@ -15,7 +15,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.tiny_models import TinyModel, randomise, rewrite_config
+from tests.support.tiny_checkpoints import (
+    randomise,
+    rewrite_config,
+)
+from tests.support.tiny_models import TinyModel
 
 # By the last part of their published names.
 _NORMS = ("enorm", "hnorm", "shared_head.norm")

@@ -18,6 +18,7 @@ from firstlight.engine.parameters import SamplingParameters, StopConditions
 from firstlight.formats.base import Weight
 from firstlight.formats.registry import get_format
 from firstlight.model.decoder import Decoder
+from firstlight.model.rope_spec import RopeScaling, RopeSpec
 from firstlight.model.spec import (
     GatedFeedForwardSpec,
     GroupedQuerySpec,
@@ -26,8 +27,6 @@ from firstlight.model.spec import (
     ModelSpec,
     NormSpec,
     ResidualSpec,
-    RopeScaling,
-    RopeSpec,
     TensorSource,
 )
 from firstlight.model.weights import Weights

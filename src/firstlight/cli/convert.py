@@ -14,8 +14,6 @@ from firstlight.cli.terminal import harmless, json_text
 if TYPE_CHECKING:
     from firstlight.conversion.convert import LayerError, Report
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `convert`."""
@@ -70,14 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _size(text: str) -> int:
     from firstlight.errors import RequestError
+    from firstlight.host.byte_size import byte_size
 
-    stem = text.strip().upper().removesuffix("B").removesuffix("I")
-    number, unit = (stem[:-1], stem[-1:]) if stem[-1:] in "KMGT" else (stem, "")
-    try:
-        size = int(float(number) * _UNITS[unit])
-    except (ValueError, OverflowError, KeyError):
-        size = 0
-    if size < 1:
+    size = byte_size(text)
+    if size is None or size < 1:
         raise RequestError(f"--shard-size {text}", "is no size", "Give one such as 4GiB or 500MiB")
     return size
 

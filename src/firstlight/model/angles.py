@@ -7,8 +7,9 @@ import numpy as np
 from firstlight.formats.base import Floats
 from firstlight.model.batch import Batch
 from firstlight.model.rope import cosines_and_sines
-from firstlight.model.spec import RopeSpec
+from firstlight.model.rope_spec import RopeSpec
 from firstlight.ops import Ops, Tensor
+from firstlight.ops.paging import completing
 
 # A rope; the stride of runs, 0 for the rows themselves; whether it turns back.
 _Key = tuple[RopeSpec, int, bool]
@@ -44,6 +45,6 @@ class Angles:
         if not stride:
             table = cosines_and_sines(rope, batch.positions, batch.lengths)
             return table * np.array([1, -1], np.float32)[:, None] if back else table
-        completing = np.flatnonzero((batch.positions + 1) % stride == 0)
-        firsts = batch.positions[completing] - np.int32(stride - 1)
-        return cosines_and_sines(rope, firsts, batch.lengths[completing])
+        rows = completing(batch.positions, stride)
+        firsts = batch.positions[rows] - np.int32(stride - 1)
+        return cosines_and_sines(rope, firsts, batch.lengths[rows])

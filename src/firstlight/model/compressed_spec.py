@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from firstlight.model.spec import LinearSpec, NormSpec, RopeSpec, TensorSource
+    from firstlight.model.rope_spec import RopeSpec
+    from firstlight.model.spec import (
+        LinearSpec,
+        NormSpec,
+        TensorSource,
+    )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,11 @@ from firstlight.model.batch import Batch
 from firstlight.model.feed_forward import feed_forward
 from firstlight.model.parts import norm, product
 from firstlight.model.residual import Connection, connection, merged, repeated, through
-from firstlight.model.spec import LayerSpec, ModelSpec, RopeSpec
+from firstlight.model.rope_spec import RopeSpec
+from firstlight.model.spec import (
+    LayerSpec,
+    ModelSpec,
+)
 from firstlight.model.stream import group_streams
 from firstlight.model.weights import Weights
 from firstlight.ops import ExpertsBlock, FeedForwardBlock, Head, Ops, PagedRows, Tensor

@@ -18,15 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.formats.base import Floats
-from firstlight.model.spec import (
+from firstlight.model.rope_spec import (
     DynamicScaling,
     FactorScaling,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
-    ModelSpec,
     RopeSpec,
     YarnScaling,
+)
+from firstlight.model.spec import (
+    ModelSpec,
 )
 
 Integers = NDArray[np.int32]

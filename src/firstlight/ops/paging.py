@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 Integers = NDArray[np.int32]
 
 
+def completing(positions: Integers, stride: int) -> NDArray[np.intp]:
+    """Which of the positions complete a run of `stride`: stride - 1, 2 * stride - 1 and so on."""
+    return np.flatnonzero((positions + 1) % stride == 0)
+
+
 @dataclass(frozen=True, eq=False)
 class PagedRows:
     """The rows of one step, as one group of streams (same stride, same window) sees them.
@@ -56,9 +61,8 @@ class PagedRows:
         ).astype(np.int32)
 
     def completing(self, stride: int) -> NDArray[np.intp]:
-        """The rows that complete a run of `stride` positions: those at stride - 1, 2 * stride - 1
-        and so on."""
-        return np.flatnonzero((self.positions + 1) % stride == 0)
+        """The rows that complete a run of `stride` positions."""
+        return completing(self.positions, stride)
 
     def runs(self, stride: int) -> PagedRows:
         """The runs of `stride` positions that rows complete, as rows of a stream with one entry for
@@ -67,7 +71,7 @@ class PagedRows:
         Args:
             stride: divides page_tokens.
         """
-        completing = self.completing(stride)
-        starts = np.searchsorted(completing, self.row_starts).astype(np.int32)
-        numbers = (self.positions[completing] // stride).astype(np.int32)
+        rows = self.completing(stride)
+        starts = np.searchsorted(rows, self.row_starts).astype(np.int32)
+        numbers = (self.positions[rows] // stride).astype(np.int32)
         return PagedRows(starts, numbers, self.page_table, self.page_tokens // stride)

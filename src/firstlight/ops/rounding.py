@@ -48,6 +48,12 @@ def no_rounding(format: Format) -> Rounding:
     return "none"
 
 
+def bfloat16_for_bfloat16(format: Format) -> Rounding:
+    """Of kernels that multiply bfloat16 by bfloat16: activations, or queries and the weights of a
+    softmax, as the weights or the state are."""
+    return "bfloat16" if format.name == "bf16" else "none"
+
+
 def round_activations(x: Floats, rounding: Rounding) -> Floats:
     """x as a product sees it.
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
 
 from firstlight.errors import FirstlightError
+from firstlight.host.byte_size import byte_size
 from firstlight.host.cache import write_atomically
 
 LIMIT_VARIABLE = "FIRSTLIGHT_CACHE_LIMIT"
 _MOST_BY_DEFAULT = 50 << 30
 _SHARE_BY_DEFAULT = 0.25
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
-          "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}  # fmt: skip
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
 _FILE = "limit"
 
 
@@ -25,12 +22,12 @@ def parse_size(text: str, subject: str) -> int:
     Raises:
         FirstlightError: it is no size; names `subject`.
     """
-    match = _SIZE.fullmatch(text)
-    if match is None or len(text) > 40:
+    size = byte_size(text)
+    if size is None:
         raise FirstlightError(
             subject, f"{text[:40]!r} is no size", "Give a number with a unit, such as 20GiB or 0"
         )
-    return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
+    return size
 
 
 def limit_of(directory: Path) -> int:

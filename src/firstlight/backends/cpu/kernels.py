@@ -23,7 +23,7 @@ from firstlight.ops import elementwise
 from firstlight.ops.attention import state_format
 from firstlight.ops.elementwise import Activation
 from firstlight.ops.paging import PagedRows
-from firstlight.ops.rounding import Rounding
+from firstlight.ops.rounding import Rounding, bfloat16_for_bfloat16
 
 _Packed = Weight | PackedMatrix
 
@@ -52,12 +52,6 @@ def _matrix(weight: _Packed) -> _native.Matrix:
 def fixed_point(format: Format) -> Rounding:
     """How products with packed weights of a format round their activations."""
     return "none" if packed_bytes(format, 0, 0) is None else "mixed16"
-
-
-def bfloat16_for_bfloat16(format: Format) -> Rounding:
-    """How products of bfloat16 by bfloat16 round their activations, queries, and weights of a
-    softmax."""
-    return "bfloat16" if format.name == "bf16" else "none"
 
 
 class CpuKernels:

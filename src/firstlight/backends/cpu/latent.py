@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from firstlight.backends.base import Kernel
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.arrays import are_floats, are_pages, are_rows
-from firstlight.backends.cpu.kernels import attend, bfloat16_for_bfloat16, fixed_point
+from firstlight.backends.cpu.kernels import attend, fixed_point
 from firstlight.backends.cpu.matrices import knows
 from firstlight.backends.cpu.packed import ALIGNMENT, PANEL_ROWS, PackedMatrix, packed_bytes
 from firstlight.formats.base import Bytes, Floats, Weight
 from firstlight.formats.plain import F32
 from firstlight.ops.attention import state_format
 from firstlight.ops.paging import PagedRows
+from firstlight.ops.rounding import bfloat16_for_bfloat16
 
 _KEPT = "_cpu_heads"
 

@@ -10,9 +10,8 @@ import torch
 from firstlight.backends.base import Kernel
 from firstlight.backends.torch.paging import Reading, readings, write_slots
 from firstlight.backends.torch.transfer import Transfer
-from firstlight.formats.base import Format
 from firstlight.ops.paging import PagedRows
-from firstlight.ops.rounding import Rounding
+from firstlight.ops.rounding import bfloat16_for_bfloat16
 
 _LOG2_E = math.log2(math.e)
 
@@ -29,11 +28,6 @@ class _Softmax:
     soft_cap: float | None = None
     sinks: torch.Tensor | None = None
     narrow: bool = False
-
-
-def rounds_state(format: Format) -> Rounding:
-    """Of attention over bfloat16 state; products with weights are not meant."""
-    return "bfloat16" if format.name == "bf16" else "none"
 
 
 class AttentionKernels:
@@ -56,14 +50,14 @@ class AttentionKernels:
                 "bfloat16",
                 self.attention_bfloat16,
                 self.accepts_bfloat16,
-                rounding=rounds_state,
+                rounding=bfloat16_for_bfloat16,
             ),
             Kernel(
                 "latent_attention",
                 "bfloat16",
                 self.latent_attention_bfloat16,
                 self.accepts_latent_bfloat16,
-                rounding=rounds_state,
+                rounding=bfloat16_for_bfloat16,
             ),
         )
         return (

@@ -9,12 +9,12 @@ from torch.nn import functional
 
 from firstlight.backends.base import Kernel
 from firstlight.backends.torch.elementwise import add, clamped_gate, gate, rms_norm
-from firstlight.backends.torch.products import ProductKernels, rounds_activations
+from firstlight.backends.torch.products import ProductKernels
 from firstlight.backends.torch.transfer import Transfer
 from firstlight.ops.experts_block import Expert, ExpertsBlock
 from firstlight.ops.gating import ClampedSwish, Gating
 from firstlight.ops.parts import Norm, Product
-from firstlight.ops.rounding import no_rounding
+from firstlight.ops.rounding import bfloat16_for_bfloat16, no_rounding
 from firstlight.ops.routing import Routing
 
 Integers = NDArray[np.int32]
@@ -33,7 +33,7 @@ class ExpertsKernels:
     def __init__(self, transfer: Transfer, products: ProductKernels, narrow: bool) -> None:
         self._transfer = transfer
         self._products = products
-        self._rounding = rounds_activations if narrow else no_rounding
+        self._rounding = bfloat16_for_bfloat16 if narrow else no_rounding
 
     def all(self) -> tuple[Kernel, ...]:
         """Every kernel."""

@@ -14,14 +14,7 @@ from firstlight.backends.base import Kernel
 from firstlight.backends.torch.matrix import DeviceMatrix
 from firstlight.backends.torch.quirks import quirk_of
 from firstlight.backends.torch.transfer import Transfer
-from firstlight.formats.base import Format
-from firstlight.ops.rounding import Rounding
-
-
-def rounds_activations(format: Format) -> Rounding:
-    """Of the kernels that multiply bfloat16 weights as they lie."""
-    return "bfloat16" if format.name == "bf16" else "none"
-
+from firstlight.ops.rounding import bfloat16_for_bfloat16
 
 _SUMMED = 8192
 """Terms of a float32 sum that is left to the library."""
@@ -42,7 +35,7 @@ class ProductKernels:
     def all(self) -> tuple[Kernel, ...]:
         """Every kernel, in order of preference within an op."""
         narrow = Kernel(
-            "linear", "bfloat16", self.linear_bfloat16, _is_bfloat16, rounding=rounds_activations
+            "linear", "bfloat16", self.linear_bfloat16, _is_bfloat16, rounding=bfloat16_for_bfloat16
         )
         return (
             *((narrow,) if self._narrow else ()),

@@ -6,7 +6,12 @@ from firstlight.model.angles import Angles
 from firstlight.model.attention import compressed, grouped_query, latent
 from firstlight.model.attention.compressed import CompressedAttentionBlock
 from firstlight.model.compressed_spec import CompressedAttentionSpec
-from firstlight.model.spec import AttentionSpec, LatentAttentionSpec, ResidualSpec, RopeSpec
+from firstlight.model.rope_spec import RopeSpec
+from firstlight.model.spec import (
+    AttentionSpec,
+    LatentAttentionSpec,
+    ResidualSpec,
+)
 from firstlight.model.stream import StreamSpec
 from firstlight.model.weights import Weights
 from firstlight.ops import (

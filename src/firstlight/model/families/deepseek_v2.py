@@ -14,6 +14,7 @@ from firstlight.model.families.names import DEEPSEEK
 from firstlight.model.families.parts import Parts
 from firstlight.model.families.prediction import notes_on, prediction_layers, predictor_spec
 from firstlight.model.families.rope import rope_spec
+from firstlight.model.rope_spec import RopeSpec
 from firstlight.model.spec import (
     ExpertsSpec,
     HeadLinearSpec,
@@ -21,7 +22,6 @@ from firstlight.model.spec import (
     LatentAttentionSpec,
     LayerSpec,
     ModelSpec,
-    RopeSpec,
 )
 from firstlight.ops.routing import Routing
 

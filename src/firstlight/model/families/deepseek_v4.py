@@ -24,6 +24,7 @@ from firstlight.model.families.deepseek_v4_names import names_of
 from firstlight.model.families.experts import experts_spec, routing_numbers, sizes
 from firstlight.model.families.parts import Parts
 from firstlight.model.families.rope import rope_spec
+from firstlight.model.rope_spec import RopeSpec
 from firstlight.model.spec import (
     ExpertSpec,
     ExpertsSpec,
@@ -32,7 +33,6 @@ from firstlight.model.spec import (
     ModelSpec,
     NormSpec,
     ResidualSpec,
-    RopeSpec,
     TensorSource,
 )
 from firstlight.ops.gating import ClampedSwish, Gating

@@ -8,22 +8,24 @@ from typing import Any
 
 from firstlight.model.families.config import Config, shown
 from firstlight.model.families.names import GGUF, HUGGING_FACE
+from firstlight.model.rope_spec import (
+    DynamicScaling,
+    LinearScaling,
+    RopeScaling,
+    RopeSpec,
+    YarnScaling,
+)
 from firstlight.model.spec import (
     AttentionSpec,
-    DynamicScaling,
     FeedForwardSpec,
     GatedFeedForwardSpec,
     GroupedQuerySpec,
     LayerSpec,
-    LinearScaling,
     LinearSpec,
     ModelSpec,
     NormSpec,
     ResidualSpec,
-    RopeScaling,
-    RopeSpec,
     TensorSource,
-    YarnScaling,
 )
 from firstlight.model.tensor_files import TensorFiles
 from firstlight.ops.elementwise import Activation

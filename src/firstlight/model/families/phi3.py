@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from firstlight.model.families.parts import Parts
 from firstlight.model.families.rope import rope_spec
+from firstlight.model.rope_spec import LongRopeScaling, RopeSpec
 from firstlight.model.spec import (
     GatedFeedForwardSpec,
     GroupedQuerySpec,
     LinearSpec,
-    LongRopeScaling,
     ModelSpec,
-    RopeSpec,
 )
 
 

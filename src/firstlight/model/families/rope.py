@@ -14,7 +14,7 @@ import numpy as np
 from firstlight.model.families.config import Config, shown
 from firstlight.model.families.parts import Parts
 from firstlight.model.rope import inverse_frequencies
-from firstlight.model.spec import (
+from firstlight.model.rope_spec import (
     DynamicScaling,
     FactorScaling,
     LinearScaling,
