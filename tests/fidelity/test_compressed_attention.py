@@ -297,7 +297,7 @@ def test_the_published_layout_past_three_runs_of_128(tmp_path: Path, device: str
         found = _logits(tmp_path, tokens, device, chunk)
         assert np.abs(found - expected).max() < TOLERANCE
     notes = make_spec(open_checkpoint(tmp_path)).notes
-    assert notes == ("mtp.0, a layer of multi-token prediction, is left out",)
+    assert notes == ("mtp.0, a layer of multi-token prediction, is used with --speculate mtp only",)
 
 
 def test_the_layout_that_transformers_has_in_memory(tiny: Tiny, tmp_path: Path) -> None:

@@ -361,6 +361,8 @@ class Engine:
                 row += rows.count
         if self._predicting is not None:
             self._predicting.follow(slices, hidden)
+            for part in slices:
+                self.scheduler.slide(part.sequence)
         return progress
 
     def _give_prompt_logits(self, sequence: Sequence, position: int, logits: Floats) -> None:
@@ -442,7 +444,8 @@ class Engine:
 
     def _mark_computed(self, sequence: Sequence, length: int) -> None:
         sequence.computed = length
-        self.scheduler.computed(sequence)
+        # The predictor's layer writes its entries last, of positions behind a window too.
+        self.scheduler.computed(sequence, written=self._predicting is None)
 
     def _must_replay(self, sequence: Sequence) -> bool:
         limit = self._replay_length

@@ -13,7 +13,7 @@ from firstlight.model.angles import Angles
 from firstlight.model.batch import Batch
 from firstlight.model.feed_forward import feed_forward
 from firstlight.model.parts import norm, product
-from firstlight.model.residual import Connection, connection, merged, repeated, through
+from firstlight.model.residual import Connection, connection, merged_rows, repeated, through
 from firstlight.model.rope_spec import RopeSpec
 from firstlight.model.spec import (
     LayerSpec,
@@ -101,6 +101,8 @@ class Decoder:
 
     def logits(self, hidden: Tensor, wanted: NDArray[np.int32]) -> Tensor:
         """Logits float32 [len(wanted), vocabulary_size] of some rows of what `hidden` gave."""
+        if self._end is not None:
+            hidden, wanted = merged_rows(self.ops, hidden, wanted, self._end)
         return self.ops.logits(hidden, self._head, wanted)
 
     def hidden(self, batch: Batch, state: State) -> Tensor:
@@ -108,7 +110,8 @@ class Decoder:
         state.
 
         Returns:
-            The residual stream after the last layer, float32 [rows, hidden_size].
+            The residual stream after the last layer, float32 [rows, hidden_size]; or all of them,
+            [rows, streams, hidden_size].
         """
         rows, angles = self.rows_and_angles(batch)
         x = self.embed(batch.token_ids)
@@ -118,7 +121,7 @@ class Decoder:
             x = self.run_layer(layer, x, pages, rows, angles, batch.token_ids)
         if self.after_pass is not None:
             self.after_pass()
-        return x if self._end is None else merged(self.ops, x, self._end)
+        return x
 
     def expert_blocks(self) -> tuple[ExpertsBlock | None, ...]:
         """Of each layer, or None where it has no experts."""

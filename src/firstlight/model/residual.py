@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from firstlight.model.compressed_spec import HyperConnectionSpec
 from firstlight.model.parts import product
 from firstlight.model.weights import Weights
@@ -54,19 +57,37 @@ def through(
 def repeated(ops: Ops, x: Tensor, streams: int) -> Tensor:
     """So many streams, equal at the start: [n, hidden_size] -> [n, streams, hidden_size]."""
     count, size = x.shape
-    side_by_side = x
+    row = x
     for _ in range(streams - 1):
-        side_by_side = ops.join_columns(side_by_side, x)
-    return side_by_side.reshape((count, streams, size))
+        row = ops.join_columns(row, x)
+    return row.reshape((count, streams, size))
 
 
-def merged(ops: Ops, x: Tensor, connected: Connection) -> Tensor:
-    """One stream of several, at the model's end: [n, streams, hidden_size] -> [n, hidden_size]."""
-    return ops.collapse_streams(x, _weights(ops, x, connected))
+def side_by_side(x: Tensor) -> Tensor:
+    """Streams of a token as one row: [n, streams, hidden_size] -> [n, streams * hidden_size]."""
+    count, streams, size = x.shape
+    return x.reshape((count, streams * size))
+
+
+def merged_rows(
+    ops: Ops, x: Tensor, wanted: NDArray[np.int32], connected: Connection
+) -> tuple[Tensor, NDArray[np.int32]]:
+    """Of some tokens one stream of several, at the model's end.
+
+    Args:
+        x: float32 [n, streams, hidden_size].
+        wanted: rows of it.
+
+    Returns:
+        float32 [len(wanted), hidden_size], and the numbers of its rows.
+    """
+    _, streams, size = x.shape
+    rows = ops.take_rows(side_by_side(x), wanted).reshape((len(wanted), streams, size))
+    numbers = np.arange(len(wanted), dtype=np.int32)
+    return ops.collapse_streams(rows, _weights(ops, rows, connected)), numbers
 
 
 def _weights(ops: Ops, x: Tensor, connected: Connection) -> Tensor:
-    count, streams, size = x.shape
-    normed = ops.rms_norm(x.reshape((count, streams * size)), None, connected.norm_epsilon)
+    normed = ops.rms_norm(side_by_side(x), None, connected.norm_epsilon)
     logits = ops.linear(normed, connected.mixing.weight)
     return ops.connection_weights(logits, connected.base, connected.scale, connected.numbers)

@@ -340,24 +340,35 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
+class SumSpec:
+    """A product of an embedding plus one of a hidden state, each [hidden_size, hidden_size]."""
+
+    embedding: LinearSpec
+    hidden: LinearSpec
+
+
+@dataclass(frozen=True)
 class PredictorSpec:
     """A layer behind the last that predicts the token after the next: multi-token prediction
     (DeepSeek-V3, arXiv:2412.19437, section 2.2, equations 21 to 23).
 
     Of a position's last hidden state h and the embedding e of the token that follows it, the layer
     sees join([embedding_norm(e), hidden_norm(h)]). It has state of its own, and the model's
-    embedding and head.
+    embedding and head. Where there are several residual streams (DeepSeek-V4), h is each of them by
+    itself, and what the layer sees and makes is as many.
 
     Attributes:
-        join: [hidden_size, 2 * hidden_size].
+        join: [hidden_size, 2 * hidden_size]; with several streams a sum.
         final_norm: before the head.
+        connection: how the layer's streams become one before that norm; None: there is one.
     """
 
     embedding_norm: NormSpec
     hidden_norm: NormSpec
-    join: LinearSpec
+    join: LinearSpec | SumSpec
     layer: LayerSpec
     final_norm: NormSpec
+    connection: HyperConnectionSpec | None = None
 
 
 @dataclass(frozen=True)
