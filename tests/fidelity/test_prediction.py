@@ -222,7 +222,8 @@ def test_many_sequences_preempted_and_with_shared_prefixes(
     assert done.preemptions > 0
     assert done.cached_tokens > 0
     assert done.accepted_tokens > 20
-    assert [engine.pages.free_pages(0)] == list(engine.pages.capacities)
+    pools = engine.pages.pools
+    assert [pool.free for pool in pools] == list(engine.pages.capacities)
 
 
 def test_sequences_are_guessed_for_together(
