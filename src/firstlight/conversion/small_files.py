@@ -11,7 +11,7 @@ from typing import Any
 from firstlight.checkpoint.checkpoint import Checkpoint
 from firstlight.checkpoint.hub_selection import INDEX_NAME, description_files
 from firstlight.checkpoint.json_file import read_json_object
-from firstlight.conversion.outputs import Output, left_out
+from firstlight.conversion.outputs import AnyOutput, left_out
 from firstlight.conversion.schemes import Plain, Target
 from firstlight.errors import UnsupportedModelError
 
@@ -42,7 +42,7 @@ def model_dtype(checkpoint: Checkpoint) -> str:
 
 
 def write_small_files(
-    checkpoint: Checkpoint, folder: Path, outputs: tuple[Output, ...], target: Target
+    checkpoint: Checkpoint, folder: Path, outputs: tuple[AnyOutput, ...], target: Target
 ) -> None:
     """Write config.json, and copy what describes the model otherwise."""
     source = checkpoint.location

@@ -11,10 +11,11 @@ from math import prod
 import numpy as np
 
 from firstlight.checkpoint.checkpoint import Checkpoint
-from firstlight.conversion.outputs import Output
-from firstlight.conversion.record import Square
+from firstlight.conversion.outputs import AnyOutput, Output
 from firstlight.conversion.schemes import Scheme
 from firstlight.conversion.shard_file import ShardFile
+from firstlight.conversion.square import Square
+from firstlight.conversion.stacked import StackedOutput, write_stacked
 from firstlight.errors import FormatError
 from firstlight.formats.base import Bytes, Weight
 from firstlight.formats.plain import F32
@@ -32,7 +33,7 @@ Encoded = tuple[int, tuple[Bytes, ...], Square]
 
 
 def write_output(
-    output: Output, checkpoint: Checkpoint, shard: ShardFile, advance: Callable[[int], None]
+    output: AnyOutput, checkpoint: Checkpoint, shard: ShardFile, advance: Callable[[int], None]
 ) -> Square | None:
     """Write one tensor of the model.
 
@@ -45,6 +46,9 @@ def write_output(
     Raises:
         FormatError: values cannot be expressed.
     """
+    if isinstance(output, StackedOutput):
+        square = write_stacked(output, checkpoint, shard, advance)
+        return square if len(output.shape) == 3 else None
     if output.source is None or output.scheme is None:
         _copy(output.name, checkpoint, shard, advance)
         return None

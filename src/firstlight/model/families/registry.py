@@ -43,6 +43,7 @@ class Family:
             same architecture; None: any.
         quantization: a method of quantisation that published checkpoints of it are stored in and
             that its tensors' names give away; others are refused.
+        stacked: its experts are published in one tensor of all.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Family:
     experts: bool = False
     quantization: str | None = None
     gating: int | None = None
+    stacked: bool = False
 
     def spec(self, parts: Parts) -> ModelSpec:
         """The family's own function from config and tensor names to a spec."""
@@ -67,7 +69,7 @@ FAMILIES = (
     Family("gemma2", ("gemma2",), ("gemma2",)),
     Family("gemma3", ("gemma3_text", "gemma3"), ("gemma3",)),
     Family("glm4_moe", ("glm4_moe",), ("glm4moe",), experts=True),
-    Family("gpt_oss", ("gpt_oss",), ("gpt-oss",), experts=True, quantization="mxfp4"),
+    Family("gpt_oss", ("gpt_oss",), ("gpt-oss",), experts=True, quantization="mxfp4", stacked=True),
     Family("granite", ("granite",), ("granite",)),
     Family("llama", ("llama",), ("llama",)),
     Family("mistral", ("mistral",), ()),
@@ -156,22 +158,29 @@ def spec_of_config(files: ModelFiles) -> ModelSpec:
     return family.spec(_parts(family, Config(files.location, files.config), files))
 
 
-def published_spec(files: ModelFiles, spec: ModelSpec) -> ModelSpec:
+def published_spec(files: ModelFiles, spec: ModelSpec, *, apart: bool = False) -> ModelSpec:
     """The same model with its tensors named and laid out as Hugging Face models are published:
-    experts one by one. `spec` itself where the files have that layout.
+    experts one by one, but for families that publish them stacked. `spec` itself where the files
+    have that layout.
+
+    Args:
+        apart: experts one by one in every family.
 
     Raises:
         UnsupportedModelError: the family publishes it in no layout that has the same parts.
     """
-    if files.kind != "gguf" and not any(source.stack for source in spec.sources()):
+    family = find_family(files)
+    stacks = [source for source in spec.sources() if source.stack is not None]
+    as_published = bool(stacks) == (family.stacked and not apart)
+    # In two tensors, codes and scales, it has a name of its own.
+    if files.kind != "gguf" and as_published and not any(each.scales for each in stacks):
         return spec
     named = _Unnamed(files.location)
-    family = find_family(files)
     if files.kind == "gguf":
         config = config_from_metadata(files.config, files, family.experts)
-        published = family.spec(Parts(config, named))
+        published = family.spec(Parts(config, named, apart=apart))
     else:
-        published = family.spec(Parts(Config(files.location, files.config), named))
+        published = family.spec(Parts(Config(files.location, files.config), named, apart=apart))
     ours, theirs = spec.sources(), published.sources()
     if [source.shape for source in ours] != [source.shape for source in theirs]:
         raise UnsupportedModelError(
