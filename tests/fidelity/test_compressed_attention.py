@@ -355,6 +355,12 @@ _SCALES = "layers.2.ffn.experts.1.w1.scale"
             "a scale of its blocks is NaN",
         ),
         (
+            {"layers.2.ffn.gate.weight": torch.zeros(5, 64)},
+            CheckpointError,
+            r"gate.weight' has shape \[5, 64\], but the config implies \[6, 64\]",
+        ),
+        ({"layers.3.ffn.experts.5.w2.weight": None}, CheckpointError, "experts.5.w2.*is missing"),
+        (
             {_CODES: torch.zeros(32, 64, dtype=torch.int8)},
             CheckpointError,
             r"has shape \[32, 64\], but the config implies \[32, 32\]",

@@ -130,8 +130,11 @@ def test_codes_of_every_byte_and_scale_decode_as_transformers_decodes_them() -> 
 # What is refused --------------------------------------------------------------------------------
 
 
+_DOWN = "model.layers.1.mlp.experts.down_proj"
+
+
 def _change_scale(tensors: Tensors) -> None:
-    tensors["model.layers.1.mlp.experts.down_proj_scales"][2, 3, 0] = 255
+    tensors[f"{_DOWN}_scales"][2, 3, 0] = 255
 
 
 _DAMAGES: dict[str, tuple[Callable[[Tensors], Any], type[FirstlightError], str]] = {
@@ -156,6 +159,13 @@ _DAMAGES: dict[str, tuple[Callable[[Tensors], Any], type[FirstlightError], str]]
         lambda t: t.update({"model.layers.0.mlp.experts.down_proj_scales": torch.ones(5, 96, 2)}),
         FormatError,
         "is stored as f32",
+    ),
+    "fewer experts than the config says": (
+        lambda t: t.update(
+            {f"{_DOWN}_{part}": t[f"{_DOWN}_{part}"][:4].clone() for part in ("blocks", "scales")}
+        ),
+        CheckpointError,
+        r"down_proj_blocks' has shape \[4, 96, 2, 16\], but the config implies \[5, 96, 2, 16\]",
     ),
     "a scale that is not a number": (_change_scale, FormatError, "down_proj_scales"),
 }

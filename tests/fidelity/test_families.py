@@ -13,9 +13,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from firstlight.model.compressed_spec import CompressedAttentionSpec
 from firstlight.model.rope import replay_length
 from firstlight.model.rope_spec import DynamicScaling
-from firstlight.model.spec import ModelSpec
+from firstlight.model.spec import IndexerSpec, LatentAttentionSpec, ModelSpec
 from tests.fidelity.conftest import TinyCheckpoint
 from tests.support.decode import PAGE_TOKENS, continuation, logits
 from tests.support.reference import reference_continuation, reference_logits
@@ -93,6 +94,15 @@ def test_the_sequences_of_these_tests_are_long_enough(tiny: Tiny, name: str) -> 
     assert PROMPT_TOKENS > 5 * PAGE_TOKENS
     for layer in spec.layers:
         assert layer.attention.window is None or layer.attention.window < PROMPT_TOKENS / 3
+        # Windows and several runs of both kinds are passed, and more of them than are chosen.
+        match layer.attention:
+            case CompressedAttentionSpec(near=near, compressor=runs, indexer=chosen):
+                assert near < PROMPT_TOKENS / 3
+                assert runs is None or 5 * runs.stride < PROMPT_TOKENS
+                if runs is not None and chosen is not None:
+                    assert 2 * chosen.top_k * runs.stride < PROMPT_TOKENS
+            case LatentAttentionSpec(indexer=IndexerSpec(top_k=count)):
+                assert count < PROMPT_TOKENS / 3
     for rope in spec.ropes():
         original = getattr(rope.scaling, "original_length", 0)
         assert original < PROMPT_TOKENS + NEW_TOKENS - 10

@@ -85,6 +85,11 @@ FAMILIES = (
 )
 
 
+# What newer converters call families in GGUF files that are read from safetensors alone: the
+# layouts of these files have no description or reader yet that ours could be compared with.
+_PUBLISHED_ONLY = {"deepseek32": "deepseek_v32", "deepseek4": "deepseek_v4"}
+
+
 def find_family(files: ModelFiles) -> Family:
     """The family that knows this checkpoint.
 
@@ -114,6 +119,14 @@ def find_family(files: ModelFiles) -> Family:
                 known[kind] = family
     if name in known:
         return known[name]
+    if gguf and name in _PUBLISHED_ONLY:
+        raise UnsupportedModelError(
+            files.location,
+            f"its architecture {shown(name)} is family {_PUBLISHED_ONLY[name]}, which firstlight "
+            "does not read from GGUF files",
+            "Use the model as DeepSeek published it, in safetensors: `--weights int4` makes it "
+            "small on loading, `firstlight convert` once and for all",
+        )
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     reason = f"its family {shown(name)} is not one that firstlight knows: {', '.join(known)}"
     if nearest:
