@@ -15,7 +15,7 @@ from firstlight.errors import UnsupportedModelError
 from firstlight.formats.plain import BF16, F32
 from firstlight.formats.registry import get_format
 from firstlight.model.families.registry import published_spec
-from firstlight.model.spec import ExpertsSpec, ModelSpec, TensorSource
+from firstlight.model.spec import ExpertsSpec, GroupedQuerySpec, ModelSpec, TensorSource
 
 _PLAIN = ("f32", "f16", "bf16")
 
@@ -32,6 +32,8 @@ class Output:
         scheme: how it is written, where it is not copied.
         layer: number of the layer it belongs to; None: to none.
         offset: added to its values.
+        head: its rows are those of heads with so many each, whose neighbours turn together; they
+            are written with the first half's values first. None: rows stay in order.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Output:
     scheme: Scheme | None = None
     layer: int | None = None
     offset: float = 0.0
+    head: int | None = None
 
     @property
     def module(self) -> str:
@@ -82,6 +85,7 @@ def outputs_of(checkpoint: Checkpoint, spec: ModelSpec, target: Target) -> tuple
     for pair in zip(spec.sources(), published.sources(), strict=True):
         merged.setdefault(pair[1].name, []).append(pair)
     experts, layers = _experts(spec), _layers(spec)
+    heads = _reordered(spec, published)
     found: list[AnyOutput] = []
     for name, parts in merged.items():
         first, named = parts[0]
@@ -97,7 +101,8 @@ def outputs_of(checkpoint: Checkpoint, spec: ModelSpec, target: Target) -> tuple
         if len(source.shape) == 2 and not scheme.takes(*source.shape):
             scheme = _kept_scheme(first, checkpoint)
         offset = source.offset - named.offset
-        found.append(Output(name, source.shape, source, scheme, layer, offset))
+        head = heads.get(first)
+        found.append(Output(name, source.shape, source, scheme, layer, offset, head))
     used = {source.name for source in spec.sources()} | {
         source.scales for source in spec.sources() if source.scales is not None
     }
@@ -117,6 +122,22 @@ def left_out(outputs: Iterable[AnyOutput], target: Target) -> list[str]:
 def _is_plain(name: str, checkpoint: Checkpoint) -> bool:
     info = checkpoint.tensors.get(name)
     return checkpoint.kind == "safetensors" and info is not None and info.format in _PLAIN
+
+
+def _reordered(spec: ModelSpec, published: ModelSpec) -> Mapping[TensorSource, int]:
+    """Tensors of queries and keys whose rows lie in another order than they are published in."""
+    found: dict[TensorSource, int] = {}
+    for ours, theirs in zip(spec.layers, published.layers, strict=True):
+        one, other = ours.attention, theirs.attention
+        if not isinstance(one, GroupedQuerySpec) or not isinstance(other, GroupedQuerySpec):
+            continue
+        # Layers that turn nothing have their rows in the order of all others.
+        rope = one.rope or next(iter(spec.ropes()), None)
+        if rope is None or not rope.interleaved or (other.rope or rope) == one.rope:
+            continue
+        for linear in (one.query, one.key):
+            found |= {each: one.head_size for each in (linear.weight, linear.bias) if each}
+    return found
 
 
 def _stacked(

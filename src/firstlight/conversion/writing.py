@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from math import prod
+from math import lcm, prod
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from firstlight.checkpoint.checkpoint import Checkpoint
 from firstlight.conversion.outputs import AnyOutput, Output
@@ -82,7 +85,7 @@ def write_output(
 def _in_parallel(output: Output, checkpoint: Checkpoint, scheme: Scheme) -> Iterator[Encoded]:
     """Pieces in their order, at most two a thread encoded ahead."""
     rows, columns = output.shape
-    multiple = scheme.row_multiple
+    multiple = lcm(scheme.row_multiple, output.head or 1)
     step = max(1, _PIECE_VALUES // columns // multiple) * multiple
     encode = partial(_encode, output, checkpoint, scheme)
     ranges = iter([(start, min(start + step, rows)) for start in range(0, rows, step)])
@@ -106,6 +109,8 @@ def _encode(
 ) -> Encoded:
     assert output.source is not None
     weight = stored_rows(output.source, checkpoint, start, stop)
+    if output.head is not None:
+        weight = replace(weight, data=_halves(weight.data, output.head))
     if output.offset:
         values = weight.decode() + np.float32(output.offset)
         weight = Weight(F32, weight.shape, values.view(np.uint8), weight.name)
@@ -120,9 +125,17 @@ def _encode(
     return stop, tuple(np.ascontiguousarray(part) for part in data), square
 
 
+def _halves(rows: NDArray[Any], head: int) -> NDArray[Any]:
+    """Rows of heads whose neighbours turn together, as rows that turn with those half a head on."""
+    pairs = rows.reshape(-1, head // 2, 2, *rows.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
+
+
 def _write_vector(output: Output, checkpoint: Checkpoint, shard: ShardFile) -> None:
     assert output.source is not None and output.scheme is not None
     values = stored_vector(output.source, checkpoint).astype(np.float32)
+    if output.head is not None:
+        values = _halves(values, output.head)
     if output.offset:
         values = values + np.float32(output.offset)
     data = np.ascontiguousarray(values).reshape(1, -1).view(np.uint8)

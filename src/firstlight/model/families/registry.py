@@ -13,6 +13,7 @@ from firstlight.checkpoint.quantization import quantization_of
 from firstlight.errors import CheckpointError, UnsupportedModelError
 from firstlight.model.families.config import Config, shown
 from firstlight.model.families.gguf import config_from_metadata
+from firstlight.model.families.gguf_published import published_config, same_model
 from firstlight.model.families.names import HUGGING_FACE
 from firstlight.model.families.parts import Parts
 from firstlight.model.spec import ModelSpec
@@ -189,19 +190,25 @@ def published_spec(files: ModelFiles, spec: ModelSpec, *, apart: bool = False) -
     if files.kind != "gguf" and as_published and not any(each.scales for each in stacks):
         return spec
     named = _Unnamed(files.location)
+    config: Config | None = Config(files.location, files.config)
     if files.kind == "gguf":
-        config = config_from_metadata(files.config, files, family.experts)
-        published = family.spec(Parts(config, named, apart=apart))
-    else:
-        published = family.spec(Parts(Config(files.location, files.config), named, apart=apart))
-    ours, theirs = spec.sources(), published.sources()
-    if [source.shape for source in ours] != [source.shape for source in theirs]:
+        config = config_as_published(files, spec)
+    published = None if config is None else family.spec(Parts(config, named, apart=apart))
+    if published is None or not same_model(spec, published):
         raise UnsupportedModelError(
             files.location,
-            f"its tensors do not correspond to those that family {family.name} is published with",
+            f"its numbers or tensors do not correspond to those that family {family.name} is "
+            "published with",
             "Use it as it is; `--weights` converts it while it is loaded",
         )
     return published
+
+
+def config_as_published(files: ModelFiles, spec: ModelSpec) -> Config | None:
+    """What config.json would say of a GGUF file's model; None where it has no words for it."""
+    config = config_from_metadata(files.config, files, find_family(files).experts)
+    values = published_config(config, spec)
+    return None if values is None else Config(files.location, values)
 
 
 @dataclass(frozen=True)
