@@ -52,12 +52,11 @@ def _put_around(library: LibraryTokenizer, front: str | None, behind: str | None
     tokens = [token for token in (front, behind) if token is not None]
     if not tokens:
         return
-    one, two = [], []
-    for number in (0, 1):
-        part = [front, f"${'AB'[number]}", behind]
-        two += [f"{each}:{number}" for each in part if each is not None]
-        one = one or [each for each in part if each is not None]
+    parts = [
+        [each for each in (front, f"${letter}", behind) if each is not None] for letter in "AB"
+    ]
+    pair = [f"{each}:{number}" for number, part in enumerate(parts) for each in part]
     special = [(token, library.token_to_id(token)) for token in tokens]
     library.post_processor = processors.TemplateProcessing(
-        single=one, pair=two, special_tokens=special
+        single=parts[0], pair=pair, special_tokens=special
     )

@@ -40,7 +40,7 @@ def prediction_layers(parts: Parts) -> tuple[PredictionLayer, ...]:
     """Those that the files have, the first in front."""
     count = parts.config.integer("num_nextn_predict_layers", 0, least=0, most=_MOST)
     names = parts.files.tensors
-    found = []
+    found: list[PredictionLayer] = []
     for stem in ("mtp", "model.mtp"):
         for index in range(count):
             prefix = f"{stem}.{index}"
