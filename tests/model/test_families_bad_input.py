@@ -307,6 +307,11 @@ _SECTIONS = ("rope_parameters", "rope_scaling", "text_config", "quantization_con
 _LAYERS = st.one_of(st.integers(0, 8), st.just("2"), st.none())
 
 
+def test_a_context_beyond_32_bits_with_angles_that_depend_on_it() -> None:
+    files = tiny_config_files("llama-dynamic").changed(max_position_embeddings=1 << 31)
+    _assert_usable(spec_of_config(files))
+
+
 @settings(max_examples=400, deadline=None)
 @given(data=st.data())
 def test_any_config_gives_a_usable_spec_or_our_own_error(data: st.DataObject) -> None:
