@@ -34,7 +34,7 @@ _NAMES = re.compile(rf"(?<![a-z])({'|'.join(_TYPES)})(?![a-z])", re.IGNORECASE)
 def test_no_type_of_device_is_named_but_in_the_table() -> None:
     """Of `--device cpu`, another backend than this, messages may speak."""
     named = {
-        path.name: found
+        path.relative_to(FOLDER).as_posix(): found
         for path in sorted(FOLDER.rglob("*.py"))
         if (
             found := _NAMES.findall(

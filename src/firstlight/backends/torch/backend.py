@@ -137,7 +137,7 @@ class TorchBackend(Backend):
         return f"{self.name}: {self.device_name()}{threads}, PyTorch {torch.__version__}"
 
     def identity(self) -> str:
-        built = [path.stat() for path in sorted(Path(__file__).parent.glob("*.py"))]
+        built = [path.stat() for path in sorted(Path(__file__).parent.rglob("*.py"))]
         newest = max(each.st_mtime_ns for each in built)
         size = sum(each.st_size for each in built)
         return f"{self.device_key()}, firstlight {__version__}, kernels {size}-{newest}"

@@ -5,7 +5,7 @@ As in paging.py, everything but the choice itself follows from numbers that lie 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +43,8 @@ class ChosenReading:
         rows: int64 [n]; which rows of the batch these are.
         near: int64 [n, positions], as of a RunReading.
         hidden: bool [n, positions].
-        pages: int64 [n, pages of a sequence]; the page table, for the chosen entries.
+        table: int64 [sequences, pages]; the page table, for the chosen entries.
+        sequence: int64 [n, 1]; of each row.
         page_entries: entries of one of these pages.
         most: so many of the chosen entries are looked at; no row of these has more.
     """
@@ -51,7 +52,8 @@ class ChosenReading:
     rows: torch.Tensor
     near: torch.Tensor
     hidden: torch.Tensor
-    pages: torch.Tensor
+    table: torch.Tensor
+    sequence: torch.Tensor
     page_entries: int
     most: int
 
@@ -64,8 +66,7 @@ class ChosenReading:
             # A row's first instead, which is its own; every row here has one, unless its scores
             # were no numbers.
             numbers = torch.where(none, numbers[:, :1], numbers).clamp(min=0)
-        page = torch.div(numbers, self.page_entries, rounding_mode="floor")
-        slots = self.pages.gather(1, page) * self.page_entries + numbers % self.page_entries
+        slots = _slots(self.table, self.sequence, numbers, self.page_entries)
         return slots.clamp(min=0), none
 
 
@@ -88,8 +89,8 @@ def run_readings(
     transfer: Transfer,
     near: Near | None = None,
     beyond: int = -1,
-) -> tuple[RunReading, ...]:
-    """What is computed together of rows that see all complete runs.
+) -> Iterable[RunReading]:
+    """What is computed together of rows that see all complete runs; to be gone through once.
 
     Args:
         rows: in the stream of runs.
@@ -97,14 +98,17 @@ def run_readings(
         near: None: nothing near by is seen.
         beyond: only rows that see more complete runs than this.
     """
+    key = transfer.device, stride, heads, near, beyond
 
-    def make() -> tuple[RunReading, ...]:
-        return tuple(
-            _run_reading(group, rows, stride, near, transfer)
-            for group in _groups(rows, stride, heads, near, beyond)
-        )
+    def make() -> Iterator[RunReading]:
+        for group in groups:
+            yield _run_reading(group, rows, stride, near, transfer)
 
-    return kept(rows, ("runs", transfer.device, stride, heads, near, beyond), make)
+    groups = kept(rows, ("groups", *key), lambda: _groups(rows, stride, heads, near, beyond))
+    # Of very many entries each layer makes them anew, for they would take much of the memory.
+    if sum(len(group) * group[0].count * group[0].seen for group in groups) > MOST_SCORES:
+        return make()
+    return kept(rows, ("runs", *key), lambda: tuple(make()))
 
 
 def chosen_readings(
@@ -129,7 +133,7 @@ def chosen_readings(
 @dataclass(frozen=True)
 class _Piece:
     """Rows start:start + count of the batch, of one sequence; the positions near by that they see,
-    and how many runs their last one sees."""
+    how many runs their last one sees, and what both are padded to."""
 
     sequence: int
     start: int
@@ -137,6 +141,11 @@ class _Piece:
     first: int
     last: int
     runs: int
+    positions: int
+
+    @property
+    def seen(self) -> int:
+        return self.positions + padded(self.runs)
 
 
 def _pieces(
@@ -155,22 +164,23 @@ def _pieces(
             most = max(1, min(MOST_ROWS, MOST_SCORES // (heads * max(1, seen))))
             count = min(most, stop - start)
             last = position + count - 1
-            yield _Piece(sequence, start, count, first, last, (last + 1) // stride)
+            positions = 0 if near is None else padded(last + 1 - first)
+            yield _Piece(sequence, start, count, first, last, (last + 1) // stride, positions)
             start += count
 
 
 def _groups(
     rows: PagedRows, stride: int, heads: int, near: Near | None, beyond: int
-) -> Iterator[list[_Piece]]:
+) -> list[list[_Piece]]:
     """Pieces that are computed together: alike in rows, and in what they are padded to."""
     alike: dict[tuple[int, int, int], list[_Piece]] = {}
     for piece in _pieces(rows, stride, heads, near, beyond):
-        positions = 0 if near is None else padded(piece.last + 1 - piece.first)
-        alike.setdefault((piece.count, positions, padded(piece.runs)), []).append(piece)
-    for (count, positions, runs), pieces in alike.items():
-        together = max(1, MOST_SCORES // max(1, heads * count * (positions + runs)))
-        for start in range(0, len(pieces), together):
-            yield pieces[start : start + together]
+        alike.setdefault((piece.count, piece.positions, padded(piece.runs)), []).append(piece)
+    found = []
+    for (count, *_), pieces in alike.items():
+        together = max(1, MOST_SCORES // max(1, heads * count * pieces[0].seen))
+        found += [pieces[start : start + together] for start in range(0, len(pieces), together)]
+    return found
 
 
 def _run_reading(
@@ -193,8 +203,7 @@ def _run_reading(
     if near is None:
         slots = torch.empty((len(pieces), 0), dtype=torch.int64, device=device)
         return RunReading(count, (start + each).reshape(-1), slots, far, hidden)
-    near_count = padded(pieces[0].last + 1 - pieces[0].first)
-    position = first + torch.arange(near_count, device=device)
+    position = first + torch.arange(pieces[0].positions, device=device)
     held = torch.minimum(position, last)
     slots = _slots(_table(near.rows, transfer), sequence, held, near.rows.page_tokens)
     unseen = (position[:, None] > row_position) | (position[:, None] <= row_position - near.window)
@@ -250,12 +259,13 @@ def _chosen_reading(
     device = transfer.device
     numbers = np.stack((taken, rows.row_sequences()[taken], rows.positions[taken]))
     row, sequence, last = transfer.upload(numbers.astype(np.int64)).unbind(0)
-    pages = _table(rows, transfer).index_select(0, sequence)
+    sequence = sequence[:, None]
     slots = torch.empty((len(taken), 0), dtype=torch.int64, device=device)
     hidden = torch.empty((len(taken), 0), dtype=torch.bool, device=device)
     if near is not None:
         position = last[:, None] - torch.arange(near_count, device=device)
         hidden = position < 0
         table = _table(near.rows, transfer)
-        slots = _slots(table, sequence[:, None], position.clamp(min=0), near.rows.page_tokens)
-    return ChosenReading(row, slots, hidden, pages, rows.page_tokens // stride, most)
+        slots = _slots(table, sequence, position.clamp(min=0), near.rows.page_tokens)
+    table = _table(rows, transfer)
+    return ChosenReading(row, slots, hidden, table, sequence, rows.page_tokens // stride, most)
