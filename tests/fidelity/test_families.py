@@ -13,11 +13,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from firstlight.backends import backend_names
+from firstlight.backends.base import DEFINITION
 from firstlight.model.compressed_spec import CompressedAttentionSpec
 from firstlight.model.rope import replay_length
 from firstlight.model.rope_spec import DynamicScaling
 from firstlight.model.spec import IndexerSpec, LatentAttentionSpec, ModelSpec
-from tests.fidelity.conftest import TinyCheckpoint
+from tests.fidelity.conftest import DEVICES, TinyCheckpoint
 from tests.support.decode import PAGE_TOKENS, continuation, logits
 from tests.support.reference import reference_continuation, reference_logits
 from tests.support.tiny_models import NEW_TOKENS, PROMPT_TOKENS, TINY_MODELS, prompt
@@ -31,9 +33,12 @@ Tiny = Callable[..., TinyCheckpoint]
 @pytest.mark.parametrize("name", NAMES)
 def test_prefill_gives_the_same_logits(tiny: Tiny, name: str, dtype: str, device: str) -> None:
     checkpoint = tiny(name, dtype)
-    found = logits(checkpoint.decoder(device), prompt())
+    decoder = checkpoint.decoder(device)
+    found = logits(decoder, prompt())
     assert found.dtype == np.float32
     assert _distance(found, checkpoint.logits) < TOLERANCE
+    if device.startswith("torch"):
+        assert not [op for op, kernel in decoder.ops.usage() if kernel == DEFINITION]
 
 
 # One token at a time; chunks that do not divide a page, that are a page, and that pass one.
@@ -106,6 +111,10 @@ def test_the_sequences_of_these_tests_are_long_enough(tiny: Tiny, name: str) -> 
     for rope in spec.ropes():
         original = getattr(rope.scaling, "original_length", 0)
         assert original < PROMPT_TOKENS + NEW_TOKENS - 10
+
+
+def test_every_backend_is_among_those_that_families_run_on() -> None:
+    assert {name.partition(":")[0] for name in DEVICES} == set(backend_names())
 
 
 def test_every_family_has_a_tiny_model() -> None:

@@ -1,7 +1,7 @@
 """What the torch backend does on the device of tests/support/lunar_device.py, as one JSON object.
 
 Run in a process of its own, since PyTorch keeps a registered device until it ends:
-python -m tests.support.lunar_run CHECKPOINT_FOLDER
+python -m tests.support.lunar_run CHECKPOINT_FOLDER...
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.support.lunar_device import Lunar, register
 COUNT = 12
 
 
-def main(folder: Path) -> dict[str, Any]:
+def main(*folders: Path) -> dict[str, Any]:
     register()
     from firstlight.backends import available_devices, open_device
     from firstlight.errors import DeviceError
@@ -44,7 +44,7 @@ def main(folder: Path) -> dict[str, Any]:
         "checked": sorted({f"{report.op}/{report.kernel}" for report in reports}),
         "failed": [str(report) for report in reports if not report.passed],
         "refused": refused,
-        **_generate(folder),
+        "models": {folder.name: _generate(folder) for folder in folders},
     }
 
 
@@ -52,9 +52,10 @@ def _generate(folder: Path) -> dict[str, Any]:
     """Tokens of a model, exactly computed, and how often a step waits for the device."""
     import firstlight
     from firstlight.engine.parameters import SamplingParameters, StopConditions
+    from firstlight.model.spec import ExpertsSpec
 
     found = {}
-    prompt = np.random.default_rng(0).integers(0, 200, 37).tolist()
+    prompt = np.random.default_rng(0).integers(0, 150, 37).tolist()
     for device in ("torch", "numpy"):
         model = firstlight.load(folder, device, exact=True, cache=False, context_length=128)
         sequence = model.engine.add(prompt, SamplingParameters(), StopConditions(max_tokens=COUNT))
@@ -67,6 +68,8 @@ def _generate(folder: Path) -> dict[str, Any]:
         found[device] = list(sequence.output_ids)
         found[f"{device} downloads"] = downloads
         if device == "torch":
+            layers = model.engine.decoder.spec.layers
+            found["expert layers"] = sum(isinstance(x.feed_forward, ExpertsSpec) for x in layers)
             found["fallbacks"] = sorted(
                 op for op, kernel in model.backend.usage() if kernel == "definition"
             )
@@ -74,4 +77,4 @@ def _generate(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]))))
+    print(json.dumps(main(*map(Path, sys.argv[1:]))))

@@ -130,6 +130,7 @@ def _fields(name: str, argument: Any) -> Iterator[tuple[str, Any]]:
             yield f"{name}.scales", argument.scales.values
             yield f"{name}.scales.rows", argument.scales.rows
             yield f"{name}.scales.columns", argument.scales.columns
+            yield f"{name}.scales.first_row", argument.scales.first_row
     elif isinstance(argument, PagedRows):
         for part in ("row_starts", "positions", "page_table", "page_tokens"):
             yield f"{name}.{part}", getattr(argument, part)

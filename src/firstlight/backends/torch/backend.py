@@ -13,6 +13,7 @@ from firstlight import __version__
 from firstlight.backends.base import Backend
 from firstlight.backends.torch.attention import AttentionKernels
 from firstlight.backends.torch.ceilings import measure_ceilings
+from firstlight.backends.torch.compressed import CompressedKernels
 from firstlight.backends.torch.decoding import PLAIN, block_decoders
 from firstlight.backends.torch.device import (
     all_places,
@@ -24,11 +25,14 @@ from firstlight.backends.torch.device import (
     widens_bfloat16,
 )
 from firstlight.backends.torch.elementwise import RowKernels
+from firstlight.backends.torch.expanded_attention import ExpandedAttentionKernels
 from firstlight.backends.torch.experts import ExpertsKernels
+from firstlight.backends.torch.hyper_connections import hyper_connection_kernels
 from firstlight.backends.torch.matrix import DeviceMatrix, put_on_device
 from firstlight.backends.torch.paging import MOST_SCORES
 from firstlight.backends.torch.products import ProductKernels
 from firstlight.backends.torch.quirks import quirk_of
+from firstlight.backends.torch.selection import SelectionKernels
 from firstlight.backends.torch.transfer import Transfer, as_tensor
 from firstlight.formats.base import Floats, Weight
 from firstlight.host.ceilings import Ceilings
@@ -65,6 +69,10 @@ class TorchBackend(Backend):
             (
                 *products.all(),
                 *AttentionKernels(self._transfer, narrow).all(),
+                *SelectionKernels(self._transfer).all(),
+                *CompressedKernels(self._transfer).all(),
+                *ExpandedAttentionKernels(self._transfer).all(),
+                *hyper_connection_kernels(),
                 *RowKernels(self._transfer).all(),
                 *ExpertsKernels(self._transfer, products, narrow).all(),
             )
@@ -129,7 +137,7 @@ class TorchBackend(Backend):
         return f"{self.name}: {self.device_name()}{threads}, PyTorch {torch.__version__}"
 
     def identity(self) -> str:
-        built = [path.stat() for path in sorted(Path(__file__).parent.glob("*.py"))]
+        built = [path.stat() for path in sorted(Path(__file__).parent.rglob("*.py"))]
         newest = max(each.st_mtime_ns for each in built)
         size = sum(each.st_size for each in built)
         return f"{self.device_key()}, firstlight {__version__}, kernels {size}-{newest}"

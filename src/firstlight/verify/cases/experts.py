@@ -14,6 +14,7 @@ from firstlight.ops.parts import Norm, Product
 from firstlight.ops.routing import Routing
 from firstlight.verify.cases.attention import attention_cases
 from firstlight.verify.cases.base import Arguments, Case, normal
+from firstlight.verify.cases.scaled_weights import SCALED_WEIGHTS
 from firstlight.verify.random_weights import random_weight
 
 _VOCABULARY = 23
@@ -107,7 +108,8 @@ class _Shape:
     """What sets one case apart from another; see `ExpertsBlock`.
 
     Attributes:
-        formats: of gate, up and down, begun again where there are fewer.
+        formats: of gate, up and down, begun again where there are fewer; or names of
+            SCALED_WEIGHTS.
         columns: of the residual stream, and `width` within an expert.
         shared: width of the shared expert; 0: none.
     """
@@ -168,6 +170,9 @@ _SHAPES = (
     _Shape("formats mixed, one row", 6, Routing(3), ("q4_k", "q8_0", "q4_0"), 256, 256, 1),
     _Shape("bf16", 5, Routing(2), ("bf16",), 192, 131, 21, shared=40, quick=True),
     _Shape("mxfp4", 4, Routing(2), ("mxfp4",), 64, 96, 5),
+    _Shape("fp8 in blocks", 4, Routing(2), ("f8_e4m3 in blocks",), 70, 42, 9, shared=22),
+    _Shape("nvfp4", 4, Routing(2), ("nvfp4 of two tensors, divided",), 66, 50, 9),
+    _Shape("int4", 4, Routing(2), ("int4 with zeros", "int4, reordered"), 66, 50, 9),
 )
 
 
@@ -182,7 +187,10 @@ def _experts_block(shape: _Shape) -> Case:
 
     def make(generator: np.random.Generator) -> Arguments:
         def product(format: str, rows: int, inputs: int, biased: bool = shape.biases) -> Product:
-            weight = random_weight(get_format(format), rows, inputs, generator)
+            if format in SCALED_WEIGHTS:
+                weight = SCALED_WEIGHTS[format](generator, rows, inputs)
+            else:
+                weight = random_weight(get_format(format), rows, inputs, generator)
             return Product(weight, normal(generator, rows) if biased else None)
 
         def expert(width: int) -> Expert:

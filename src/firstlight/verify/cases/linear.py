@@ -9,6 +9,7 @@ import numpy as np
 from firstlight.formats.base import Format
 from firstlight.formats.registry import get_format, known_formats
 from firstlight.verify.cases.base import Arguments, Case, normal
+from firstlight.verify.cases.scaled_weights import SCALED_WEIGHTS, MakeWeight
 from firstlight.verify.random_weights import random_weight
 
 # (rows of x, rows of the weight, columns as blocks of 256 values); with formats of single values
@@ -27,6 +28,10 @@ _SHAPES = (
     (3, 0, 1),
 )
 _QUICK_SHAPES = {(1, 67, 2), (7, 18, 5)}
+# (rows of x, rows of the weight, columns), of weights whose scales lie elsewhere: blocks are cut
+# short by the last row and column, and a group may have more columns than there are.
+_SCALED_SHAPES = ((1, 1, 2), (5, 33, 70), (1, 17, 256), (19, 5, 130), (0, 3, 32))
+_QUICK_SCALED = (5, 33, 70)
 _NARROW_COLUMNS = (1, 3, 17, 33, 1025)
 
 
@@ -37,6 +42,9 @@ def linear_cases() -> Iterator[Case]:
         if get_format(name).block_values == 1:
             for columns in _NARROW_COLUMNS:
                 yield _linear_of_columns(get_format(name), 3, 5, columns)
+    for name, make_weight in SCALED_WEIGHTS.items():
+        for shape in _SCALED_SHAPES:
+            yield _linear_scaled(name, make_weight, *shape)
     yield _linear_of_columns(get_format("f32"), 1, 4, 0)
     yield _linear_of_columns(get_format("f32"), 3, 4, 0)
     yield Case("linear", "not finite", _not_finite)
@@ -61,6 +69,15 @@ def _linear(format: Format, count: int, rows: int, blocks: int, bias: bool) -> C
 
     name = f"{format.name} {count} x {columns} by {rows}{' and bias' if bias else ''}"
     return Case("linear", name, make, quick=(count, rows, blocks) in _QUICK_SHAPES)
+
+
+def _linear_scaled(name: str, make_weight: MakeWeight, count: int, rows: int, columns: int) -> Case:
+    def make(generator: np.random.Generator) -> Arguments:
+        x, weight = normal(generator, count, columns), make_weight(generator, rows, columns)
+        return x + weight.values() if rows == 1 else x, weight, None
+
+    case = f"{name} {count} x {columns} by {rows}"
+    return Case("linear", case, make, quick=(count, rows, columns) == _QUICK_SCALED)
 
 
 def _linear_of_columns(format: Format, count: int, rows: int, columns: int) -> Case:
@@ -96,6 +113,8 @@ def embed_cases() -> Iterator[Case]:
     for name in known_formats():
         for count in (0, 1, 13):
             yield _embed(get_format(name), count)
+    for name, make_weight in SCALED_WEIGHTS.items():
+        yield _embed_scaled(name, make_weight)
 
 
 def _embed(format: Format, count: int) -> Case:
@@ -108,3 +127,11 @@ def _embed(format: Format, count: int) -> Case:
         return table, token_ids
 
     return Case("embed", f"{format.name} {count} tokens", make, quick=count == 13)
+
+
+def _embed_scaled(name: str, make_weight: MakeWeight) -> Case:
+    def make(generator: np.random.Generator) -> Arguments:
+        token_ids = generator.integers(0, 29, 7).astype(np.int32)
+        return make_weight(generator, 29, 70), token_ids
+
+    return Case("embed", f"{name} 7 tokens", make)
