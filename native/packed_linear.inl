@@ -113,6 +113,16 @@ inline void panel_block(const PackedTiles& tiles, int64_t panel, int64_t row) {
 
 #if defined(FIRSTLIGHT_STEPS)
 
+// Where the results of a pair of rows will go is brought near: their lines lie far from each other.
+template <int Panels>
+FIRSTLIGHT_INLINE void fetch_results(const PackedTiles& tiles, int64_t row, int64_t panel) {
+    const float* out = tiles.call->out + row * tiles.call->weight.rows + panel * kPanelRows;
+    for (int m = 0; m < kStripPair; ++m, out += tiles.call->weight.rows) {
+        FIRSTLIGHT_UNROLL
+        for (int p = 0; p < Panels; ++p) FIRSTLIGHT_FETCH(out + p * kPanelRows);
+    }
+}
+
 // Panels from `panel` times rows from `begin` to `end`.
 template <class Format, int Panels>
 inline void strip_panels(const PackedTiles& tiles, int64_t panel, int64_t begin, int64_t end,
@@ -144,6 +154,7 @@ inline void strip_panels(const PackedTiles& tiles, int64_t panel, int64_t begin,
         int64_t row = begin;
         for (; row + kStripPair <= end; row += kStripPair, total += kStripPair * Panels) {
             fetch.some(lines, Panels);
+            if (last) fetch_results<Panels>(tiles, row, panel);
             strip_rows<Form, Panels, kStripPair>(strip, fixed.strip(group, row), groups, total);
         }
         for (; row < end; ++row, total += Panels) {
@@ -246,7 +257,7 @@ inline void packed_task(const PackedTiles& tiles, int64_t index) {
 constexpr int64_t kBlockBytes = 384 << 10;
 
 // Rows that a strip meets one after another: their totals are in the second-level cache.
-constexpr int64_t kStripRows = 192;
+constexpr int64_t kStripRows = 256;
 
 // How far ahead weights are fetched for products by steps, where few rows meet them.
 constexpr int64_t kStepsAhead = 12 << 10;
