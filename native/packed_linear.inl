@@ -127,7 +127,7 @@ FIRSTLIGHT_INLINE void fetch_results(const PackedTiles& tiles, int64_t row, int6
 template <class Format, int Panels>
 inline void strip_panels(const PackedTiles& tiles, int64_t panel, int64_t begin, int64_t end,
                          Vector* totals) {
-    using Form = StripForm<Format::kZeroBits, Format::kMinimum>;
+    using Form = FormOf<Format>;
     constexpr PanelShape kShape = Format::kShape;
     const StoredMatrix& weight = tiles.call->weight;
     const FixedRows& fixed = tiles.fixed;
@@ -171,7 +171,7 @@ inline void strip_panels(const PackedTiles& tiles, int64_t panel, int64_t begin,
 template <class Format>
 inline void strip_tile(const PackedTiles& tiles, int64_t panel, int64_t end, int64_t begin_row,
                        int64_t end_row) {
-    constexpr int64_t kBytes = kStripGroups * kStripPanels * StripForm<0, true>::kPanelBytes;
+    constexpr int64_t kBytes = kStripGroups * kStripPanels * StripForm<0, true, true>::kPanelBytes;
     const auto totals = (end_row - begin_row) * kStripPanels * static_cast<int64_t>(sizeof(Vector));
     auto* memory = static_cast<Vector*>(thread_scratch(static_cast<size_t>(totals + kBytes)));
     for (; panel + kStripPanels <= end; panel += kStripPanels) {
@@ -257,7 +257,7 @@ inline void packed_task(const PackedTiles& tiles, int64_t index) {
 constexpr int64_t kBlockBytes = 384 << 10;
 
 // Rows that a strip meets one after another: their totals are in the second-level cache.
-constexpr int64_t kStripRows = 256;
+constexpr int64_t kStripRows = 512;
 
 // How far ahead weights are fetched for products by steps, where few rows meet them.
 constexpr int64_t kStepsAhead = 12 << 10;

@@ -20,7 +20,8 @@ FIRSTLIGHT_INLINE __m512i joined_quads(__m512i a, __m512i b, __m512i c, __m512i 
 
 // Of two groups, the first in lanes 0 and 1 of each four and the second in 2 and 3.
 struct PairSteps {
-    __m512i step, fine[2];  // as in GroupStep
+    __m512i step;     // as the bits of a float32
+    __m512i fine[2];  // as in GroupStep
 };
 
 FIRSTLIGHT_INLINE PairSteps pair_steps(const Integers* values) {
@@ -51,9 +52,13 @@ FIRSTLIGHT_INLINE PairSteps pair_steps(const Integers* values) {
     first = larger_lanes(first, firsts);
     // (n * 33027) >> 22 is n / 127 for all n below 2^15.
     const Integers rest = ((Integers)third >> 3) + broadcast_int(126);
-    const auto step = (__m512i)((rest * broadcast_int(33027)) >> 22);
+    const auto least = (Integers)larger_lanes((__m512i)((rest * broadcast_int(33027)) >> 22),
+                                              (__m512i)broadcast_int(1));
+    // Three bits after the first: what a float32 has below them is rounded up.
+    const Integers below = broadcast_int((1 << 20) - 1);
+    const Integers bits = (as_int(to_float(least)) + below) & ~below;
     const Integers seven = broadcast_int(7);
-    return {larger_lanes(step, (__m512i)broadcast_int(1)),
+    return {(__m512i)bits,
             {(__m512i)(seven - ((Integers)first & seven)),
              (__m512i)(seven - ((Integers)second & seven))}};
 }
@@ -66,7 +71,7 @@ inline void put_step_lines(const Integers* values, StepLine* lines) {
     FIRSTLIGHT_UNROLL
     for (int pair = 0; pair < 2; ++pair) {
         const PairSteps steps = pair_steps(values + 4 * pair);
-        const auto inverse = (__m512i)(broadcast(1.0f) / to_float((Integers)steps.step));
+        const auto inverse = (__m512i)(broadcast(1.0f) / (Vector)steps.step);
         FIRSTLIGHT_UNROLL
         for (int i = 0; i < 2; ++i) {
             StepLine& line = lines[2 * pair + i];
@@ -96,10 +101,12 @@ inline void put_step_lines(const Integers* values, StepLine* lines) {
                 0xFF, _mm512_castsi512_si256(fine), both);
             _mm_storeu_si64(line.upper, _mm256_castsi256_si128(named));
             const __m128i fines = _mm512_castsi512_si128(fine);
-            _mm_storeu_si64(line.shifts, _mm_and_si128(fines, _mm_set1_epi32(4)));
             line.places[0] = static_cast<uint8_t>(_mm_cvtsi128_si32(fines));
             line.places[1] = static_cast<uint8_t>(_mm_extract_epi32(fines, 1));
-            line.step = _mm_cvtsi128_si32(_mm512_castsi512_si128(step));
+            const int32_t bits = _mm_cvtsi128_si32(_mm512_castsi512_si128(step));
+            line.step = _mm_cvttss_si32(_mm_castsi128_ps(_mm512_castsi512_si128(step)));
+            line.eighths = bits >> 20 & 7;
+            line.shift = (bits >> 23) - 127;
             sums[2 * pair + i] = (__m512i)(multiple[0] + multiple[1]);
         }
     }
