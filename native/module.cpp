@@ -20,6 +20,7 @@
 #include "module_blocks.hpp"
 #include "module_ceilings.hpp"
 #include "module_experts.hpp"
+#include "module_latent.hpp"
 #include "paged_rows.hpp"
 #include "thread_pool.hpp"
 
@@ -355,6 +356,7 @@ NB_MODULE(_native, module) {
 
     bind_blocks(module);
     bind_experts(module);
+    bind_latent(module);
 
     nb::class_<Kernels>(module, "Kernels", "The kernels of one level, with a pool of threads.")
         .def(nb::init<const std::string&, int, bool>(), "level"_a, "threads"_a,
@@ -410,6 +412,14 @@ NB_MODULE(_native, module) {
                  block.run(kernels.table(), kernels.pool(), kernels.rounds(), x, chosen, out);
              },
              "block"_a, "x"_a.noconvert(), "chosen"_a.noconvert().none(), "out"_a.noconvert())
+        .def("latent_block",
+             [](const Kernels& kernels, const LatentBlock& block, In<float> x, AnyOut entries,
+                PagedRows& rows, In<float> cosine_sine, Out<float> out) {
+                 block.run(kernels.table(), kernels.pool(), kernels.rounds(), x, entries, rows,
+                           cosine_sine, out);
+             },
+             "block"_a, "x"_a.noconvert(), "entries"_a.noconvert(), "rows"_a,
+             "cosine_sine"_a.noconvert(), "out"_a.noconvert())
         .def("logits",
              [](const Kernels& kernels, const Head& head, In<float> x, In<int32_t> wanted,
                 Out<float> out) { head.run(kernels.table(), kernels.pool(), kernels.rounds(), x, wanted, out); },

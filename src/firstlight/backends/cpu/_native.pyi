@@ -99,6 +99,28 @@ class ExpertsBlock:
         places: _Array | None = None,
     ) -> None: ...
 
+class LatentBlock:
+    def __init__(
+        self,
+        latent_size: int,
+        plain_size: int,
+        rope_size: int,
+        value_size: int,
+        query_down: Product | None,
+        query_down_norm: Norm | None,
+        query: Product,
+        latent: Product,
+        latent_norm: Norm | None,
+        key_up: list[Product],
+        value_up: list[Product],
+        output: Product,
+        scale: float,
+        interleaved: bool,
+        pre_norm: Norm | None,
+        post_norm: Norm | None,
+        residual_scale: float,
+    ) -> None: ...
+
 class Head:
     def __init__(
         self, product: Product, norm: Norm | None, scale: float, soft_cap: float
@@ -175,6 +197,15 @@ class Kernels:
     def feed_forward_block(self, block: FeedForwardBlock, x: _Array, out: _Array) -> None: ...
     def experts_block(
         self, block: ExpertsBlock, x: _Array, chosen: _Array | None, out: _Array
+    ) -> None: ...
+    def latent_block(
+        self,
+        block: LatentBlock,
+        x: _Array,
+        entries: _Array,
+        rows: PagedRows,
+        cosine_sine: _Array,
+        out: _Array,
     ) -> None: ...
     def logits(self, head: Head, x: _Array, wanted: _Array, out: _Array) -> None: ...
     def measure_bandwidth(self, bytes: int) -> tuple[float, str]: ...

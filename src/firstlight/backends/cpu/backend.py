@@ -17,6 +17,7 @@ from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.blocks import BlockKernels
 from firstlight.backends.cpu.kernels import CpuKernels
 from firstlight.backends.cpu.latent import LatentKernels
+from firstlight.backends.cpu.latent_block import LatentBlockKernels
 from firstlight.backends.cpu.packed import (
     LAYOUT,
     PANEL_ROWS,
@@ -90,7 +91,8 @@ class CpuBackend(Backend):
         self._attention = TunedAttention()
         blocks = BlockKernels(self.native, kernels.rounding, self._attention)
         latent = LatentKernels(self.native, exact)
-        super().__init__((*kernels.all(), *latent.all(), *blocks.all()))
+        latent_blocks = LatentBlockKernels(self.native, kernels.rounding)
+        super().__init__((*kernels.all(), *latent.all(), *blocks.all(), *latent_blocks.all()))
         self._matrices = TunedMatrices()
         self._linear_choices: dict[Shape, Choice] = {}
 

@@ -24,7 +24,7 @@ _KEPT = "_cpu_heads"
 
 
 @dataclass(frozen=True)
-class _Part:
+class HeadPart:
     """Which rows of each head, as in `head_linear`."""
 
     heads: int
@@ -78,7 +78,7 @@ class LatentKernels:
         return (
             isinstance(weight, PackedMatrix)
             and _are_heads(x)
-            and _in_panels(weight, _Part(x.shape[1], first, size, transposed))
+            and in_panels(weight, HeadPart(x.shape[1], first, size, transposed))
         )
 
     def accepts_head_linear(
@@ -94,7 +94,7 @@ class LatentKernels:
     ) -> Floats:
         """A product for each head; what it multiplies by is laid out once, and kept."""
         count, heads, _ = x.shape
-        matrices = _matrices_of(weight, _Part(heads, first, size, transposed))
+        matrices = matrices_of_heads(weight, HeadPart(heads, first, size, transposed))
         # Each head's rows side by side, as products take and give them.
         inputs = np.ascontiguousarray(x.transpose(1, 0, 2))
         outputs = np.empty((heads, count, matrices[0].rows), np.float32)
@@ -166,12 +166,12 @@ def _are_heads(x: Floats) -> bool:
     return are_floats(x) and x.ndim == 3 and x.shape[1] > 0 and x.shape[0] > 0
 
 
-def _matrices_of(weight: Weight | PackedMatrix, part: _Part) -> tuple[_native.Matrix, ...]:
+def matrices_of_heads(weight: Weight | PackedMatrix, part: HeadPart) -> tuple[_native.Matrix, ...]:
     """The extension's matrix of each head, kept among the weight's own attributes."""
     kept = weight.__dict__
-    made = cast("dict[_Part, tuple[_native.Matrix, ...]]", kept.setdefault(_KEPT, {}))
+    made = cast("dict[HeadPart, tuple[_native.Matrix, ...]]", kept.setdefault(_KEPT, {}))
     if part not in made:
-        if isinstance(weight, PackedMatrix) and _in_panels(weight, part):
+        if isinstance(weight, PackedMatrix) and in_panels(weight, part):
             made[part] = tuple(_panels(weight, part, head) for head in range(part.heads))
         else:
             stored = weight.unpack() if isinstance(weight, PackedMatrix) else weight
@@ -179,7 +179,7 @@ def _matrices_of(weight: Weight | PackedMatrix, part: _Part) -> tuple[_native.Ma
     return made[part]
 
 
-def _in_panels(weight: PackedMatrix, part: _Part) -> bool:
+def in_panels(weight: PackedMatrix, part: HeadPart) -> bool:
     """Whether each head's rows are whole panels, at addresses that panels may have."""
     places = (weight.rows // part.heads, part.first, part.size)
     if part.transposed or any(place % PANEL_ROWS for place in places):
@@ -193,7 +193,7 @@ def _panel_bytes(weight: PackedMatrix) -> int:
     return size
 
 
-def _panels(weight: PackedMatrix, part: _Part, head: int) -> _native.Matrix:
+def _panels(weight: PackedMatrix, part: HeadPart, head: int) -> _native.Matrix:
     """A head's rows where they lie."""
     panel = _panel_bytes(weight)
     begin = (head * (weight.rows // part.heads) + part.first) // PANEL_ROWS * panel
@@ -201,7 +201,7 @@ def _panels(weight: PackedMatrix, part: _Part, head: int) -> _native.Matrix:
     return _native.Matrix(weight.format.name, data, part.size, weight.columns, True)
 
 
-def _matrix(weight: Weight, part: _Part, head: int) -> _native.Matrix:
+def _matrix(weight: Weight, part: HeadPart, head: int) -> _native.Matrix:
     """Where the file lies, if the extension can read that; else a copy, in float32 unless single
     values can be moved as they are."""
     start = head * (weight.rows // part.heads) + part.first
