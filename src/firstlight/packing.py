@@ -109,6 +109,8 @@ def _tensor(matrix: KeptMatrix) -> PackedTensor:
         last = source.first_row + source.row_step * matrix.rows
         step = "" if source.row_step == 1 else f":{source.row_step}"
         part += f"[{source.first_row}:{last}{step}]"
+    if source.first_column is not None:
+        part += f"[, {source.first_column}:{source.first_column + matrix.columns}]"
     return PackedTensor(
         source.name + part, matrix.format.name, matrix.packed, source.shape, matrix.nbytes
     )

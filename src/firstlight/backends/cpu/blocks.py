@@ -206,7 +206,7 @@ def _experts_block(block: ExpertsBlock) -> _native.ExpertsBlock:
         raise _CannotMake
     if not (block.correction is None or are_floats(block.correction)):
         raise _CannotMake
-    if block.residual_scale is None:
+    if block.residual_scale is None or len(block.experts) != block.router.weight.shape[0]:
         raise _CannotMake
     routing = block.routing
     return _native.ExpertsBlock(
