@@ -1,4 +1,4 @@
-"""A model that several ranks share says what it says alone: every way in which parts are divided."""
+"""A model that several ranks share says what it says alone, whichever way its parts are divided."""
 
 from __future__ import annotations
 

@@ -154,6 +154,9 @@ class Decoder:
         blocks = (layer.feed_forward for layer in self._layers)
         return tuple(each if isinstance(each, ExpertsBlock) else None for each in blocks)
 
+    def check(self) -> None:
+        """DeviceError where nothing can be computed any more, which only some decoders know."""
+
     # Parts of a step -------------------------------------------------------------------------
 
     def rows_and_angles(self, batch: Batch) -> tuple[tuple[PagedRows, ...], Angles]:

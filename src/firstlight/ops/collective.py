@@ -8,9 +8,16 @@ from typing import Any, Protocol
 Tensor = Any
 
 
+class RanksError(Exception):
+    """Another rank has not taken part: it has ended, or has not come in time."""
+
+
 class Collective(Protocol):
-    """One rank's end of it. Every rank calls the same methods in the same order, with tensors of the
-    same shape, on its own backend; whatever keeps one from doing so is an error of all."""
+    """One rank's end of it.
+
+    Every rank calls the same methods in the same order, with tensors of the same shape, on its own
+    backend. Whatever keeps one from doing so is a `RanksError` of the others.
+    """
 
     def sum(self, part: Tensor) -> Tensor:
         """The sum of every rank's part, float32 [n, columns], to the bit the same on all of them.
@@ -18,3 +25,10 @@ class Collective(Protocol):
 
     def join_columns(self, part: Tensor, widths: Sequence[int]) -> Tensor:
         """Every rank's part, float32 [n, widths[rank]], side by side: [n, sum of the widths]."""
+
+
+class RankGroup(Collective, Protocol):
+    """A collective that this process has joined."""
+
+    def leave(self) -> None:
+        """End it at once, from any thread: what waits in it, here or on other ranks, fails."""

@@ -119,8 +119,8 @@ def experts_block(ops: Ops, x: Tensor, block: ExpertsBlock, token_ids: Integers)
     arXiv:2002.05202, equation 6), the weights w_i those of `route`; the shared expert E_s as in
     DeepSeekMoE (Dai et al. 2024, arXiv:2401.06066, equation 9).
 
-    Where experts lie on several devices, each has the whole router, and the sum is of those that are
-    here: E_first, E_first+1 and so on.
+    Where experts lie on several devices, each has the whole router, and the sum is of those that
+    are here: E_first, E_first+1 and so on.
 
     Each row's sum goes through the experts in ascending order, the shared one last, so that it does
     not depend on the other rows. Only experts that some row goes to are computed, each once for all
