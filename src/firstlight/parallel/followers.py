@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import msgspec
 
@@ -66,7 +67,7 @@ class _Watch:
 
 
 class Followers:
-    """The processes of all ranks but the first.
+    """The processes of all ranks but the first; of one model at a time.
 
     They end with this process however that ends, since their standard input ends then.
 
@@ -74,9 +75,22 @@ class Followers:
         name: what the user calls the devices together.
         devices: of every rank, the first one's too.
         exact, tuned: as in `Launch`.
+
+    Raises:
+        DeviceError: this process is the first rank of another model.
     """
 
+    _living: ClassVar[weakref.WeakSet[Followers]] = weakref.WeakSet()
+
     def __init__(self, name: str, devices: Sequence[str], *, exact: bool, tuned: bool) -> None:
+        for other in self._living:
+            if other._end.alive:
+                raise DeviceError(
+                    f"device {name!r}",
+                    f"this process runs a model on several devices already ({other.name})",
+                    "Let go of that first (del model), or use a process for each",
+                )
+        self._living.add(self)
         self.name = name
         self.ranks = len(devices)
         self.folder = tempfile.mkdtemp(prefix="firstlight-ranks-")
