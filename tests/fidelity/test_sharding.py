@@ -15,6 +15,7 @@ from firstlight.formats.base import Floats
 from firstlight.formats.registry import get_format
 from firstlight.model.decoder import Decoder
 from firstlight.model.families.registry import make_spec
+from firstlight.model.matrices import kept_matrices
 from firstlight.model.sharding import part_of_model
 from firstlight.model.spec import ModelSpec, TensorSource
 from firstlight.model.stored import column_unit
@@ -23,7 +24,7 @@ from firstlight.ops import Ops
 from tests.fidelity.conftest import TinyCheckpoint
 from tests.support.decode import logits
 from tests.support.thread_ranks import ThreadCollective, on_ranks
-from tests.support.tiny_models import prompt
+from tests.support.tiny_models import TinyModel, prompt
 
 Tiny = Callable[..., TinyCheckpoint]
 TOKENS = 40
@@ -83,6 +84,36 @@ def test_ranks_give_the_logits_of_the_whole(tiny: Tiny, name: str, ranks: int) -
         shared_logits(open_checkpoint(found.folder), ranks),
         logits(found.decoder("numpy"), prompt(TOKENS)),
     )
+
+
+BLOCKS = TinyModel(
+    "llama-blocks",
+    "LlamaForCausalLM",
+    {
+        "hidden_size": 64,
+        "head_dim": 32,
+        "num_attention_heads": 4,
+        "intermediate_size": 160,
+        "tie_word_embeddings": True,
+    },
+)
+
+
+def test_what_is_converted_is_divided_between_blocks(
+    make: Callable[[TinyModel], TinyCheckpoint],
+) -> None:
+    folder = make(BLOCKS).folder
+    checkpoint = open_checkpoint(folder)
+    target = get_format("q8_0")
+    spec, ops = make_spec(checkpoint), open_device("numpy")
+    whole = Decoder(spec, load_weights(spec, checkpoint, ops, target), ops)
+    # Blocks are the same, so that the same values are rounded in the same way.
+    assert_same(shared_logits(checkpoint, 2, "q8_0"), logits(whole, prompt(TOKENS)))
+    for rank, width in enumerate((64, 96)):
+        mine = part(checkpoint, rank, 2, "q8_0")
+        assert mine.layers[0].feed_forward.width == width  # type: ignore[union-attr]
+        kept = kept_matrices(mine, checkpoint, ops, target)
+        assert {matrix.format.name for matrix in kept} == {"q8_0"}
 
 
 def test_ranks_hold_their_share_of_weights_and_state(tiny: Tiny) -> None:

@@ -35,8 +35,9 @@ pytestmark = pytest.mark.skipif(
 
 def test_streams_of_a_rank_that_is_killed_go_on_elsewhere(tmp_path: Path) -> None:
     folder = write_chat_model(tmp_path)
-    asked = requests(12)
-    expected = undisturbed(folder, asked, exact=True)
+    # So many that the slower one gets its share.
+    asked = requests(64, prompt_tokens=8, max_tokens=16)
+    expected = undisturbed(folder, asked, "cpu", exact=True)
 
     async def run() -> None:
         models = {MODEL: options(folder, exact=True)}
@@ -49,8 +50,7 @@ def test_streams_of_a_rank_that_is_killed_go_on_elsewhere(tmp_path: Path) -> Non
 
             async def kill(readers: list[Reader]) -> None:
                 nonlocal ended
-                await until(lambda: sum(len(reader.tokens) >= 3 for reader in readers) >= 3)
-                assert replica.streams
+                await until(lambda: any(each.output_ids for each in replica.streams.values()))
                 os.kill(rank.pid, signal.SIGKILL)
                 started = time.monotonic()
                 await until(lambda: replica.restarts == 1)
@@ -62,7 +62,6 @@ def test_streams_of_a_rank_that_is_killed_go_on_elsewhere(tmp_path: Path) -> Non
             assert not leader.is_running() or leader.status() == psutil.STATUS_ZOMBIE
             # Not as a model that could not be loaded, which is tried again much later.
             assert replica.failure is None
-            await until(lambda: replica.ready is not None)
             await all_pages_free(router)
 
     asyncio.run(run())
