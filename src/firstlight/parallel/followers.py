@@ -81,6 +81,7 @@ class Followers:
     """
 
     _living: ClassVar[weakref.WeakSet[Followers]] = weakref.WeakSet()
+    _end: weakref.finalize[..., Followers]
 
     def __init__(self, name: str, devices: Sequence[str], *, exact: bool, tuned: bool) -> None:
         for other in self._living:
@@ -91,7 +92,7 @@ class Followers:
                     "Let go of that first (del model), or use a process for each",
                 )
         self._living.add(self)
-        self.name = name
+        self.name: str = name
         self.ranks = len(devices)
         self.folder = tempfile.mkdtemp(prefix="firstlight-ranks-")
         self._watch = _Watch()

@@ -1,8 +1,8 @@
 """Sums over several devices, each with a process of its own, through torch.distributed.
 
-Which library carries them PyTorch knows for each type of device; for the host's processor that is
-gloo. Processes find each other through a file, and talk over the loopback interface or whatever
-their devices share.
+Which library carries them PyTorch knows for each type of device. Where it knows none, sums go
+through the host's memory. Processes find each other through a file, and talk over the loopback
+interface or whatever their devices share.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import psutil
 import torch
 from torch import distributed
 
-from firstlight.backends.torch.quirks import quirk_of
+from firstlight.backends.torch.quirks import HOST, quirk_of
 from firstlight.errors import DeviceError
 from firstlight.ops.collective import RanksError
 
@@ -34,7 +34,7 @@ class TorchRanks:
         seconds: how long a rank waits for the others.
 
     Raises:
-        DeviceError: there is no library for this type of device, or the process has a group.
+        DeviceError: PyTorch has no torch.distributed, or the process has a group already.
         RanksError: not all ranks have come in time.
     """
 
@@ -43,32 +43,41 @@ class TorchRanks:
     ) -> None:
         self._left = False
         library = _library(device)
+        # Where the library takes tensors from, if not from the device itself.
+        self._instead = HOST if library is None else None
+        library = library or _library_of_host()
         # Of one host: no other interface need be listened at. Libraries agree on these names.
         os.environ.setdefault(f"{library.upper()}_SOCKET_IFNAME", _loopback_interface())
-        self._leave_threads = _share_threads(device, ranks)
         with _others():
+            store = distributed.FileStore(str(folder / "ranks"), ranks)  # type: ignore[attr-defined]
             distributed.init_process_group(
                 library,
-                store=distributed.FileStore(str(folder / "ranks"), ranks),
+                store=store,
                 rank=rank,
                 world_size=ranks,
                 timeout=timedelta(seconds=seconds),
             )
+        self._leave_threads = _share_threads(device, ranks)
 
     def sum(self, part: torch.Tensor) -> torch.Tensor:
-        part = part.contiguous()
+        here = self._given(part.contiguous())
         with _others():
-            distributed.all_reduce(part)
-        return part
+            distributed.all_reduce(here)
+        return here.to(part.device)
 
     def join_columns(self, part: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:
         # Libraries want parts of one shape.
-        mine = part.new_zeros((part.shape[0], max(widths)))
-        mine[:, : part.shape[1]] = part
+        padded = part.new_zeros((part.shape[0], max(widths)))
+        padded[:, : part.shape[1]] = part
+        mine = self._given(padded)
         parts = [torch.empty_like(mine) for _ in widths]
         with _others():
             distributed.all_gather(parts, mine)
-        return torch.cat([each[:, :width] for each, width in zip(parts, widths, strict=True)], 1)
+        whole = torch.cat([each[:, :width] for each, width in zip(parts, widths, strict=True)], 1)
+        return whole.to(part.device)
+
+    def _given(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if self._instead is None else tensor.to(self._instead)
 
     def leave(self) -> None:
         if self._left:
@@ -83,7 +92,8 @@ class TorchRanks:
         self._leave_threads()
 
 
-def _library(device: torch.device) -> str:
+def _library(device: torch.device) -> str | None:
+    """What sums tensors of the device where they lie; None: nothing."""
     if not distributed.is_available():
         raise DeviceError(
             f"several devices of type {device.type!r}",
@@ -96,14 +106,15 @@ def _library(device: torch.device) -> str:
             "this process has a group of torch.distributed already, and can have one",
             "Load one such model in a process, or let go of the first (del model)",
         )
-    library = distributed.get_default_backend_for_device(device)
-    if not distributed.is_backend_available(library):
-        raise DeviceError(
-            f"several devices of type {device.type!r}",
-            f"PyTorch's library for them, {library}, is not there",
-            "Use one device, or a build of PyTorch that has it",
-        )
-    return str(library)
+    with suppress(ValueError):  # it knows of none
+        library = str(distributed.get_default_backend_for_device(device))
+        if distributed.is_backend_available(library):
+            return library
+    return None
+
+
+def _library_of_host() -> str:
+    return str(distributed.get_default_backend_for_device(HOST))
 
 
 @contextmanager
