@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import numpy as np
+import psutil
 import pytest
 
 import firstlight
@@ -50,4 +52,8 @@ def test_two_ranks_give_the_logits_and_tokens_of_one(
     )
     assert page_tokens == shared.engine.pages.page_tokens
     assert part == (whole if name == "deepseek_v3" else whole // 2)
-    shared.engine.decoder.followers.close()
+    # Whoever lets go of a model lets go of its processes.
+    (process,) = shared.engine.decoder.followers.processes
+    del shared
+    gc.collect()
+    assert not psutil.pid_exists(process)

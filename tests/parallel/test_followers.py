@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
@@ -18,9 +19,10 @@ import firstlight
 from firstlight.backends import available_devices
 from firstlight.errors import DeviceError, RequestError
 from firstlight.language_model import LanguageModel
-from firstlight.parallel.followers import NOTICE_SECONDS, Followers
+from firstlight.parallel.followers import COMMAND, NOTICE_SECONDS, Followers
 from firstlight.parallel.leader import LeadingDecoder
-from firstlight.parallel.messages import Opened
+from firstlight.parallel.messages import Launch, Opened
+from firstlight.parallel.pipe import read_frame, write_frame
 from tests.support.tiny_chat import VOCABULARY_SIZE, write_chat_model
 
 pytestmark = pytest.mark.skipif(
@@ -124,6 +126,25 @@ def test_options_that_do_not_go_with_it_are_refused(
         firstlight.load(folder, "torch:cpu:0-1", **options)  # type: ignore[arg-type]
 
 
+def test_a_rank_that_is_killed_ends_it_within_the_stated_time(shared: LanguageModel) -> None:
+    followers = followers_of(shared)
+    (process,) = followers.processes
+    generation = shared.generate(PROMPT, max_tokens=400, ignore_end=True)
+    killed = 0.0
+    with pytest.raises(DeviceError) as caught:
+        for count, _ in enumerate(generation):
+            if count == 10:
+                os.kill(process, signal.SIGKILL)
+                killed = time.monotonic()
+    assert 0 < time.monotonic() - killed < STATED_SECONDS
+    assert "torch:cpu:0-1" in caught.value.subject
+    assert "process of rank 1 (torch:cpu) was ended by signal 9" in caught.value.reason
+    with pytest.raises(DeviceError, match="signal 9"):
+        shared.logits(PROMPT)
+    assert not Path(followers.folder).exists()
+    assert not _ranks()
+
+
 def test_what_a_rank_cannot_do_is_said_and_ends_all(alone: None) -> None:
     followers = Followers("both", ("torch:cpu", "torch:abacus"), exact=True, tuned=False)
     with pytest.raises(DeviceError, match="knows no device of that name"):
@@ -143,30 +164,9 @@ def test_a_model_that_cannot_be_shared_is_refused_and_nothing_is_left_running(
     assert not _ranks()
 
 
-def test_a_rank_that_is_killed_ends_it_within_the_stated_time(folder: Path, alone: None) -> None:
-    model = load(folder)
-    followers = followers_of(model)
-    (process,) = followers.processes
-    generation = model.generate(PROMPT, max_tokens=400, ignore_end=True)
-    killed = 0.0
-    with pytest.raises(DeviceError) as caught:
-        for count, _ in enumerate(generation):
-            if count == 10:
-                os.kill(process, signal.SIGKILL)
-                killed = time.monotonic()
-    assert 0 < time.monotonic() - killed < STATED_SECONDS
-    assert "torch:cpu:0-1" in caught.value.subject
-    assert "process of rank 1 (torch:cpu) was ended by signal 9" in caught.value.reason
-    with pytest.raises(DeviceError, match="signal 9"):
-        model.logits(PROMPT)
-    assert not Path(followers.folder).exists()
-    assert not _ranks()
-
-
-def test_one_that_nobody_asks_anything_notices_too_and_another_can_be_loaded(
-    folder: Path, alone: None
-) -> None:
-    model = load(folder)
+def test_one_that_nobody_asks_anything_notices_too(folder: Path, alone: None) -> None:
+    model = load(folder)  # after one that has failed
+    assert len(tokens(model, 3)) == 3
     model.engine.decoder.check()
     os.kill(followers_of(model).processes[0], signal.SIGKILL)
     deadline = time.monotonic() + STATED_SECONDS
@@ -175,12 +175,26 @@ def test_one_that_nobody_asks_anything_notices_too_and_another_can_be_loaded(
             model.engine.decoder.check()
             time.sleep(0.05)
     assert NOTICE_SECONDS < STATED_SECONDS
-    again = load(folder)
-    assert len(tokens(again, 3)) == 3
-    processes = followers_of(again).processes
-    del again
-    gc.collect()
-    _gone(processes)
+
+
+def test_a_follower_ends_with_the_first_rank_and_removes_what_it_left(tmp_path: Path) -> None:
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    (meeting / "ranks").touch()
+    launch = Launch(1, 2, "numpy", True, False, str(meeting), 60.0)
+    with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        write_frame(process.stdin.fileno(), msgspec.msgpack.encode(launch))
+        answer = read_frame(process.stdout.fileno())
+        assert answer is not None
+        assert msgspec.msgpack.decode(answer, type=Opened).available > 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            process.send_signal(number)
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait(STATED_SECONDS) == 0
+    assert not meeting.exists()
 
 
 def _ranks() -> list[psutil.Process]:
@@ -190,10 +204,3 @@ def _ranks() -> list[psutil.Process]:
         for each in psutil.Process().children()
         if each.status() != psutil.STATUS_ZOMBIE and "firstlight.parallel" in each.cmdline()
     ]
-
-
-def _gone(processes: tuple[int, ...]) -> None:
-    deadline = time.monotonic() + STATED_SECONDS
-    while any(psutil.pid_exists(each) for each in processes):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

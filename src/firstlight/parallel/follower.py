@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,9 +63,23 @@ class _Pipes:
 
     def _read(self) -> None:
         decoder = msgspec.msgpack.Decoder(ToFollower)
+        folder = None
         while (frame := read_frame(0)) is not None:
-            self._received.put(decoder.decode(frame))
+            message = decoder.decode(frame)
+            if isinstance(message, Launch):
+                folder = Path(message.folder)
+            self._received.put(message)
+        if folder is not None:
+            _remove(folder)
         os._exit(0)
+
+
+def _remove(folder: Path) -> None:
+    """A first rank that was killed has left the folder where ranks met."""
+    with suppress(OSError):
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
 
 
 def main() -> int:
