@@ -114,9 +114,8 @@ class BlockScales:
         return self.columns
 
     def of_columns(self, start: int, stop: int) -> BlockScales:
-        return replace(
-            self, values=self.values[:, start // self.columns : -(-stop // self.columns)]
-        )
+        first, end = start // self.columns, -(-stop // self.columns)
+        return replace(self, values=np.ascontiguousarray(self.values[:, first:end]))
 
     def check(self, label: str, rows: int, columns: int) -> None:
         last = -(-(self.first_row + rows) // self.rows)

@@ -79,8 +79,9 @@ class GroupScales:
             return replace(self, group_of=self.group_of[start:stop])
         first, end = start // self.group, -(-stop // self.group)
         size = self.format.block_bytes
-        zeros = None if self.zeros is None else self.zeros[:, first:end]
-        return replace(self, data=self.data[:, first * size : end * size], zeros=zeros)
+        zeros = None if self.zeros is None else np.ascontiguousarray(self.zeros[:, first:end])
+        data = np.ascontiguousarray(self.data[:, first * size : end * size])
+        return replace(self, data=data, zeros=zeros)
 
     def check(self, label: str, rows: int, columns: int) -> None:
         groups = -(-columns // self.group)
