@@ -23,7 +23,7 @@ SOURCE = Path(firstlight.__file__).parent
 JOINING = {
     "server", "replica", "cli", "generation", "language_model", "loading", "packing", "tuning",
     "held_weights",
-    "conversion",
+    "conversion", "parallel",
 }  # fmt: skip
 
 # Part -> parts of firstlight that nothing in it imports, not even for its type hints.

@@ -54,8 +54,8 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device",
         default="cpu",
-        help="chip to run on: cpu, numpy, or one of PyTorch's: torch, torch:cpu, torch:TYPE:INDEX "
-        "(default: cpu)",
+        help="chip to run on: cpu, numpy, or one of PyTorch's: torch, torch:cpu, torch:TYPE:INDEX, "
+        "or torch:TYPE:FIRST-LAST for several that share the model (default: cpu)",
     )
     group.add_argument(
         "--weights", metavar="FORMAT", help="convert weights on loading: int8, int4, bf16, f32"

@@ -1,4 +1,5 @@
-"""The residual stream, or several that are mixed at every block (hyper-connections)."""
+"""The residual stream, or several that are mixed at every block (hyper-connections); and how what
+several ranks have computed of a block joins it."""
 
 from __future__ import annotations
 
@@ -9,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.model.compressed_spec import HyperConnectionSpec
-from firstlight.model.parts import product
+from firstlight.model.parts import norm, product
+from firstlight.model.spec import ResidualSpec
 from firstlight.model.weights import Weights
-from firstlight.ops import ConnectionNumbers, Ops, Product, Tensor
+from firstlight.ops import Collective, ConnectionNumbers, Norm, Ops, Product, Tensor
+from firstlight.ops.parts import join_residual
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +39,37 @@ def connection(spec: HyperConnectionSpec | None, weights: Weights) -> Connection
         ConnectionNumbers(spec.streams, spec.iterations, spec.epsilon),
         spec.norm_epsilon,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class PartialSum:
+    """How a sum of ranks' parts becomes a block's result: `join_residual`, with these."""
+
+    post_norm: Norm | None
+    scale: float | None
+
+
+def partial_sum(residual: ResidualSpec, weights: Weights) -> PartialSum | None:
+    """What is left to do behind a block; None where its result is whole."""
+    if not residual.partial:
+        return None
+    return PartialSum(norm(residual.post_norm, weights), residual.joining_scale)
+
+
+def summed(
+    ops: Ops, ranks: Collective | None, x: Tensor, part: Tensor, how: PartialSum | None
+) -> Tensor:
+    """A block's result as the block would have given it by itself.
+
+    Args:
+        x: float32 [n, hidden_size], what the block was given.
+        part: float32 [n, hidden_size], this rank's part of the block's result; or all of it, where
+            `how` is None.
+    """
+    if how is None:
+        return part
+    assert ranks is not None
+    return join_residual(ops, x, ranks.sum(part), how.post_norm, how.scale)
 
 
 def through(

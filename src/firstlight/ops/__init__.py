@@ -13,6 +13,7 @@ from firstlight.ops import (
     selected_latent_attention,
 )
 from firstlight.ops.attention_block import AttentionBlock
+from firstlight.ops.collective import Collective, RankGroup, RanksError
 from firstlight.ops.contract import Cost, Op, Tolerance, all_ops, get_op
 from firstlight.ops.experts_block import Expert, ExpertsBlock
 from firstlight.ops.feed_forward_block import FeedForwardBlock
@@ -30,6 +31,7 @@ from firstlight.ops.sparse_latent_attention_block import Indexer, SparseLatentAt
 __all__ = [
     "AttentionBlock",
     "ClampedSwish",
+    "Collective",
     "ConnectionNumbers",
     "Cost",
     "Expert",
@@ -47,6 +49,8 @@ __all__ = [
     "PackedWeight",
     "PagedRows",
     "Product",
+    "RankGroup",
+    "RanksError",
     "Routing",
     "SparseLatentAttentionBlock",
     "Tensor",

@@ -77,6 +77,10 @@ class Worker:
         self._prompts, self._tokens, self._refusals = [], [], []
         return steps
 
+    def check(self) -> None:
+        """DeviceError where the engine can compute nothing any more."""
+        self.engine.decoder.check()
+
     def statistics(self) -> Statistics:
         """How things stand, and the totals."""
         now = asdict(self.engine.statistics())

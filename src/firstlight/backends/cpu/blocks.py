@@ -181,7 +181,7 @@ def _experts_block(block: ExpertsBlock) -> _native.ExpertsBlock:
         raise CannotMake
     if not (block.correction is None or are_floats(block.correction)):
         raise CannotMake
-    if block.residual_scale is None:
+    if block.residual_scale is None or len(block.experts) != block.router.weight.shape[0]:
         raise CannotMake
     routing = block.routing
     return _native.ExpertsBlock(

@@ -21,6 +21,7 @@ from firstlight.backends.torch.device import (
     device_name,
     find_device,
     memory_of,
+    places_of_range,
     synchronize,
     widens_bfloat16,
 )
@@ -36,8 +37,9 @@ from firstlight.backends.torch.selection import SelectionKernels
 from firstlight.backends.torch.transfer import Transfer, as_tensor
 from firstlight.formats.base import Floats, Weight
 from firstlight.host.ceilings import Ceilings
+from firstlight.ops.collective import RankGroup
 
-__all__ = ["TorchBackend", "all_places"]
+__all__ = ["TorchBackend", "all_places", "places_of_range"]
 
 _STREAMS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _CACHE_BYTES = 64 << 20
@@ -133,7 +135,7 @@ class TorchBackend(Backend):
         return device_name(self.device)
 
     def device_key(self) -> str:
-        threads = f", {torch.get_num_threads()} threads" if self._on_host else ""
+        threads = f", {torch.get_num_threads()} threads" if self.on_host else ""
         return f"{self.name}: {self.device_name()}{threads}, PyTorch {torch.__version__}"
 
     def identity(self) -> str:
@@ -152,7 +154,7 @@ class TorchBackend(Backend):
         synchronize(self.device)
 
     def cache_bytes(self) -> int:
-        if self._on_host:
+        if self.on_host:
             return super().cache_bytes()
         return cache_bytes_of(self.device) or _CACHE_BYTES
 
@@ -163,5 +165,10 @@ class TorchBackend(Backend):
         self.synchronize()
 
     @property
-    def _on_host(self) -> bool:
+    def on_host(self) -> bool:
         return quirk_of(self.device).on_host
+
+    def join_ranks(self, rank: int, ranks: int, folder: Path, seconds: float) -> RankGroup:
+        from firstlight.backends.torch.ranks import TorchRanks  # which takes its time to import
+
+        return TorchRanks(self.device, rank, ranks, folder, seconds)

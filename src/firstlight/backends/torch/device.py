@@ -15,7 +15,7 @@ import torch
 from firstlight.backends.torch.quirks import HOST, INSTEAD, quirk_of
 from firstlight.errors import DeviceError
 from firstlight.host.memory import available_memory, total_memory
-from firstlight.host.processor import processor
+from firstlight.host.processor import processor, usable_cores
 
 _USE_INSTEAD = f"Use --device {INSTEAD} or --device cpu"
 
@@ -73,6 +73,40 @@ def all_places() -> tuple[str, ...]:
     if current is not None:
         found = [f"{current.type}:{index}" for index in range(torch.accelerator.device_count())]
     return (*found, HOST.type)
+
+
+def places_of_range(kind: str, first: int, last: int) -> tuple[str, ...]:
+    """The devices of a type from one index to another, one for each rank of a model. Of the host's
+    processor, which is one device, every rank gets its share.
+
+    Raises:
+        DeviceError: there are not so many, or PyTorch knows no such type.
+    """
+    name, count = f"device 'torch:{kind}:{first}-{last}'", last - first + 1
+    try:
+        device = torch.device(kind)
+    except RuntimeError as error:
+        raise DeviceError(
+            name,
+            f"PyTorch {torch.__version__} knows no type of that name",
+            "Name a type as PyTorch writes it, or install the plug-in of the chip's maker",
+        ) from error
+    if quirk_of(device).on_host:
+        most = max(2, usable_cores())
+        if count > most:
+            raise DeviceError(
+                name, f"{count} ranks have no core each", f"Use at most {most}: 0-{most - 1}"
+            )
+        return (kind,) * count
+    there = torch.accelerator.device_count() if _is_accelerator(device) else last + 1
+    if last >= there:
+        which = f"one, {kind}:0" if there == 1 else f"{there}, numbered from 0"
+        raise DeviceError(
+            name,
+            f"of that type there {'are' if there > 1 else 'is'} {which if there else 'none'}",
+            "See which there are: firstlight devices",
+        )
+    return tuple(f"{kind}:{index}" for index in range(first, last + 1))
 
 
 def _is_accelerator(device: torch.device) -> bool:

@@ -86,14 +86,17 @@ class ExpertsKernels:
         factors = weights.reshape(-1).index_select(0, pairs)[:, None]
         if block.weighted_before:
             given = given * factors
-        result = torch.empty_like(given)
-        counts = np.bincount(numbers, minlength=len(block.experts))
-        start = 0
+        counts = np.bincount(numbers, minlength=block.router.weight.shape[0])
+        ends = np.cumsum(counts)
+        here = range(block.first, block.first + len(block.experts))
+        # What goes to experts of other ranks gives nothing here.
+        whole = len(here) == len(counts)
+        result = torch.empty_like(given) if whole else torch.zeros_like(given)
         for index in np.flatnonzero(counts).tolist():
-            stop = start + int(counts[index])
-            part = given[start:stop]
-            result[start:stop] = self._expert(part, block.experts[index], block.gating)
-            start = stop
+            if index in here:
+                mine = slice(int(ends[index] - counts[index]), int(ends[index]))
+                expert = block.experts[index - block.first]
+                result[mine] = self._expert(given[mine], expert, block.gating)
         if not block.weighted_before:
             result = result * factors
         return result.index_select(0, back).reshape(count, top_k, x.shape[1]).sum(1)

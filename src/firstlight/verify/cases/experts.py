@@ -112,6 +112,7 @@ class _Shape:
             SCALED_WEIGHTS.
         columns: of the residual stream, and `width` within an expert.
         shared: width of the shared expert; 0: none.
+        here: first and end of the experts that the block has; None: all.
     """
 
     name: str
@@ -131,6 +132,7 @@ class _Shape:
     pre_norm: bool = True
     post_norm: bool = False
     residual_scale: float = 1.0
+    here: tuple[int, int] | None = None
     quick: bool = False
 
 
@@ -165,6 +167,8 @@ _SHAPES = (
         gating=ClampedSwish(0.5),
     ),
     _Shape("weighted before", 4, Routing(1, "sigmoid"), weighted_before=True, post_norm=True),
+    _Shape("some of the experts", 9, Routing(3), rows=11, shared=13, here=(4, 7), quick=True),
+    _Shape("the first experts, weighted before", 6, Routing(2), weighted_before=True, here=(0, 2)),
     _Shape("no norm, a residual scale", 4, Routing(2), pre_norm=False, residual_scale=0.22),
     _Shape("formats mixed", 4, Routing(2), ("q4_k", "q5_0", "q6_k"), 256, 512, 9, quick=True),
     _Shape("formats mixed, one row", 6, Routing(3), ("q4_k", "q8_0", "q4_0"), 256, 256, 1),
@@ -204,11 +208,12 @@ def _experts_block(shape: _Shape) -> Case:
             return Norm(columns, 1e-6, (1 + normal(generator, columns) / 8) * size)
 
         top_k = shape.routing.top_k
+        first, stop = shape.here or (0, shape.experts)
         table = generator.integers(0, shape.experts, (_VOCABULARY, top_k)).astype(np.int32)
         block = ExpertsBlock(
             router=product("f32", shape.experts, columns),
             routing=shape.routing,
-            experts=tuple(expert(shape.width) for _ in range(shape.experts)),
+            experts=tuple(expert(shape.width) for _ in range(first, stop)),
             gating=shape.gating,
             correction=normal(generator, shape.experts) / 4 if shape.corrected else None,
             hash_table=table if shape.by_table else None,
@@ -218,6 +223,7 @@ def _experts_block(shape: _Shape) -> Case:
             pre_norm=norm() if shape.pre_norm else None,
             post_norm=norm() if shape.post_norm else None,
             residual_scale=shape.residual_scale,
+            first=first,
         )
         x = normal(generator, shape.rows, columns)
         tokens = generator.integers(0, _VOCABULARY, shape.rows).astype(np.int32)
