@@ -3,6 +3,7 @@
 from firstlight.ops import (
     attention,
     attention_with_sinks,
+    choose_tokens,
     columns,
     compressed_attention,
     elementwise,
@@ -13,6 +14,7 @@ from firstlight.ops import (
     selected_latent_attention,
 )
 from firstlight.ops.attention_block import AttentionBlock
+from firstlight.ops.choose_tokens import TokenChoice
 from firstlight.ops.contract import Cost, Op, Tolerance, all_ops, get_op
 from firstlight.ops.experts_block import Expert, ExpertsBlock
 from firstlight.ops.feed_forward_block import FeedForwardBlock
@@ -50,10 +52,12 @@ __all__ = [
     "Routing",
     "SparseLatentAttentionBlock",
     "Tensor",
+    "TokenChoice",
     "Tolerance",
     "all_ops",
     "attention",
     "attention_with_sinks",
+    "choose_tokens",
     "columns",
     "compressed_attention",
     "elementwise",

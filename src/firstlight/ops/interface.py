@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from firstlight.formats.base import Bytes, Floats, Format, Weight
 from firstlight.ops.attention_block import AttentionBlock
+from firstlight.ops.choose_tokens import TokenChoice
 from firstlight.ops.elementwise import Activation
 from firstlight.ops.experts_block import ExpertsBlock
 from firstlight.ops.feed_forward_block import FeedForwardBlock
@@ -47,6 +48,10 @@ class Ops(ABC):
     @abstractmethod
     def download(self, tensor: Tensor) -> Floats:
         """A tensor as a host array."""
+
+    def download_together(self, tensors: list[Tensor]) -> list[NDArray[Any]]:
+        """The same of several; where a device computes by itself, it is waited for once."""
+        return [self.download(tensor) for tensor in tensors]
 
     @abstractmethod
     def pack(self, weight: Weight) -> PackedWeight:
@@ -322,3 +327,12 @@ class Ops(ABC):
 
     def logits(self, x: Tensor, head: Head, wanted: NDArray[np.int32]) -> Tensor:
         return self.call("logits", x, head, wanted)
+
+    def choose_tokens(self, logits: Tensor, choices: tuple[TokenChoice, ...]) -> Tensor:
+        return self.call("choose_tokens", logits, choices)
+
+    def likeliest_tokens(self, logits: Tensor, count: int) -> Tensor:
+        return self.call("likeliest_tokens", logits, count)
+
+    def token_log_probabilities(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        return self.call("token_log_probabilities", logits, tokens)
