@@ -13,12 +13,14 @@ from firstlight import __version__
 from firstlight.backends.base import Backend
 from firstlight.backends.torch.attention import AttentionKernels
 from firstlight.backends.torch.ceilings import measure_ceilings
+from firstlight.backends.torch.choosing import ChoosingKernels
 from firstlight.backends.torch.decoding import PLAIN, block_decoders
 from firstlight.backends.torch.device import (
     all_places,
     cache_bytes_of,
     device_name,
     find_device,
+    has_doubles,
     memory_of,
     synchronize,
     widens_bfloat16,
@@ -67,6 +69,7 @@ class TorchBackend(Backend):
                 *AttentionKernels(self._transfer, narrow).all(),
                 *RowKernels(self._transfer).all(),
                 *ExpertsKernels(self._transfer, products, narrow).all(),
+                *ChoosingKernels(self._transfer, has_doubles(self.device)).all(),
             )
         )
 
@@ -77,6 +80,9 @@ class TorchBackend(Backend):
 
     def download(self, tensor: torch.Tensor) -> Floats:
         return self._transfer.download(tensor)
+
+    def download_together(self, tensors: list[torch.Tensor]) -> list[NDArray[Any]]:
+        return self._transfer.download_together(tensors)
 
     def assign(self, tensor: torch.Tensor, array: NDArray[Any]) -> None:
         source = as_tensor(array)

@@ -149,3 +149,13 @@ def widens_bfloat16(device: torch.device) -> bool:
         # A device without it may say so in any way.
         return False
     return plain.to(HOST).tolist() == wanted == batched.to(HOST).tolist()
+
+
+def has_doubles(device: torch.device) -> bool:
+    """Whether float64 numbers can be summed there."""
+    try:
+        numbers = torch.tensor([1.0, 2.0**-40], dtype=torch.float64).to(device)
+        return torch.cumsum(numbers, 0).to(HOST).tolist() == [1.0, 1.0 + 2.0**-40]
+    except Exception:
+        # A device without it may say so in any way.
+        return False
