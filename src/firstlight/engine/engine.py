@@ -14,6 +14,7 @@ import numpy as np
 
 from firstlight.engine.batching import Rows, make_batch, row_numbers, wanted_rows
 from firstlight.engine.choosing import Choosing, Chosen
+from firstlight.engine.decode_step import DecodeSteps
 from firstlight.engine.options import (
     PAGE_TOKENS,
     PROMPT_BUDGET,
@@ -127,6 +128,7 @@ class Engine:
         )
         self.pages = PageAllocator(decoder.groups, capacities, page_tokens)
         self._state = decoder.new_state(capacities, page_tokens, state_dtype)
+        self._decode_steps = DecodeSteps(decoder, self._state, self.pages)
         self._replay_length = replay_length(decoder.spec)
         self._totals = Totals()
         self._predicting: PredictorProposer | None = None
@@ -348,13 +350,19 @@ class Engine:
 
     def _compute(self, slices: list[Slice]) -> list[Progress]:
         decoder, ops = self.decoder, self.decoder.ops
-        hidden = decoder.hidden(make_batch(slices, self.pages), self._state)
+        replayed = None if self._predicting else self._decode_steps.logits(slices)
+        hidden = None
+        if replayed is None:
+            hidden = decoder.hidden(make_batch(slices, self.pages), self._state)
         choosing = Choosing(ops)
         for run in wanted_rows(slices):
             numbers = row_numbers(run)
             if not len(numbers):
                 continue
-            logits = decoder.logits(hidden, numbers)
+            if replayed is None:
+                logits = decoder.logits(hidden, numbers)
+            else:
+                logits = ops.take_rows(replayed, numbers)
             if any(rows.prompt for rows in run):
                 self._give_prompt_logits(run, ops.download(logits))
             choosing.ask(logits, run)

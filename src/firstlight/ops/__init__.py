@@ -22,7 +22,7 @@ from firstlight.ops.gating import ClampedSwish, Gating
 from firstlight.ops.head import Head
 from firstlight.ops.head_linear import HeadProduct
 from firstlight.ops.hyper_connections import ConnectionNumbers
-from firstlight.ops.interface import Ops, PackedWeight, Tensor
+from firstlight.ops.interface import Ops, PackedWeight, Replayer, Tensor
 from firstlight.ops.latent_attention_block import LatentAttentionBlock
 from firstlight.ops.paging import PagedRows
 from firstlight.ops.parts import LayerNorm, Norm, Product
@@ -49,6 +49,7 @@ __all__ = [
     "PackedWeight",
     "PagedRows",
     "Product",
+    "Replayer",
     "Routing",
     "SparseLatentAttentionBlock",
     "Tensor",

@@ -9,8 +9,8 @@ What each op means, with shapes and sources, stands with its definition.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,19 @@ from firstlight.ops.sparse_latent_attention_block import SparseLatentAttentionBl
 
 Tensor = Any
 PackedWeight = Any
+
+
+class Replayer(Protocol):
+    """A computation whose requests to a device are recorded and replayed: one for each combination
+    of shapes and dtypes that its arrays have."""
+
+    @property
+    def possible(self) -> bool:
+        """Whether anything may still be replayed."""
+
+    def __call__(self, *arrays: NDArray[Any]) -> Tensor | None:
+        """The computation's result, valid up to the next call; None where it has to be asked for
+        in the ordinary way this time. What it writes may have been written in part then."""
 
 
 class Ops(ABC):
@@ -99,6 +112,16 @@ class Ops(ABC):
         self, pages: int, page_tokens: int, entry: tuple[int, ...], dtype: str
     ) -> Tensor:
         """Zeroed pages of a stream [pages, page_tokens, *entry]; dtype float32 or bfloat16."""
+
+    def replayer(self, compute: Callable[..., Tensor]) -> Replayer | None:
+        """Replays a computation; None where the device has no such thing, or is not to use it.
+
+        Args:
+            compute: takes arrays of the host, or what stands for them: it gives them to ops and
+                does not look into them. All else that it uses stays where it is. Doing it twice is
+                the same as doing it once.
+        """
+        return None
 
     @abstractmethod
     def usage(self) -> Mapping[tuple[str, str], tuple[int, float]]:

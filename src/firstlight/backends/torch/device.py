@@ -75,7 +75,8 @@ def all_places() -> tuple[str, ...]:
     return (*found, HOST.type)
 
 
-def _is_accelerator(device: torch.device) -> bool:
+def is_accelerator(device: torch.device) -> bool:
+    """Whether `torch.accelerator` speaks for it."""
     current = torch.accelerator.current_accelerator()
     return current is not None and current.type == device.type
 
@@ -91,7 +92,7 @@ def synchronize(device: torch.device) -> None:
     """Wait until everything asked of the device is done."""
     if quirk_of(device).on_host:
         return
-    if _is_accelerator(device):
+    if is_accelerator(device):
         torch.accelerator.synchronize(device)
     elif (wait := _ask(device, "synchronize")) is not None:
         wait()
@@ -117,7 +118,7 @@ def memory_of(device: torch.device) -> tuple[int, int]:
     quirk = quirk_of(device)
     if quirk.memory is not None:
         return quirk.memory()
-    if not quirk.on_host and _is_accelerator(device):
+    if not quirk.on_host and is_accelerator(device):
         with contextlib.suppress(Exception):
             free, total = torch.accelerator.get_memory_info(device)
             with contextlib.suppress(Exception):

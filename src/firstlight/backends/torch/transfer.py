@@ -6,13 +6,17 @@ device, the other is filled from the memory-mapped file. So the host never holds
 
 from __future__ import annotations
 
+import threading
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from firstlight.backends.torch.deferred import Deferred, NotReplayable
 from firstlight.backends.torch.device import synchronize
 from firstlight.backends.torch.quirks import HOST, quirk_of
 
@@ -48,12 +52,37 @@ class Transfer:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._thread = threading.local()
         quirk = quirk_of(device)
         self._on_host = quirk.on_host
         self._pins = quirk.pinned and _can_pin(device)
 
-    def upload(self, array: NDArray[Any]) -> torch.Tensor:
+    @contextmanager
+    def deferring(self, constant: Callable[[NDArray[Any]], torch.Tensor]) -> Iterator[None]:
+        """While a step is recorded on this thread, arrays are either deferred or constant, and
+        nothing comes to the host.
+
+        Args:
+            constant: gives the tensor of an array that is the same in every such step.
+        """
+        self._thread.constant = constant
+        try:
+            yield
+        finally:
+            self._thread.constant = None
+
+    def upload(self, array: NDArray[Any] | Deferred) -> torch.Tensor:
         """A small array, as it is wanted in a step; it must not change afterwards."""
+        if isinstance(array, Deferred):
+            return array.tensor
+        constant = getattr(self._thread, "constant", None)
+        if constant is not None:
+            self._thread.constant = None
+            try:
+                found: torch.Tensor = constant(array)
+            finally:
+                self._thread.constant = constant
+            return found
         tensor = as_tensor(array)
         if self._on_host:
             return tensor
@@ -62,8 +91,19 @@ class Transfer:
         return tensor.to(self.device)
 
     def download(self, tensor: torch.Tensor) -> NDArray[Any]:
-        """A tensor on the host; waits for everything before it."""
+        """A tensor on the host; waits for everything before it.
+
+        Raises:
+            NotReplayable: a step is being recorded.
+        """
+        if getattr(self._thread, "constant", None) is not None:
+            raise NotReplayable("a kernel, or a definition, waits for the device")
         return as_array(tensor.detach().to(HOST))
+
+    def fill(self, tensor: torch.Tensor, array: NDArray[Any]) -> None:
+        """Overwrite a tensor, after everything that was asked of the device before."""
+        source = as_tensor(array)
+        tensor.copy_(source.pin_memory() if self._pins else source, non_blocking=self._pins)
 
     def download_together(self, tensors: list[torch.Tensor]) -> list[NDArray[Any]]:
         """Several tensors of 4-byte items on the host, in one copy."""

@@ -104,10 +104,11 @@ def _adjusted(generator: np.random.Generator) -> Arguments:
             generator.standard_normal(count),
         )
 
+    adjustments = (*(adjustment(13 * row) for row in range(7)), None)
     return logits, tuple(
-        TokenChoice(row % 3 / 2, number=float(generator.random()), adjustment=adjustment(13 * row))
-        for row in range(7)
-    ) + (TokenChoice(),)
+        TokenChoice(row % 3 / 2, number=float(generator.random()), adjustment=each)
+        for row, each in enumerate(adjustments)
+    )
 
 
 def _allowed(generator: np.random.Generator) -> Arguments:
