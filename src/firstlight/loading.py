@@ -81,6 +81,7 @@ def load(
     use: Use = "ids",
     cache: bool = True,
     tune: float | None = 0.0,
+    graphs: bool = True,
 ) -> LanguageModel:
     """Load a model.
 
@@ -115,6 +116,8 @@ def load(
         tune: kernels are chosen as `firstlight tune` found best on this device; a number above
             zero takes up to so many seconds to tune first what is not known yet, and None does
             without all tuning. A token is the same either way.
+        graphs: steps that only decode are recorded and replayed as a whole, where the device can
+            (docs/torch.md).
 
     Raises:
         FirstlightError: the model cannot be found, read, fetched, or does not fit; the message
@@ -135,6 +138,8 @@ def load(
     if tune is not None:
         check_seconds(tune)
     backend = open_device(device, exact=exact)
+    if not graphs:
+        backend.forgo_replay()
     store = None if tune is None else apply_tuning(backend)
     checkpoint = open_checkpoint(resolve_model(str(model), endpoint=endpoint, update=update))
     spec = make_spec(checkpoint, predictor=speculation == "mtp")

@@ -94,6 +94,19 @@ def test_a_model_says_the_same_there(lunar: dict[str, Any]) -> None:
     assert lunar["torch"] == lunar["numpy"]
 
 
+def test_every_format_can_be_replayed_from_a_graph(lunar: dict[str, Any]) -> None:
+    assert lunar["unreplayed"] == {}
+
+
+def test_many_sequences_of_every_kind_wait_once_a_step(lunar: dict[str, Any]) -> None:
+    """Greedy and drawn, with penalties and log probabilities; most steps from a graph."""
+    many = lunar["many"]
+    assert many["torch"] == many["numpy"]
+    assert many["torch waits"] == [1]
+    assert many["replays"] >= 4
+    assert "were replayed" in many["remarks"][0]
+
+
 def test_a_step_waits_for_the_device_once_and_nothing_falls_back(lunar: dict[str, Any]) -> None:
     assert lunar["fallbacks"] == []
     assert set(lunar["torch downloads"]) == {1}

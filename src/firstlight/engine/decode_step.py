@@ -28,11 +28,11 @@ class DecodeSteps:
     def __init__(self, decoder: Decoder, state: State, pages: PageAllocator) -> None:
         self._decoder = decoder
         self._pages = pages
-        self._replay = (
-            decoder.ops.replayer(partial(_logits, decoder, state, pages.page_tokens))
-            if decoder.after_pass is None
-            else None
-        )
+        self._replay = None
+        # What is more than a decoder does more in a step than ask its device for ops.
+        if type(decoder) is Decoder and decoder.after_pass is None:
+            compute = partial(_logits, decoder, state, pages.page_tokens)
+            self._replay = decoder.ops.replayer(compute)
 
     def logits(self, slices: list[Slice]) -> Tensor | None:
         """Logits of each slice's row, float32 [at least as many rows, vocabulary], valid up to the
