@@ -231,3 +231,28 @@ def test_values_that_are_not_known_yet_cannot_be_looked_at() -> None:
     for ask in (lambda: rows.completing(4), lambda: rows.runs(2), lambda: rows.part(array)):
         with pytest.raises(NotReplayable):
             ask()
+
+
+# Mixtures of experts ---------------------------------------------------------------------------
+
+
+def test_a_mixture_of_experts_that_waits_is_not_recorded(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel in plain PyTorch waits once, to learn which experts are needed."""
+    from firstlight.verify.cases import cases_of
+    from firstlight.verify.conformance import to_device
+
+    case = next(case for case in cases_of("experts_block") if case.quick)
+    x, block, token_ids = (to_device(backend, each) for each in case.arguments())
+    waits = []
+    download = backend._transfer.download
+    monkeypatch.setattr(
+        backend._transfer, "download", lambda tensor: waits.append(0) or download(tensor)
+    )
+    backend.experts_block(x, block, token_ids)
+    assert len(waits) == 1
+    replayer = backend.replayer(lambda ids: backend.experts_block(x, block, ids))
+    assert replayer(token_ids) is None
+    assert "waits for the device" in replayer.why_not
+    assert not replayer.possible

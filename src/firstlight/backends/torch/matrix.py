@@ -12,7 +12,7 @@ import torch
 from firstlight.backends.torch.decoding import PLAIN, block_decoders
 from firstlight.backends.torch.quirks import HOST
 from firstlight.backends.torch.transfer import Transfer, as_array
-from firstlight.formats.base import BlockScales, Bytes, Floats, Format, Weight
+from firstlight.formats.base import BlockScales, Floats, Format, Weight
 from firstlight.formats.plain import F32
 
 
@@ -122,7 +122,7 @@ def put_on_device(weight: Weight, transfer: Transfer) -> DeviceMatrix:
         data = transfer.load(np.array(weight.decode(), np.float32))
         return DeviceMatrix(F32, shape, data, weight.name)
     dtype = PLAIN.get(format.name)
-    stored = transfer.load(_aligned(weight.data, 1 if dtype is None else dtype.itemsize))
+    stored = transfer.load(weight.data, 1 if dtype is None else dtype.itemsize)
     if dtype is not None:
         stored = stored.reshape(-1).view(dtype).reshape(weight.rows, weight.columns)
     if scales is None:
@@ -130,9 +130,3 @@ def put_on_device(weight: Weight, transfer: Transfer) -> DeviceMatrix:
     values = transfer.load(np.asarray(scales.values, np.float32))
     on_device = DeviceScales(values, scales.rows, scales.columns, scales.first_row)
     return DeviceMatrix(format, shape, stored, weight.name, on_device)
-
-
-def _aligned(data: Bytes, size: int) -> Bytes:
-    """The bytes at a multiple of an item's size: where they lie, but for files that put a tensor
-    anywhere."""
-    return data.copy() if data.ctypes.data % size else data

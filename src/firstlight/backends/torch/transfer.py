@@ -117,11 +117,16 @@ class Transfer:
             for part, tensor in zip(data, tensors, strict=True)
         ]
 
-    def load(self, array: NDArray[Any]) -> torch.Tensor:
-        """A large array, for instance of a mapped file; where the device is the host, in place."""
-        source = as_tensor(array)
+    def load(self, array: NDArray[Any], alignment: int = 1) -> torch.Tensor:
+        """A large array, for instance of a mapped file; where the device is the host, in place.
+
+        Args:
+            alignment: the tensor begins at a multiple of so many bytes. Files may put an array
+                anywhere, and only in place does that matter.
+        """
         if self._on_host:
-            return source
+            return as_tensor(array.copy() if array.ctypes.data % alignment else array)
+        source = as_tensor(array)
         if not self._pins or source.nbytes <= _PIECE_BYTES:
             return source.to(self.device)
         target = torch.empty(source.shape, dtype=source.dtype, device=self.device)
