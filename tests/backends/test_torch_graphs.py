@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -256,3 +257,65 @@ def test_a_mixture_of_experts_that_waits_is_not_recorded(
     assert replayer(token_ids) is None
     assert "waits for the device" in replayer.why_not
     assert not replayer.possible
+
+
+# What an accelerator has -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["", "raises", "computes at once", "only other modes"])
+def test_graphs_of_an_accelerator_are_tried_first(
+    monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """With a stand-in for `torch.accelerator.Graph`, which is used as its manual says."""
+    from firstlight.backends.torch import graphs, quirks
+    from tests.support.recorded_graph import RecordedGraph, Recorder
+
+    made: list[Any] = []
+
+    class Graph(RecordedGraph):
+        def __init__(self, *, pool: Any, capture_error_mode: str) -> None:
+            super().__init__()
+            if fault == "raises" or (fault == "only other modes" and capture_error_mode[0] == "t"):
+                raise RuntimeError("not on this device")
+            self.shared, self.mode = pool, capture_error_mode
+            made.append(self)
+
+        def __enter__(self) -> None:
+            self.recorder = Recorder(self.calls)
+            self.recorder.__enter__()
+
+        def __exit__(self, *error: Any) -> None:
+            self.recorder.__exit__(*error)
+            if fault == "computes at once":
+                self.calls.clear()
+
+        def pool(self) -> tuple[int, int]:
+            return 7, 7
+
+    monkeypatch.setattr(torch.accelerator, "Graph", Graph)
+    monkeypatch.setattr(torch.accelerator, "device_index", lambda _: nullcontext())
+    monkeypatch.setattr(torch, "Stream", lambda _: nullcontext())
+    monkeypatch.setitem(quirks._QUIRKS, "cpu", quirks.Quirk())
+    monkeypatch.setattr(graphs, "is_accelerator", lambda _: True)
+    make = graphs.graphs_of(torch.device("cpu"))
+    if fault in ("raises", "computes at once"):
+        assert make is None
+        return
+    assert make is not None
+    graph = make()
+    numbers = torch.zeros(2)
+    result = graph.capture(lambda: numbers * 2 + 1)
+    for number in (3.0, -1.0):
+        numbers.fill_(number)
+        graph.replay()
+        assert result.tolist() == [2 * number + 1] * 2
+    assert made[-1].mode == ("default" if fault else "thread_local")
+    assert [each.shared for each in made][-2:] == [(7, 7)] * 2
+
+
+def test_a_device_of_the_host_has_no_graphs() -> None:
+    from firstlight.backends.torch.backend import TorchBackend
+
+    backend = TorchBackend("cpu")
+    assert backend.replayer(lambda ids: ids) is None
+    assert backend.remarks() == ()

@@ -31,7 +31,7 @@ class RecordedGraph:
         self.replays = 0
 
     def capture(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        with _Recorder(self.calls):
+        with Recorder(self.calls):
             result = compute()
         self.made.append(self)
         result.fill_(torch.nan)  # a real one computes nothing yet
@@ -49,7 +49,9 @@ class RecordedGraph:
                     old.copy_(new)
 
 
-class _Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):
+    """Computes, and writes down what."""
+
     def __init__(self, calls: list[tuple[Any, Any, Any, Any]]) -> None:
         super().__init__()
         self._calls = calls

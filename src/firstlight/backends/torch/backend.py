@@ -126,7 +126,8 @@ class TorchBackend(Backend):
         if not self._replays:
             return ("decode steps are not replayed from graphs, as asked",)
         if self._make_graph is None:
-            return ()
+            lacks = "decode steps are not replayed from graphs: the device has none that work"
+            return () if self._on_host else (lacks,)
         return tuple(
             f"decode steps are not replayed from graphs: {each.why_not}"
             if each.why_not is not None

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,16 +45,22 @@ class RecordedGraph(Protocol):
 
 class AcceleratorGraph:
     """One of `torch.accelerator`'s. Graphs that share a pool of memory overwrite one another's
-    results, so that all together take as much as the largest."""
+    results, so that all together take as much as the largest.
 
-    def __init__(self, device: torch.device, pool: list[Any]) -> None:
+    Args:
+        pool: holds the pool once the first of those that share it is recorded.
+        mode: what other threads may do meanwhile, as `torch.accelerator.Graph` takes it.
+    """
+
+    def __init__(self, device: torch.device, pool: list[Any], mode: Any) -> None:
         self._device = device
         self._pool = pool
         shared = pool[0] if pool else None
-        self._graph = torch.accelerator.Graph(pool=shared, capture_error_mode="thread_local")
+        self._graph = torch.accelerator.Graph(pool=shared, capture_error_mode=mode)
 
     def capture(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        with torch.Stream(self._device), self._graph:
+        here = torch.accelerator.device_index(self._device.index)
+        with here, torch.Stream(self._device), self._graph:
             result = compute()
         if not self._pool:
             self._pool.append(self._graph.pool())
@@ -64,27 +71,32 @@ class AcceleratorGraph:
 
 
 def graphs_of(device: torch.device) -> Callable[[], RecordedGraph] | None:
-    """Makes graphs of a device; None where it has none that work."""
+    """Makes graphs of a device; None where it has none that work, which is found out by trying."""
     if quirk_of(device).on_host or not is_accelerator(device):
         return None
-    pool: list[Any] = []
+    # Other threads may use the device while one records, where it can tell them apart.
+    for mode in ("thread_local", "default"):
+        make = partial(AcceleratorGraph, device, [], mode)
+        if _works(make, device):
+            return make
+    return None
 
-    def make() -> RecordedGraph:
-        return AcceleratorGraph(device, pool)
 
+def _works(make: Callable[[], RecordedGraph], device: torch.device) -> bool:
     try:
-        numbers = torch.zeros(3, device=device)
-        graph = make()
-        result = graph.capture(lambda: numbers + 1)
-        numbers.fill_(4.0)
-        graph.replay()
-        synchronize(device)
-        if result.to(HOST).tolist() != [5.0] * 3:
-            return None
+        for _ in range(2):
+            numbers = torch.zeros(3, device=device)
+            graph = make()
+            result = graph.capture(lambda numbers=numbers: numbers + 1)  # type: ignore[misc]
+            numbers.fill_(4.0)
+            graph.replay()
+            synchronize(device)
+            if result.to(HOST).tolist() != [5.0] * 3:
+                return False
     except Exception:
         # PyTorch's build or a plug-in may lack it, and say so in any way.
-        return None
-    return make
+        return False
+    return True
 
 
 @dataclass(eq=False)
