@@ -14,7 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from firstlight.backends.torch.deferred import Deferred, NotReplayable
+from firstlight.backends.torch.deferred_paging import (
+    is_deferred,
+    most_seen,
+    row_positions,
+    seen_slots,
+    slots_of,
+)
 from firstlight.backends.torch.transfer import Transfer
 from firstlight.ops.paging import PagedRows
 
@@ -51,8 +57,8 @@ def write_slots(rows: PagedRows, transfer: Transfer) -> torch.Tensor:
     """int64 [rows]: the entry of each row, counted through all pages of a stream."""
 
     def make() -> torch.Tensor:
-        if isinstance(rows.positions, Deferred):
-            return _slots(rows, _positions(rows, transfer), transfer)[:, 0]
+        if is_deferred(rows):
+            return slots_of(rows, row_positions(rows, transfer)[:, None], transfer)[:, 0]
         page_index = rows.positions // rows.page_tokens
         page = rows.page_table[rows.row_sequences(), page_index].astype(np.int64)
         return transfer.upload(page * rows.page_tokens + rows.positions % rows.page_tokens)
@@ -66,7 +72,7 @@ def readings(
     """What attention with so many heads computes together."""
 
     def make() -> tuple[Reading, ...]:
-        if isinstance(rows.positions, Deferred):
+        if is_deferred(rows):
             return tuple(_deferred_readings(rows, window, heads, transfer))
         table = transfer.upload(rows.page_table.astype(np.int64))
         return tuple(
@@ -75,6 +81,18 @@ def readings(
         )
 
     return _kept(rows, ("readings", transfer.device, window, heads), make)
+
+
+def _deferred_readings(
+    rows: PagedRows, window: int | None, heads: int, transfer: Transfer
+) -> Iterator[Reading]:
+    seen = padded(most_seen(rows, window))
+    slots, hidden = seen_slots(rows, window, seen, transfer)
+    each = torch.arange(len(slots), device=transfer.device)
+    together = max(1, MOST_SCORES // max(1, heads * seen))
+    for start in range(0, len(slots), together):
+        part = slice(start, start + together)
+        yield Reading(1, each[part], slots[part], hidden[part, None])
 
 
 @dataclass(frozen=True)
@@ -144,45 +162,6 @@ def _reading(
     if window is not None:
         hidden = hidden | (position[:, None] <= row_position - window)
     return Reading(count, (start + each).reshape(-1), slots, hidden)
-
-
-# What follows is for steps that are recorded, where numbers of the host are not known yet: each
-# sequence has one row, and what it sees is padded to all that its page table has room for.
-
-
-def _positions(rows: PagedRows, transfer: Transfer) -> torch.Tensor:
-    """int64 [rows, 1]. NotReplayable where sequences have several rows, or none."""
-    starts = rows.row_starts
-    if isinstance(starts, Deferred) or not np.array_equal(starts, np.arange(len(starts))):
-        raise NotReplayable("sequences have other numbers of rows in every step")
-    return transfer.upload(rows.positions).long()[:, None]
-
-
-def _slots(rows: PagedRows, positions: torch.Tensor, transfer: Transfer) -> torch.Tensor:
-    """int64 [rows, m] of as many positions: their entries, counted through all pages."""
-    table = transfer.upload(rows.page_table).long()
-    page = torch.div(positions, rows.page_tokens, rounding_mode="floor")
-    return table.gather(1, page) * rows.page_tokens + positions % rows.page_tokens
-
-
-def _deferred_readings(
-    rows: PagedRows, window: int | None, heads: int, transfer: Transfer
-) -> Iterator[Reading]:
-    last = _positions(rows, transfer)
-    count = len(last)
-    seen = rows.page_table.shape[1] * rows.page_tokens
-    if window is not None:
-        seen = min(seen, padded(window))
-    device = transfer.device
-    first = torch.zeros_like(last) if window is None else (last - (window - 1)).clamp(min=0)
-    position = first + torch.arange(seen, device=device)
-    slots = _slots(rows, torch.minimum(position, last), transfer)
-    hidden = (position > last)[:, None]
-    each = torch.arange(count, device=device)
-    together = max(1, MOST_SCORES // max(1, heads * seen))
-    for start in range(0, count, together):
-        part = slice(start, start + together)
-        yield Reading(1, each[part], slots[part], hidden[part])
 
 
 def _kept(rows: PagedRows, key: tuple[object, ...], make: Callable[[], Made]) -> Made:
