@@ -212,6 +212,54 @@ def test_attention_of_rows_that_are_not_known_yet(
     np.testing.assert_array_equal(found[1][1], found[0][1])
 
 
+def test_every_kernel_refuses_rows_that_are_not_known_yet_or_is_right(backend: Any) -> None:
+    """On the cases of the conformance check with one row a sequence."""
+    from firstlight.ops.contract import get_op
+    from firstlight.verify.cases import cases_of
+    from firstlight.verify.conformance import to_device
+
+    served, refused = set(), set()
+    for kernel in backend.kernels():
+        tolerance = get_op(kernel.op).tolerance
+        for case in cases_of(kernel.op):
+            groups = [each for each in case.arguments() if isinstance(each, PagedRows)]
+            if not groups or not all(_decodes(rows) for rows in groups):
+                continue
+            given = [to_device(backend, each) for each in case.arguments()]
+            if not kernel.takes(*given):
+                continue
+            expected = kernel.run(*given)
+            again = [to_device(backend, each) for each in case.arguments()]
+            again = [_deferred(each, 2) if isinstance(each, PagedRows) else each for each in again]
+            try:
+                with backend._transfer.deferring(backend._transfer.upload):
+                    found = kernel.run(*again)
+            except Exception:
+                refused.add(f"{kernel.op}/{kernel.name}")
+                continue
+            served.add(f"{kernel.op}/{kernel.name}")
+            pairs = [(expected, found), *zip(given, again, strict=True)]
+            for wanted, got in pairs:
+                if isinstance(wanted, torch.Tensor):
+                    wanted, got = wanted.float().numpy(), got.float().numpy()
+                    scale = np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)
+                    allowed = tolerance.absolute + tolerance.relative * scale
+                    np.testing.assert_allclose(got, wanted, rtol=0, atol=allowed)
+    assert {
+        "stream_write/scattered",
+        "attention/gathered",
+        "attention_with_sinks/gathered",
+        "latent_attention/gathered",
+    } <= served
+    assert not served & refused
+
+
+def _decodes(rows: PagedRows) -> bool:
+    return len(rows.positions) > 0 and np.array_equal(
+        rows.row_starts, np.arange(len(rows.row_starts))
+    )
+
+
 def test_values_that_are_not_known_yet_cannot_be_looked_at() -> None:
     from firstlight.backends.torch.deferred import Deferred, NotReplayable
 
