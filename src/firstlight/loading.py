@@ -76,6 +76,7 @@ def load(
     use: Use = "ids",
     cache: bool = True,
     tune: float | None = 0.0,
+    graphs: bool = True,
 ) -> LanguageModel:
     """Load a model.
 
@@ -111,6 +112,8 @@ def load(
         tune: kernels are chosen as `firstlight tune` found best on this device; a number above
             zero takes up to so many seconds to tune first what is not known yet, and None does
             without all tuning. A token is the same either way.
+        graphs: steps that only decode are recorded and replayed as a whole, where the device can
+            (docs/torch.md).
 
     Raises:
         FirstlightError: the model cannot be found, read, fetched, or does not fit; the message
@@ -139,6 +142,8 @@ def load(
         leader = Leader(device, devices, exact=exact, tuned=tune is not None)
     with nullcontext() if leader is None else leader:
         backend = open_device(devices[0], exact=exact)
+        if not graphs:
+            backend.forgo_replay()
         store = None if tune is None else apply_tuning(backend)
         checkpoint = open_checkpoint(resolve_model(str(model), endpoint=endpoint, update=update))
         spec = largest = make_spec(checkpoint, predictor=speculation == "mtp")

@@ -107,6 +107,19 @@ def test_a_model_says_the_same_there_and_nothing_falls_back(
     assert found["fallbacks"] == []
 
 
+def test_every_format_can_be_replayed_from_a_graph(lunar: dict[str, Any]) -> None:
+    assert lunar["unreplayed"] == {}
+
+
+def test_many_sequences_of_every_kind_wait_once_a_step(lunar: dict[str, Any]) -> None:
+    """Greedy and drawn, with penalties and log probabilities; most steps from a graph."""
+    many = lunar["many"]
+    assert many["torch"] == many["numpy"]
+    assert many["torch waits"] == [1]
+    assert many["replays"] >= 4
+    assert "were replayed" in many["remarks"][0]
+
+
 def test_a_step_waits_for_the_device_once(lunar: dict[str, Any]) -> None:
     """And once more in each layer with experts, to learn which are needed."""
     for found in lunar["models"].values():

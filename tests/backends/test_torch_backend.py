@@ -235,6 +235,48 @@ def test_large_weights_pass_through_two_pieces(monkeypatch: pytest.MonkeyPatch, 
     assert log == expected
 
 
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("name", ["bf16", "q8_0"])
+def test_the_host_holds_no_second_copy_of_a_weight(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, offset: int
+) -> None:
+    """From a mapped file, wherever in it the weight begins."""
+    import tracemalloc
+
+    from firstlight.backends.torch import transfer
+    from firstlight.backends.torch.matrix import put_on_device
+    from firstlight.backends.torch.quirks import HOST
+
+    piece, empty = 1 << 16, torch.empty
+    pinned: list[int] = []
+
+    def pieces(*shape: Any, pin_memory: bool = False, **rest: Any) -> Any:
+        tensor = empty(*shape, **rest)
+        pinned.extend([tensor.nbytes] if pin_memory else [])
+        return tensor
+
+    subject = transfer.Transfer(HOST)
+    monkeypatch.setattr(subject, "_on_host", False)
+    monkeypatch.setattr(subject, "_pins", True)
+    monkeypatch.setattr(transfer, "_PIECE_BYTES", piece)
+    monkeypatch.setattr(torch, "empty", pieces)
+    monkeypatch.setattr(torch, "Event", _Pinned().event)
+    original = random_weight(get_format(name), 512, 2048, np.random.default_rng(0))
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(offset) + original.data.tobytes())
+    mapped = np.memmap(path, np.uint8, "r", offset, original.data.shape)
+    weight = Weight(original.format, original.shape, mapped)
+    tracemalloc.start()
+    try:
+        packed = put_on_device(weight, subject)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < weight.nbytes / 4  # NumPy's arrays; PyTorch's on the host are counted below
+    assert pinned == [piece, piece]
+    np.testing.assert_array_equal(packed.decode(0, 512).numpy(), original.decode())
+
+
 # Attention --------------------------------------------------------------------------------------
 
 

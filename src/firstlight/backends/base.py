@@ -80,6 +80,13 @@ class Backend(Ops):
         storage = {"float32": np.float32, "bfloat16": np.uint16}[dtype]
         return np.zeros((pages, page_tokens, *entry), storage)
 
+    def forgo_replay(self) -> None:
+        """Give no `replayer`: every op of every step is asked for by itself."""
+
+    def remarks(self) -> tuple[str, ...]:
+        """What else is to be said of how steps ran, beside `usage`: a line each."""
+        return ()
+
     def total_memory(self) -> int:
         """Bytes of memory that tensors could ever have."""
         return total_memory()

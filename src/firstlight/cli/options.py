@@ -73,6 +73,11 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="pack weights in memory, and keep nothing on disk (see firstlight cache)",
     )
+    group.add_argument(
+        "--no-graphs",
+        action="store_true",
+        help="ask a device of PyTorch's for every op of every step, and replay none from a graph",
+    )
     _add_tuning(group)
 
 
@@ -213,6 +218,7 @@ def load_model(arguments: argparse.Namespace, use: Use, **more: Any) -> Language
         use=use,
         cache=not arguments.no_cache,
         tune=arguments.tune,
+        graphs=not arguments.no_graphs,
         **more,
     )
 

@@ -233,6 +233,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
             endpoint=arguments.endpoint,
             cache=not arguments.no_cache,
             tune=arguments.tune,
+            graphs=not arguments.no_graphs,
         )
         for name, model in zip(names, arguments.models, strict=True)
     }

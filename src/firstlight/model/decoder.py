@@ -65,6 +65,7 @@ class Decoder:
     Attributes:
         streams: for each layer, the streams it keeps; those of a predictor's layer last.
         groups: streams that share stride and window, and so page tables.
+        ropes: those of its layers, each once.
         after_pass: called after each pass through the layers.
 
     Args:
@@ -90,6 +91,7 @@ class Decoder:
         self._layers = tuple(
             self.make_layer(index, layer, weights) for index, layer in enumerate(spec.layers)
         )
+        self.ropes = tuple(dict.fromkeys(each.rope for each in self._layers if each.rope))
         self._end = connection(spec.connection, weights)
         self._head = Head(
             product(spec.head, weights),

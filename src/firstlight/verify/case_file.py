@@ -41,6 +41,8 @@ from firstlight.ops.rounding import Rounding
 from firstlight.verify.cases import Case, StreamArgument, cases_of
 
 _MAGIC = b"firstlight cases 2\n"
+# Kernels of these would be of Python here as well, and their choices are no arrays.
+_CHOOSING = ("choose_tokens", "likeliest_tokens", "token_log_probabilities")
 _KINDS = {np.dtype(np.float32): b"f", np.dtype(np.int32): b"i", np.dtype(np.uint16): b"h",
           np.dtype(np.uint8): b"b"}  # fmt: skip
 
@@ -52,7 +54,8 @@ _ROUNDINGS: dict[str, tuple[Rounding, ...]] = {
 
 
 def write_cases(path: Path, *, quick: bool = False) -> int:
-    """Write the cases of every op that is no composite, with the definitions' results.
+    """Write the cases of every op that is no composite and chooses no tokens, with the definitions'
+    results.
 
     Args:
         path: the file; whole when this returns, and not there at all where it raises.
@@ -70,7 +73,7 @@ def write_cases(path: Path, *, quick: bool = False) -> int:
         nonlocal count
         file.write(_MAGIC)
         for op in all_ops():
-            if op.composite:
+            if op.composite or op.name in _CHOOSING:
                 continue
             for case in cases_of(op.name):
                 if case.quick or not quick:

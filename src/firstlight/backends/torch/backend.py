@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from firstlight import __version__
-from firstlight.backends.base import Backend
+from firstlight.backends.base import Backend, Choice
 from firstlight.backends.torch.attention import AttentionKernels
 from firstlight.backends.torch.ceilings import measure_ceilings
+from firstlight.backends.torch.choosing import ChoosingKernels
 from firstlight.backends.torch.compressed import CompressedKernels
 from firstlight.backends.torch.decoding import PLAIN, block_decoders
 from firstlight.backends.torch.device import (
@@ -20,6 +24,7 @@ from firstlight.backends.torch.device import (
     cache_bytes_of,
     device_name,
     find_device,
+    has_doubles,
     memory_of,
     places_of_range,
     synchronize,
@@ -29,6 +34,7 @@ from firstlight.backends.torch.elementwise import RowKernels
 from firstlight.backends.torch.expanded_attention import ExpandedAttentionKernels
 from firstlight.backends.torch.experts import ExpertsKernels
 from firstlight.backends.torch.hyper_connections import hyper_connection_kernels
+from firstlight.backends.torch.graphs import RecordedGraph, Replayer, graphs_of
 from firstlight.backends.torch.matrix import DeviceMatrix, put_on_device
 from firstlight.backends.torch.paging import MOST_SCORES
 from firstlight.backends.torch.products import ProductKernels
@@ -38,6 +44,7 @@ from firstlight.backends.torch.transfer import Transfer, as_tensor
 from firstlight.formats.base import Floats, Weight
 from firstlight.host.ceilings import Ceilings
 from firstlight.ops.collective import RankGroup
+from firstlight.ops.shape import Shape
 
 __all__ = ["TorchBackend", "all_places", "places_of_range"]
 
@@ -65,6 +72,8 @@ class TorchBackend(Backend):
         self.name = f"torch:{self.device}"
         self._transfer = Transfer(self.device)
         self._buffer: torch.Tensor | None = None
+        self._replays = True
+        self._replayers: WeakSet[Replayer] = WeakSet()
         narrow = not exact and widens_bfloat16(self.device)
         products = ProductKernels(self._transfer, narrow)
         super().__init__(
@@ -77,16 +86,20 @@ class TorchBackend(Backend):
                 *hyper_connection_kernels(),
                 *RowKernels(self._transfer).all(),
                 *ExpertsKernels(self._transfer, products, narrow).all(),
+                *ChoosingKernels(self._transfer, has_doubles(self.device)).all(),
             )
         )
 
-    # Memory and transfer -----------------------------------------------------------------
+    # Transfer ------------------------------------------------------------------------------
 
     def upload(self, array: NDArray[Any]) -> torch.Tensor:
         return self._transfer.upload(array)
 
     def download(self, tensor: torch.Tensor) -> Floats:
         return self._transfer.download(tensor)
+
+    def download_together(self, tensors: list[torch.Tensor]) -> list[NDArray[Any]]:
+        return self._transfer.download_together(tensors)
 
     def assign(self, tensor: torch.Tensor, array: NDArray[Any]) -> None:
         source = as_tensor(array)
@@ -105,6 +118,53 @@ class TorchBackend(Backend):
     ) -> torch.Tensor:
         shape = (pages, page_tokens, *entry)
         return torch.zeros(shape, dtype=_STREAMS[dtype], device=self.device)
+
+    # Steps that replay ---------------------------------------------------------------------
+
+    def replayer(self, compute: Callable[..., torch.Tensor]) -> Replayer | None:
+        make = self._make_graph if self._replays else None
+        if make is None:
+            return None
+        made = Replayer(self._transfer, compute, make, self._timed_replay)
+        self._replayers.add(made)
+        return made
+
+    def forgo_replay(self) -> None:
+        self._replays = False
+
+    def remarks(self) -> tuple[str, ...]:
+        if not self._replays:
+            return ("decode steps are not replayed from graphs, as asked",)
+        if self._make_graph is None:
+            lacks = "decode steps are not replayed from graphs: the device has none that work"
+            return () if self._on_host else (lacks,)
+        return tuple(
+            f"decode steps are not replayed from graphs: {each.why_not}"
+            if each.why_not is not None
+            else f"{each.replays} decode steps were replayed from {each.graphs} graphs"
+            for each in self._replayers
+        )
+
+    def leave_out(self, op: str, kernel: str) -> None:
+        super().leave_out(op, kernel)
+        self._record_anew()
+
+    def apply_tuning(self, op: str, shape: Shape, choice: Choice | None) -> None:
+        super().apply_tuning(op, shape, choice)
+        self._record_anew()
+
+    def _record_anew(self) -> None:
+        for each in self._replayers:
+            each.forget()
+
+    @cached_property
+    def _make_graph(self) -> Callable[[], RecordedGraph] | None:
+        return graphs_of(self.device)
+
+    def _timed_replay(self, replay: Callable[[], None]) -> None:
+        self._timed("decode step", "graph", replay, ())
+
+    # Memory ----------------------------------------------------------------------------------
 
     def available_memory(self) -> int:
         """Without what decoded weights and scores take for a moment, several times over."""

@@ -98,7 +98,7 @@ def places_of_range(kind: str, first: int, last: int) -> tuple[str, ...]:
                 name, f"{count} ranks have no core each", f"Use at most {most}: 0-{most - 1}"
             )
         return (kind,) * count
-    there = torch.accelerator.device_count() if _is_accelerator(device) else last + 1
+    there = torch.accelerator.device_count() if is_accelerator(device) else last + 1
     if last >= there:
         which = f"one, {kind}:0" if there == 1 else f"{there}, numbered from 0"
         raise DeviceError(
@@ -109,7 +109,8 @@ def places_of_range(kind: str, first: int, last: int) -> tuple[str, ...]:
     return tuple(f"{kind}:{index}" for index in range(first, last + 1))
 
 
-def _is_accelerator(device: torch.device) -> bool:
+def is_accelerator(device: torch.device) -> bool:
+    """Whether `torch.accelerator` speaks for it."""
     current = torch.accelerator.current_accelerator()
     return current is not None and current.type == device.type
 
@@ -125,7 +126,7 @@ def synchronize(device: torch.device) -> None:
     """Wait until everything asked of the device is done."""
     if quirk_of(device).on_host:
         return
-    if _is_accelerator(device):
+    if is_accelerator(device):
         torch.accelerator.synchronize(device)
     elif (wait := _ask(device, "synchronize")) is not None:
         wait()
@@ -151,7 +152,7 @@ def memory_of(device: torch.device) -> tuple[int, int]:
     quirk = quirk_of(device)
     if quirk.memory is not None:
         return quirk.memory()
-    if not quirk.on_host and _is_accelerator(device):
+    if not quirk.on_host and is_accelerator(device):
         with contextlib.suppress(Exception):
             free, total = torch.accelerator.get_memory_info(device)
             with contextlib.suppress(Exception):
@@ -183,3 +184,13 @@ def widens_bfloat16(device: torch.device) -> bool:
         # A device without it may say so in any way.
         return False
     return plain.to(HOST).tolist() == wanted == batched.to(HOST).tolist()
+
+
+def has_doubles(device: torch.device) -> bool:
+    """Whether float64 numbers can be summed there."""
+    try:
+        numbers = torch.tensor([1.0, 2.0**-40], dtype=torch.float64).to(device)
+        return torch.cumsum(numbers, 0).to(HOST).tolist() == [1.0, 1.0 + 2.0**-40]
+    except Exception:
+        # A device without it may say so in any way.
+        return False

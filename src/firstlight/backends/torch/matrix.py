@@ -17,7 +17,7 @@ from firstlight.backends.torch.group_scales import (
 )
 from firstlight.backends.torch.quirks import HOST
 from firstlight.backends.torch.transfer import Transfer, as_array
-from firstlight.formats.base import BlockScales, Bytes, Floats, Format, Scales, Weight
+from firstlight.formats.base import BlockScales, Floats, Format, Scales, Weight
 from firstlight.formats.group_scales import GroupScales
 from firstlight.formats.plain import F32
 
@@ -132,7 +132,7 @@ def put_on_device(weight: Weight, transfer: Transfer) -> DeviceMatrix:
         data = transfer.load(np.array(weight.decode(), np.float32))
         return DeviceMatrix(F32, shape, data, weight.name)
     dtype = PLAIN.get(format.name)
-    stored = transfer.load(_aligned(weight.data, 1 if dtype is None else dtype.itemsize))
+    stored = transfer.load(weight.data, 1 if dtype is None else dtype.itemsize)
     if dtype is not None:
         stored = stored.reshape(-1).view(dtype).reshape(weight.rows, weight.columns)
     on_device: DeviceScales | DeviceGroupScales | None = None
@@ -148,9 +148,3 @@ def _scales_are_known(scales: Scales | None) -> bool:
     if isinstance(scales, GroupScales):
         return decodes_scales(scales)
     return scales is None or isinstance(scales, BlockScales)
-
-
-def _aligned(data: Bytes, size: int) -> Bytes:
-    """The bytes at a multiple of an item's size: where they lie, but for files that put a tensor
-    anywhere."""
-    return data.copy() if data.ctypes.data % size else data
