@@ -30,6 +30,7 @@ from firstlight.backends.torch.paging import MOST_SCORES
 from firstlight.backends.torch.products import ProductKernels
 from firstlight.backends.torch.quirks import quirk_of
 from firstlight.backends.torch.transfer import Transfer, as_tensor
+from firstlight.backends.torch.triton.launching import version as triton_version
 from firstlight.formats.base import Floats, Weight
 from firstlight.host.ceilings import Ceilings
 
@@ -129,10 +130,11 @@ class TorchBackend(Backend):
         return f"{self.name}: {self.device_name()}{threads}, PyTorch {torch.__version__}"
 
     def identity(self) -> str:
-        built = [path.stat() for path in sorted(Path(__file__).parent.glob("*.py"))]
+        built = [path.stat() for path in sorted(Path(__file__).parent.rglob("*.py"))]
         newest = max(each.st_mtime_ns for each in built)
         size = sum(each.st_size for each in built)
-        return f"{self.device_key()}, firstlight {__version__}, kernels {size}-{newest}"
+        compiler = f"{triton_version(self.device)}, ".lstrip(", ")
+        return f"{self.device_key()}, {compiler}firstlight {__version__}, kernels {size}-{newest}"
 
     def measure_ceilings(self) -> Ceilings:
         return measure_ceilings(self.device, self.cache_bytes())
