@@ -8,8 +8,6 @@ one softmax. Where a sequence has few rows, several programs take a part of the 
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -18,21 +16,21 @@ from firstlight.backends.torch.triton.softmax import NOTHING, product, tanh, wei
 
 @triton.jit(do_not_specialize=["table_width"])
 def attend(
-    queries: Any,
-    keys: Any,
-    values: Any,
-    sinks: Any,
-    out: Any,
-    sums: Any,
-    states: Any,
-    tiles: Any,
-    table: Any,
-    table_width: Any,
-    key_heads: Any,
-    group: Any,
-    window: Any,
-    inner_scale: Any,
-    outer_scale: Any,
+    queries: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    sinks: tl.tensor,
+    out: tl.tensor,
+    sums: tl.tensor,
+    states: tl.tensor,
+    tiles: tl.tensor,
+    table: tl.tensor,
+    table_width: tl.tensor,
+    key_heads: tl.tensor,
+    group: tl.tensor,
+    window: tl.tensor,
+    inner_scale: tl.tensor,
+    outer_scale: tl.tensor,
     KEY_SIZE: tl.constexpr,
     KEY_LOW: tl.constexpr,
     KEY_REST: tl.constexpr,
@@ -180,25 +178,25 @@ def attend(
 
 @triton.jit
 def _read(
-    begin: Any,
-    stop: Any,
-    end: Any,
-    oldest: Any,
-    most: Any,
-    total: Any,
-    low: Any,
-    rest: Any,
-    query_low: Any,
-    query_rest: Any,
-    position: Any,
-    keys: Any,
-    values: Any,
-    table: Any,
-    key_heads: Any,
-    key_head: Any,
-    window: Any,
-    inner_scale: Any,
-    outer_scale: Any,
+    begin: tl.tensor,
+    stop: tl.tensor,
+    end: tl.tensor,
+    oldest: tl.tensor,
+    most: tl.tensor,
+    total: tl.tensor,
+    low: tl.tensor,
+    rest: tl.tensor,
+    query_low: tl.tensor,
+    query_rest: tl.tensor,
+    position: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    table: tl.tensor,
+    key_heads: tl.tensor,
+    key_head: tl.tensor,
+    window: tl.tensor,
+    inner_scale: tl.tensor,
+    outer_scale: tl.tensor,
     KEY_SIZE: tl.constexpr,
     KEY_LOW: tl.constexpr,
     KEY_REST: tl.constexpr,
@@ -212,7 +210,7 @@ def _read(
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
     MASKED: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """(most, total, low, rest) after the blocks from `begin` up to `stop`.
 
     Args:
@@ -265,38 +263,42 @@ def _read(
 
 @triton.jit
 def _columns(
-    pages: Any,
-    entry: Any,
-    held: Any,
+    pages: tl.tensor,
+    entry: tl.tensor,
+    held: tl.tensor,
     SIZE: tl.constexpr,
     FIRST: tl.constexpr,
     COUNT: tl.constexpr,
     MASKED: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """[entries, COUNT]: columns of entries from FIRST on; zero where there are none."""
     column = FIRST + tl.arange(0, COUNT)
     places = pages + entry[:, None] * SIZE + column[None, :]
     if MASKED:
-        return tl.load(places, mask=held[:, None] & (column < SIZE)[None, :], other=0.0)
-    if FIRST + COUNT > SIZE:
-        return tl.load(places, mask=(column < SIZE)[None, :], other=0.0)
-    return tl.load(places)
+        found = tl.load(places, mask=held[:, None] & (column < SIZE)[None, :], other=0.0)
+    elif FIRST + COUNT > SIZE:
+        found = tl.load(places, mask=(column < SIZE)[None, :], other=0.0)
+    else:
+        found = tl.load(places)
+    return found
 
 
 @triton.jit
-def _wide(entries: Any, PRODUCT: tl.constexpr) -> Any:
+def _wide(entries: tl.tensor, PRODUCT: tl.constexpr) -> tl.tensor:
     """Entries as the right side of a product."""
-    return entries.to(tl.float32) if PRODUCT == "float32" else entries
+    if PRODUCT == "float32":
+        entries = entries.to(tl.float32)
+    return entries
 
 
 @triton.jit(do_not_specialize=["parts"])
 def combine(
-    sums: Any,
-    states: Any,
-    rows: Any,
-    out: Any,
-    heads: Any,
-    parts: Any,
+    sums: tl.tensor,
+    states: tl.tensor,
+    rows: tl.tensor,
+    out: tl.tensor,
+    heads: tl.tensor,
+    parts: tl.tensor,
     SIZE: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,

@@ -8,8 +8,6 @@ arXiv:2205.14135, algorithm 1).
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -25,7 +23,7 @@ numbers; compiled kernels do neither."""
 
 
 @triton.jit
-def product(left: Any, right: Any, sums: Any, PRODUCT: tl.constexpr) -> Any:
+def product(left: tl.tensor, right: tl.tensor, sums: tl.tensor, PRODUCT: tl.constexpr) -> tl.tensor:
     """sums + left @ right, in float32.
 
     Args:
@@ -36,35 +34,41 @@ def product(left: Any, right: Any, sums: Any, PRODUCT: tl.constexpr) -> Any:
             multiplied as they are.
     """
     if PRODUCT == "float32":
-        return tl.dot(left, right, sums, input_precision="ieee")
-    upper = _round(left)
-    if PRODUCT == "parts":
-        middle = _round(left - upper)
-        sums = _narrow_product(left - upper - middle, right, sums)
-        sums = _narrow_product(middle, right, sums)
-    return _narrow_product(upper, right, sums)
+        sums = tl.dot(left, right, sums, input_precision="ieee")
+    else:
+        upper = _round(left)
+        if PRODUCT == "parts":
+            middle = _round(left - upper)
+            sums = _narrow_product(left - upper - middle, right, sums)
+            sums = _narrow_product(middle, right, sums)
+        sums = _narrow_product(upper, right, sums)
+    return sums
 
 
 @triton.jit
-def _narrow_product(left: Any, right: Any, sums: Any) -> Any:
+def _narrow_product(left: tl.tensor, right: tl.tensor, sums: tl.tensor) -> tl.tensor:
     """Of float32 that is exact in bfloat16, and bfloat16."""
     if _INTERPRETED:
-        return tl.dot(left, right.to(tl.float32), sums, input_precision="ieee")
-    return tl.dot(left.to(tl.bfloat16), right, sums)
+        sums = tl.dot(left, right.to(tl.float32), sums, input_precision="ieee")
+    else:
+        sums = tl.dot(left.to(tl.bfloat16), right, sums)
+    return sums
 
 
 @triton.jit
-def _round(x: Any) -> Any:
+def _round(x: tl.tensor) -> tl.tensor:
     """float32, rounded to bfloat16: to nearest, ties to even."""
     if _INTERPRETED:
         bits = x.to(tl.uint32, bitcast=True)
         bits += 0x7FFF + ((bits >> 16) & 1)
-        return (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
-    return x.to(tl.bfloat16).to(tl.float32)
+        x = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
+    else:
+        x = x.to(tl.bfloat16).to(tl.float32)
+    return x
 
 
 @triton.jit
-def tanh(x: Any) -> Any:
+def tanh(x: tl.tensor) -> tl.tensor:
     """To float32's precision also near zero: by its series there."""
     square = x * x
     series = 1.0 + square * (
@@ -77,7 +81,7 @@ def tanh(x: Any) -> Any:
 
 
 @triton.jit
-def weigh(exponents: Any, most: Any, total: Any, PRODUCT: tl.constexpr) -> Any:
+def weigh(exponents: tl.tensor, most: tl.tensor, total: tl.tensor, PRODUCT: tl.constexpr) -> tl.tensor:
     """(weights, most, total, faded) after a block of scores.
 
     Args:

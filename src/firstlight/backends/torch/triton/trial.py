@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -22,7 +20,7 @@ def works(device: torch.device) -> bool:
 
 
 @triton.jit
-def _trial(values: Any, out: Any, times: Any, rows: Any, SIZE: tl.constexpr) -> None:
+def _trial(values: tl.tensor, out: tl.tensor, times: tl.tensor, rows: tl.tensor, SIZE: tl.constexpr) -> None:
     row = tl.arange(0, SIZE)
     places = row[:, None] * SIZE + row[None, :]
     found = tl.load(values + places, mask=row[:, None] < rows, other=0.0)
