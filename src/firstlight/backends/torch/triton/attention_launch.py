@@ -9,9 +9,16 @@ import torch
 
 from firstlight.backends.kernel import Parameter
 from firstlight.backends.torch.transfer import Transfer
+from firstlight.backends.torch.triton.attention_plan import (
+    Columns,
+    Plan,
+    ProductKind,
+    columns,
+    plan,
+    power_of_two,
+)
 from firstlight.backends.torch.triton.launching import on, shared_memory
 from firstlight.backends.torch.triton.paged_attention import attend, combine
-from firstlight.backends.torch.triton.attention_plan import Plan, ProductKind, columns, plan, power_of_two
 from firstlight.backends.torch.triton.query_tiles import (
     LEAST_PART,
     MOST_PARTS,
@@ -94,9 +101,16 @@ def run(
 
 
 def _plan(call: Call, kind: ProductKind, queries: int, memory: int) -> Plan:
-    shared = call.values is None
+    return plan(queries, *_columns(call), call.values is None, kind, memory)
+
+
+def _columns(call: Call) -> tuple[Columns, Columns]:
+    """Of keys and values. Values that are the keys' first columns are cut as these are."""
     key, value = columns(call.keys.shape[3]), columns(call.value_size)
-    return plan(queries, key, key if shared else value, shared, kind, memory)
+    if call.values is None:
+        rest = key.rest if call.value_size > key.low else 0
+        value = replace(value, low=key.low, rest=rest)
+    return key, value
 
 
 def _launch_split(
@@ -136,10 +150,7 @@ def _launch(
 ) -> None:
     queries = call.queries.contiguous()
     table = page_table(call.rows, transfer)
-    key, value = columns(call.keys.shape[3]), columns(call.value_size)
-    if call.values is None:
-        rest = key.rest if call.value_size > key.low else 0
-        value = replace(value, low=key.low, rest=rest)
+    key, value = _columns(call)
     inner, outer = 1.0, call.scale * _LOG2_E
     if call.soft_cap is not None:
         inner, outer = call.scale / call.soft_cap, call.soft_cap * _LOG2_E
@@ -149,8 +160,12 @@ def _launch(
         *(queries, call.keys, call.keys if call.values is None else call.values),
         *(queries if call.sinks is None else call.sinks, out, sums, states, tiles.numbers),
         *(table, table.shape[1], call.keys.shape[2], call.group, call.window or 0, inner, outer),
-        **{"KEY_SIZE": key.size, "KEY_LOW": key.low, "KEY_REST": key.rest},
-        **{"VALUE_SIZE": value.size, "VALUE_LOW": value.low, "VALUE_REST": value.rest},
+        KEY_SIZE=key.size,
+        KEY_LOW=key.low,
+        KEY_REST=key.rest,
+        VALUE_SIZE=value.size,
+        VALUE_LOW=value.low,
+        VALUE_REST=value.rest,
         PAGE_TOKENS=call.rows.page_tokens,
         TILE=sizes.tile,
         BLOCK=sizes.block,

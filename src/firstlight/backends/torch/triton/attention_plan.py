@@ -10,8 +10,9 @@ ProductKind = Literal["bfloat16", "parts", "float32"]
 SMALLEST = 16
 """Of a product's three sides, as `tl.dot` asks of them on every chip."""
 
-_MOST_SUMS = 128 * 128
-"""Sums of one tile, which lie in registers."""
+_MOST_QUERIES: dict[ProductKind, int] = {"bfloat16": 128, "parts": 32, "float32": 32}
+_MOST_SUMS: dict[ProductKind, int] = {"bfloat16": 32 * 512, "parts": 32 * 512, "float32": 32 * 256}
+"""Of one tile: sums lie in registers, as does what products of these kinds need beside them."""
 
 
 @dataclass(frozen=True)
@@ -73,22 +74,24 @@ def plan(
     item = 4 if kind == "float32" else 2
     query_copies = 3 if kind == "parts" else 1
     entry = item * (key.padded + (0 if shared else value.padded))
-    tile = min(power_of_two(queries), 128 if kind == "bfloat16" else 32)
-    while tile > SMALLEST and tile * value.padded > _MOST_SUMS * (2 if shared else 1):
+    tile = min(power_of_two(queries), _MOST_QUERIES[kind])
+    while tile > SMALLEST and tile * value.padded > _MOST_SUMS[kind]:
         tile //= 2
     stages, block = 3, 64 if kind == "bfloat16" else 32
     while _bytes(tile, block, stages, entry, item * query_copies * key.padded) > memory:
         if stages > 2:
             stages -= 1
-        elif block > SMALLEST:
+        elif block > 2 * SMALLEST:
             block //= 2
         elif tile > SMALLEST:
             tile //= 2
+        elif block > SMALLEST:
+            block //= 2
         elif stages > 1:
             stages -= 1
         else:
             break
-    warps = 8 if tile * value.padded > 64 * 128 else 4
+    warps = 8 if tile >= 128 or tile * value.padded > 64 * 128 else 4
     return Plan(tile, block, warps, stages)
 
 

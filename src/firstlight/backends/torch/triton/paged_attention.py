@@ -104,11 +104,11 @@ def attend(
 
     most = tl.full((TILE,), NOTHING, tl.float32)
     total = tl.zeros((TILE,), tl.float32)
-    if SINKS:
+    if SINKS:  # noqa: SIM102 - only one of the two is known when this is compiled
         if part == 0:
             most = tl.load(sinks + head, mask=there, other=0.0) * 1.4426950408889634
             total = tl.full((TILE,), 1.0, tl.float32)
-    if SPLIT:
+    if SPLIT:  # noqa: SIM102
         if begin >= end:
             # `combine` does not read the sums of a part whose total is nothing.
             tl.store(states + place * 2, most, mask=there)

@@ -113,6 +113,4 @@ def _tiles(
     seen = numbers[:, 3] + np.minimum((query + size - 1) // group, numbers[:, 2] - 1)
     numbers = np.ascontiguousarray(numbers[np.argsort(-seen, kind="stable")])
     each = np.repeat(first - before, counts) + np.arange(int(counts.sum()))
-    return Tiles(
-        size, transfer.upload(numbers), transfer.upload(each.astype(np.int32)), parts
-    )
+    return Tiles(size, transfer.upload(numbers), transfer.upload(each.astype(np.int32)), parts)

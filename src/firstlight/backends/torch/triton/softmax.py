@@ -81,7 +81,9 @@ def tanh(x: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def weigh(exponents: tl.tensor, most: tl.tensor, total: tl.tensor, PRODUCT: tl.constexpr) -> tl.tensor:
+def weigh(
+    exponents: tl.tensor, most: tl.tensor, total: tl.tensor, PRODUCT: tl.constexpr
+) -> tl.tensor:
     """(weights, most, total, faded) after a block of scores.
 
     Args:

@@ -20,7 +20,9 @@ def works(device: torch.device) -> bool:
 
 
 @triton.jit
-def _trial(values: tl.tensor, out: tl.tensor, times: tl.tensor, rows: tl.tensor, SIZE: tl.constexpr) -> None:
+def _trial(
+    values: tl.tensor, out: tl.tensor, times: tl.tensor, rows: tl.tensor, SIZE: tl.constexpr
+) -> None:
     row = tl.arange(0, SIZE)
     places = row[:, None] * SIZE + row[None, :]
     found = tl.load(values + places, mask=row[:, None] < rows, other=0.0)
