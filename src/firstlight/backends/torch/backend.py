@@ -31,8 +31,10 @@ from firstlight.backends.torch.products import ProductKernels
 from firstlight.backends.torch.quirks import quirk_of
 from firstlight.backends.torch.transfer import Transfer, as_tensor
 from firstlight.backends.torch.triton.launching import version as triton_version
+from firstlight.backends.torch.triton.product_kernels import product_kernels
 from firstlight.formats.base import Floats, Weight
 from firstlight.host.ceilings import Ceilings
+from firstlight.ops.rounding import bfloat16_for_bfloat16, no_rounding
 
 __all__ = ["TorchBackend", "all_places"]
 
@@ -62,12 +64,14 @@ class TorchBackend(Backend):
         self._buffer: torch.Tensor | None = None
         narrow = not exact and widens_bfloat16(self.device)
         products = ProductKernels(self._transfer, narrow)
+        rounding = bfloat16_for_bfloat16 if narrow else no_rounding
         super().__init__(
             (
+                *product_kernels(self._transfer, products, narrow, exact),
                 *products.all(),
                 *AttentionKernels(self._transfer, narrow).all(),
                 *RowKernels(self._transfer).all(),
-                *ExpertsKernels(self._transfer, products, narrow).all(),
+                *ExpertsKernels(self._transfer, products, rounding).all(),
             )
         )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from firstlight.backends.torch.matrix import DeviceMatrix, DeviceScales
 from firstlight.formats.base import Format
 from firstlight.formats.registry import get_format
-from firstlight.ops.rounding import Rounding
+from firstlight.ops.rounding import Rounding, RoundingOf
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Coding:
         shares_scale: whether the parts of a chunk have one scale.
         minimum: whether something is added to the product.
         block_bytes, block_chunks: of the format's blocks; 0 chunks: blocks are single values.
+        together: neighbouring codes that a thread can read at once, as far as blocks are aligned.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Coding:
     minimum: bool = False
     block_bytes: int = 1
     block_chunks: int = 0
+    together: int = 2
 
     def chunks(self, columns: int) -> int:
         """Chunks of a row of so many columns; the last may be cut short if blocks are single."""
@@ -56,22 +58,22 @@ def _blocks(name: str, values: int, chunks: int, **more: object) -> Coding:
     return replace(coding, **more)  # type: ignore[arg-type]
 
 
-def _nibbles(name: str, minimum: bool = False, scaled: str = "each") -> Coding:
-    return _blocks(name, 16, 1, parts=2, distance=16, minimum=minimum, scaled=scaled)
+def _nibbles(name: str, **more: object) -> Coding:
+    return _blocks(name, 16, 1, parts=2, distance=16, **more)
 
 
 _CODINGS = (
-    Coding("bf16", 64, scaled="none"),
-    Coding("f8_e4m3", 64, scaled="none"),
+    Coding("bf16", 64, scaled="none", together=8),
+    Coding("f8_e4m3", 64, scaled="none", together=8),
     _blocks("q8_0", 32, 1),
     _nibbles("q4_0"),
-    _nibbles("q4_1", minimum=True),
+    _nibbles("q4_1", minimum=True, together=4),
     _nibbles("q5_0"),
-    _nibbles("q5_1", minimum=True),
-    _nibbles("mxfp4", scaled="folded"),
+    _nibbles("q5_1", minimum=True, together=4),
+    _nibbles("mxfp4", scaled="folded", together=1),
     _blocks("nvfp4", 16, 4, scaled="folded"),
-    _blocks("q4_k", 32, 4, parts=2, distance=32, shares_scale=False, minimum=True),
-    _blocks("q5_k", 32, 4, parts=2, distance=32, shares_scale=False, minimum=True),
+    _blocks("q4_k", 32, 4, parts=2, distance=32, shares_scale=False, minimum=True, together=8),
+    _blocks("q5_k", 32, 4, parts=2, distance=32, shares_scale=False, minimum=True, together=8),
     _blocks("q6_k", 16, 8, parts=2, distance=64, shares_scale=False),
 )
 CODINGS: Mapping[str, Coding] = {coding.name: coding for coding in _CODINGS}
@@ -103,6 +105,12 @@ def _within(scales: DeviceScales, columns: int) -> int | None:
     return min(values, _MOST_VALUES) if values >= _LEAST_VALUES else None
 
 
-def bfloat16_for_codes(format: Format) -> Rounding:
-    """Activations of products with these formats, as with bfloat16 itself."""
-    return "bfloat16" if format.name in CODINGS else "none"
+def rounding_of(bfloat16: bool) -> RoundingOf:
+    """How products with weights of a format round their activations: to bfloat16 for all formats
+    above, for bfloat16 itself where that is said."""
+
+    def rounding(format: Format) -> Rounding:
+        rounds = format.name in CODINGS and (bfloat16 or format.name != "bf16")
+        return "bfloat16" if rounds else "none"
+
+    return rounding

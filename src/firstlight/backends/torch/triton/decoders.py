@@ -8,31 +8,29 @@ lowest bits of 2^23, which every chip does at full speed; conversions are slower
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def _whole(number: Any, less: tl.constexpr) -> Any:
+def _whole(number: tl.tensor, less: tl.constexpr) -> tl.tensor:
     """A whole number from 0 to 2^22, less another, as float32."""
     return (number | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + less)
 
 
 @triton.jit
-def _byte(weight: Any, place: Any) -> Any:
+def _byte(weight: tl.tensor, place: tl.tensor) -> tl.tensor:
     return tl.load(weight + place).to(tl.int32)
 
 
 @triton.jit
-def _half(weight: Any, place: Any) -> Any:
+def _half(weight: tl.tensor, place: tl.tensor) -> tl.tensor:
     """The float16 at a byte."""
     return tl.load((weight + place).to(tl.pointer_type(tl.float16))).to(tl.float32)
 
 
 @triton.jit
-def first_column(chunk: Any, VALUES: tl.constexpr, PARTS: tl.constexpr, DISTANCE: tl.constexpr):  # type: ignore[no-untyped-def]
+def first_column(chunk: tl.tensor, VALUES: tl.constexpr, PARTS: tl.constexpr, DISTANCE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Of a chunk's first part."""
     if DISTANCE > VALUES:
         RUN: tl.constexpr = DISTANCE // VALUES
@@ -41,7 +39,7 @@ def first_column(chunk: Any, VALUES: tl.constexpr, PARTS: tl.constexpr, DISTANCE
 
 
 @triton.jit
-def e4m3(code: Any) -> Any:
+def e4m3(code: tl.tensor) -> tl.tensor:
     """float32 of 8-bit floating-point codes without infinities, int32. No subnormal float32 is
     made on the way, since a chip may drop those."""
     most = code & 0x7F
@@ -53,7 +51,7 @@ def e4m3(code: Any) -> Any:
 
 
 @triton.jit
-def _e2m1_doubled(code: Any) -> Any:
+def _e2m1_doubled(code: tl.tensor) -> tl.tensor:
     """float32 of twice the value of 4-bit floating-point codes, int32."""
     most = code & 7
     normal = ((most << 22) + 0x3F800000).to(tl.float32, bitcast=True)
@@ -63,7 +61,7 @@ def _e2m1_doubled(code: Any) -> Any:
 
 @triton.jit
 def codes_of(
-    weight: Any, first: Any, chunk: Any, place: Any, columns: Any,
+    weight: tl.tensor, first: tl.tensor, chunk: tl.tensor, place: tl.tensor, columns: tl.tensor,
     PART: tl.constexpr, FORMAT: tl.constexpr, VALUES: tl.constexpr,
 ):  # type: ignore[no-untyped-def]  # fmt: skip
     """What is multiplied by a scale, of the values `place` (0 to VALUES) of a part of a chunk.
@@ -120,7 +118,7 @@ def codes_of(
 
 
 @triton.jit
-def _six_bits(weight: Any, start: Any, group: Any, MINIMUM: tl.constexpr):  # type: ignore[no-untyped-def]
+def _six_bits(weight: tl.tensor, start: tl.tensor, group: tl.tensor, MINIMUM: tl.constexpr):  # type: ignore[no-untyped-def]
     """A scale or minimum of the eight in 12 bytes, as k_quants.py packs them; `start` is theirs."""
     own = _byte(weight, start + 4 * MINIMUM + group % 4)
     nibbles = _byte(weight, start + 8 + group % 4) >> (4 * MINIMUM) & 15
@@ -129,7 +127,7 @@ def _six_bits(weight: Any, start: Any, group: Any, MINIMUM: tl.constexpr):  # ty
 
 @triton.jit
 def scales_of(
-    weight: Any, first: Any, chunk: Any, row: Any, scales: Any, scales_across: Any,
+    weight: tl.tensor, first: tl.tensor, chunk: tl.tensor, row: tl.tensor, scales: tl.tensor, scales_across: tl.tensor,
     PART: tl.constexpr, FORMAT: tl.constexpr, VALUES: tl.constexpr,
     SCALE_ROWS: tl.constexpr, SCALE_COLUMNS: tl.constexpr,
 ):  # type: ignore[no-untyped-def]  # fmt: skip
@@ -177,7 +175,7 @@ def scales_of(
 
 
 @triton.jit
-def minima_of(weight: Any, first: Any, chunk: Any, PART: tl.constexpr, FORMAT: tl.constexpr):  # type: ignore[no-untyped-def]
+def minima_of(weight: tl.tensor, first: tl.tensor, chunk: tl.tensor, PART: tl.constexpr, FORMAT: tl.constexpr):  # type: ignore[no-untyped-def]
     """What is added to the values of a part of a chunk."""
     if FORMAT == "q4_1":
         return _half(weight, (first + chunk) * 20 + 2)

@@ -6,8 +6,6 @@ whole of their rows, all of its threads side by side; sums stay with the thread 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -16,7 +14,6 @@ from firstlight.backends.kernel import Parameter
 from firstlight.backends.torch.triton.decoders import codes_of, first_column, minima_of, scales_of
 from firstlight.backends.torch.triton.finishing import finished, narrowed
 from firstlight.backends.torch.triton.launching import on
-from firstlight.backends.torch.triton.operands import Operand
 from firstlight.backends.torch.triton.request import Request
 
 MOST_ROWS = 4
@@ -24,17 +21,15 @@ MOST_ROWS = 4
 
 PARAMETERS = (
     Parameter("outputs", (4, 2, 8, 16), 4),
-    Parameter("warps", (4, 2, 8), 4),
-    Parameter("stages", (2, 1, 3, 4), 2),
+    Parameter("unrolled", (2, 1, 4), 2),
 )
 
-_COLUMNS = 512
-"""That a program reads at once, of each output."""
+# With other numbers of threads sums would have another order, which parameters must not change.
+_WARPS = 4
+_THREADS = 32 * _WARPS
 
 
-def few_rows(
-    request: Request, outputs: int = 4, warps: int = 4, stages: int = 2
-) -> torch.Tensor:
+def few_rows(request: Request, outputs: int = 4, unrolled: int = 2) -> torch.Tensor:
     """The product that is asked for, of one row for each pair or of at most MOST_ROWS in all."""
     operand, x = request.operand, request.x
     coding, scales = operand.coding, operand.scales
@@ -53,19 +48,19 @@ def few_rows(
             coding.row_blocks(operand.columns), operand.first_row, operand.scales_across,
             operand.scales_each, request.rows_each, *request.numbers,
             ROWS=rows, OUTPUTS=outputs,
-            CHUNKS=max(1, _COLUMNS // (coding.values * coding.parts)),
+            CHUNKS=max(1, _THREADS * coding.together // coding.values), UNROLLED=unrolled,
             GATING=request.gating, FORMAT=coding.name, VALUES=coding.values, PARTS=coding.parts,
             DISTANCE=coding.distance, SCALED=coding.scaled != "none", MINIMUM=coding.minimum,
             SCALE_ROWS=operand.scale_rows, SCALE_COLUMNS=operand.scale_columns,
-            num_warps=warps, num_stages=stages,
+            num_warps=_WARPS,
         )  # fmt: skip
     return out
 
 
 @triton.jit
 def _values(
-    weight: Any, first: Any, chunk: Any, place: Any, columns: Any, row: Any, scales: Any,
-    scales_across: Any, PART: tl.constexpr, FORMAT: tl.constexpr, VALUES: tl.constexpr,
+    weight: tl.tensor, first: tl.tensor, chunk: tl.tensor, place: tl.tensor, columns: tl.tensor, row: tl.tensor, scales: tl.tensor,
+    scales_across: tl.tensor, PART: tl.constexpr, FORMAT: tl.constexpr, VALUES: tl.constexpr,
     SCALED: tl.constexpr, MINIMUM: tl.constexpr,
     SCALE_ROWS: tl.constexpr, SCALE_COLUMNS: tl.constexpr,
 ):  # type: ignore[no-untyped-def]  # fmt: skip
@@ -83,13 +78,13 @@ def _values(
 
 @triton.jit
 def _few_rows(
-    x: Any, weight: Any, other: Any, scales: Any, other_scales: Any, bias: Any, other_bias: Any,
-    factors: Any, residual: Any, experts: Any, out: Any,
-    count: Any, outputs: Any, columns: Any, chunks: Any, row_blocks: Any, first_row: Any,
-    scales_across: Any, scales_each: Any, rows_each: Any,
-    residual_scale: Any, limit: Any, slope: Any, offset: Any,
-    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, CHUNKS: tl.constexpr, GATING: tl.constexpr,
-    FORMAT: tl.constexpr, VALUES: tl.constexpr, PARTS: tl.constexpr, DISTANCE: tl.constexpr,
+    x: tl.tensor, weight: tl.tensor, other: tl.tensor, scales: tl.tensor, other_scales: tl.tensor, bias: tl.tensor, other_bias: tl.tensor,
+    factors: tl.tensor, residual: tl.tensor, experts: tl.tensor, out: tl.tensor,
+    count: tl.tensor, outputs: tl.tensor, columns: tl.tensor, chunks: tl.tensor, row_blocks: tl.tensor, first_row: tl.tensor,
+    scales_across: tl.tensor, scales_each: tl.tensor, rows_each: tl.tensor,
+    residual_scale: tl.tensor, limit: tl.tensor, slope: tl.tensor, offset: tl.tensor,
+    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, CHUNKS: tl.constexpr, UNROLLED: tl.constexpr,
+    GATING: tl.constexpr,    FORMAT: tl.constexpr, VALUES: tl.constexpr, PARTS: tl.constexpr, DISTANCE: tl.constexpr,
     SCALED: tl.constexpr, MINIMUM: tl.constexpr,
     SCALE_ROWS: tl.constexpr, SCALE_COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -124,24 +119,26 @@ def _few_rows(
     total = tl.zeros((ROWS, OUTPUTS, CHUNKS, VALUES), dtype=tl.float32)
     if GATING != "":
         other_total = tl.zeros((ROWS, OUTPUTS, CHUNKS, VALUES), dtype=tl.float32)
-    for start in range(0, chunks, CHUNKS):
-        chunk = start + tl.arange(0, CHUNKS)[None, :, None]
-        inside = chunk < chunks
-        chunk = tl.minimum(chunk, chunks - 1)
-        for PART in tl.static_range(PARTS):
-            column = first_column(chunk, VALUES, PARTS, DISTANCE) + PART * DISTANCE + place
-            there = (inside & (column < columns))[None, :, :, :]
-            given = tl.load(x + (given_from + column[None, :, :, :]), mask=there, other=0.0)
-            given = given.to(tl.float32)
-            total += given * _values(
-                weight, first, chunk, place, columns, own + first_row, scales, scales_across,
-                PART, FORMAT, VALUES, SCALED, MINIMUM, SCALE_ROWS, SCALE_COLUMNS,
-            )[None, :, :, :]  # fmt: skip
-            if GATING != "":
-                other_total += given * _values(
-                    other, first, chunk, place, columns, own + first_row, other_scales,
-                    scales_across, PART, FORMAT, VALUES, SCALED, MINIMUM, SCALE_ROWS, SCALE_COLUMNS,
+    for start in range(0, chunks, CHUNKS * UNROLLED):
+        for step in tl.static_range(UNROLLED):
+            chunk = start + step * CHUNKS + tl.arange(0, CHUNKS)[None, :, None]
+            inside = chunk < chunks
+            chunk = tl.minimum(chunk, chunks - 1)
+            for PART in tl.static_range(PARTS):
+                column = first_column(chunk, VALUES, PARTS, DISTANCE) + PART * DISTANCE + place
+                there = (inside & (column < columns))[None, :, :, :]
+                given = tl.load(x + (given_from + column[None, :, :, :]), mask=there, other=0.0)
+                given = given.to(tl.float32)
+                total += given * _values(
+                    weight, first, chunk, place, columns, own + first_row, scales, scales_across,
+                    PART, FORMAT, VALUES, SCALED, MINIMUM, SCALE_ROWS, SCALE_COLUMNS,
                 )[None, :, :, :]  # fmt: skip
+                if GATING != "":
+                    other_total += given * _values(
+                        other, first, chunk, place, columns, own + first_row, other_scales,
+                        scales_across, PART, FORMAT, VALUES, SCALED, MINIMUM, SCALE_ROWS,
+                        SCALE_COLUMNS,
+                    )[None, :, :, :]  # fmt: skip
     SUMMED: tl.constexpr = CHUNKS * VALUES
     total = tl.sum(tl.reshape(total, (ROWS, OUTPUTS, SUMMED)), axis=2)
     if GATING != "":

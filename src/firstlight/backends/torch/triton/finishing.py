@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def to_bfloat16(value: Any) -> Any:
+def to_bfloat16(value: tl.tensor) -> tl.tensor:
     """To nearest, ties to even. By hand, since Triton's interpreter cuts instead of rounding."""
     bits = value.to(tl.int32, bitcast=True)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & -65536
@@ -18,7 +16,7 @@ def to_bfloat16(value: Any) -> Any:
 
 
 @triton.jit
-def narrowed(value: Any, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+def narrowed(value: tl.tensor, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     """float32 as it is stored: itself, or rounded to bfloat16."""
     if DTYPE == tl.bfloat16:
         return to_bfloat16(value)
@@ -26,7 +24,7 @@ def narrowed(value: Any, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def gated(gate: Any, up: Any, limit: Any, slope: Any, offset: Any, GATING: tl.constexpr):  # type: ignore[no-untyped-def]
+def gated(gate: tl.tensor, up: tl.tensor, limit: tl.tensor, slope: tl.tensor, offset: tl.tensor, GATING: tl.constexpr):  # type: ignore[no-untyped-def]
     """`gate` with the activation of that name, or `clamped_gate` where it is "clamped"."""
     if GATING == "silu":
         return gate * tl.sigmoid(gate) * up
@@ -47,9 +45,9 @@ def gated(gate: Any, up: Any, limit: Any, slope: Any, offset: Any, GATING: tl.co
 
 @triton.jit
 def finished(
-    total: Any, other: Any, bias: Any, other_bias: Any, factors: Any, residual: Any,
-    output: Any, row: Any, place: Any, inside: Any,
-    residual_scale: Any, limit: Any, slope: Any, offset: Any, GATING: tl.constexpr,
+    total: tl.tensor, other: tl.tensor, bias: tl.tensor, other_bias: tl.tensor, factors: tl.tensor, residual: tl.tensor,
+    output: tl.tensor, row: tl.tensor, place: tl.tensor, inside: tl.tensor,
+    residual_scale: tl.tensor, limit: tl.tensor, slope: tl.tensor, offset: tl.tensor, GATING: tl.constexpr,
 ):  # type: ignore[no-untyped-def]  # fmt: skip
     """A product's result from its sums; what is None is not done.
 

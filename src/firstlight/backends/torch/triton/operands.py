@@ -64,7 +64,8 @@ def operand_of(weight: DeviceMatrix, bias: torch.Tensor | None = None) -> Operan
         return found
     return Operand(
         coding, weight.rows, weight.columns, weight.data, bias,
-        scales.values, scales.rows, scales.columns, scales.first_row,
+        scales.values[scales.first_row // scales.rows :], scales.rows, scales.columns,
+        scales.first_row % scales.rows,
     )  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def experts_operand(products: Sequence[Product], device: torch.device) -> Operan
     kinds = {
         (
             each.coding, each.outputs, each.columns, each.bias is None, each.scales is None,
-            each.scale_rows, each.scale_columns, each.first_row % each.scale_rows,
+            each.scale_rows, each.scale_columns, each.first_row,
         )
         for each in alike
     }  # fmt: skip
@@ -98,13 +99,11 @@ def experts_operand(products: Sequence[Product], device: torch.device) -> Operan
         None if first.scales is None else torch.stack([_own_scales(each) for each in alike]),
         first.scale_rows,
         first.scale_columns,
-        first.first_row % first.scale_rows,
+        first.first_row,
     )
 
 
 def _own_scales(operand: Operand) -> torch.Tensor:
     """Those of an expert's own rows."""
     assert operand.scales is not None
-    start = operand.first_row // operand.scale_rows
-    stop = -(-(operand.first_row + operand.outputs) // operand.scale_rows)
-    return operand.scales[start:stop]
+    return operand.scales[: -(-(operand.first_row + operand.outputs) // operand.scale_rows)]
