@@ -167,7 +167,7 @@ _SHAPES = (
     _Shape("formats mixed", 4, Routing(2), ("q4_k", "q5_0", "q6_k"), 256, 512, 9, quick=True),
     _Shape("formats mixed, one row", 6, Routing(3), ("q4_k", "q8_0", "q4_0"), 256, 256, 1),
     _Shape("bf16", 5, Routing(2), ("bf16",), 192, 131, 21, shared=40, quick=True),
-    _Shape("mxfp4", 4, Routing(2), ("mxfp4",), 64, 96, 5),
+    _Shape("mxfp4", 4, Routing(2), ("mxfp4",), 64, 96, 5, quick=True),
 )
 
 

@@ -35,7 +35,8 @@ def first_column(chunk: tl.tensor, VALUES: tl.constexpr, PARTS: tl.constexpr, DI
     if DISTANCE > VALUES:
         RUN: tl.constexpr = DISTANCE // VALUES
         return chunk // RUN * (RUN * VALUES * PARTS) + chunk % RUN * VALUES
-    return chunk * (VALUES * PARTS)
+    else:
+        return chunk * (VALUES * PARTS)
 
 
 @triton.jit

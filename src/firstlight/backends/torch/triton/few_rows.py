@@ -129,16 +129,18 @@ def _few_rows(
                 there = (inside & (column < columns))[None, :, :, :]
                 given = tl.load(x + (given_from + column[None, :, :, :]), mask=there, other=0.0)
                 given = given.to(tl.float32)
-                total += given * _values(
+                values = _values(
                     weight, first, chunk, place, columns, own + first_row, scales, scales_across,
                     PART, FORMAT, VALUES, SCALED, MINIMUM, SCALE_ROWS, SCALE_COLUMNS,
-                )[None, :, :, :]  # fmt: skip
+                )  # fmt: skip
+                total = tl.fma(given, values[None, :, :, :], total)
                 if GATING != "":
-                    other_total += given * _values(
+                    values = _values(
                         other, first, chunk, place, columns, own + first_row, other_scales,
                         scales_across, PART, FORMAT, VALUES, SCALED, MINIMUM, SCALE_ROWS,
                         SCALE_COLUMNS,
-                    )[None, :, :, :]  # fmt: skip
+                    )  # fmt: skip
+                    other_total = tl.fma(given, values[None, :, :, :], other_total)
     SUMMED: tl.constexpr = CHUNKS * VALUES
     total = tl.sum(tl.reshape(total, (ROWS, OUTPUTS, SUMMED)), axis=2)
     if GATING != "":

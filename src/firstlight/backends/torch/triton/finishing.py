@@ -20,7 +20,8 @@ def narrowed(value: tl.tensor, DTYPE: tl.constexpr):  # type: ignore[no-untyped-
     """float32 as it is stored: itself, or rounded to bfloat16."""
     if DTYPE == tl.bfloat16:
         return to_bfloat16(value)
-    return value
+    else:
+        return value
 
 
 @triton.jit

@@ -154,12 +154,14 @@ def _add_chunk(
             )  # fmt: skip
             if MINIMUM:
                 minima = minima_of(weight, first, chunk, PART, FORMAT)
-                total += minima * tl.sum(given.to(tl.float32), axis=0)[None, :]
+                sums = tl.sum(given.to(tl.float32), axis=0)[None, :]
+                total = tl.fma(minima, sums, total)
             if PART == PARTS - 1 or not SHARES_SCALE:
-                total += part_total * scales_of(
+                scale = scales_of(
                     weight, first, chunk, row, scales, scales_across,
                     PART, FORMAT, VALUES, SCALE_ROWS, SCALE_COLUMNS,
                 )  # fmt: skip
+                total = tl.fma(part_total, scale, total)
                 part_total = tl.zeros((OUTPUTS, ROWS), dtype=tl.float32)
         else:
             total = _add_part(
