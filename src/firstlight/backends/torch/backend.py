@@ -30,6 +30,7 @@ from firstlight.backends.torch.paging import MOST_SCORES
 from firstlight.backends.torch.products import ProductKernels
 from firstlight.backends.torch.quirks import quirk_of
 from firstlight.backends.torch.transfer import Transfer, as_tensor
+from firstlight.backends.torch.triton.kernels import triton_kernels
 from firstlight.backends.torch.triton.launching import version as triton_version
 from firstlight.backends.torch.triton.product_kernels import product_kernels
 from firstlight.formats.base import Floats, Weight
@@ -68,6 +69,7 @@ class TorchBackend(Backend):
         super().__init__(
             (
                 *product_kernels(self._transfer, products, narrow, exact),
+                *triton_kernels(self._transfer, exact),
                 *products.all(),
                 *AttentionKernels(self._transfer, narrow).all(),
                 *RowKernels(self._transfer).all(),

@@ -54,7 +54,7 @@ def write_slots(rows: PagedRows, transfer: Transfer) -> torch.Tensor:
         page = rows.page_table[rows.row_sequences(), page_index].astype(np.int64)
         return transfer.upload(page * rows.page_tokens + rows.positions % rows.page_tokens)
 
-    return _kept(rows, ("slots", transfer.device), make)
+    return kept(rows, ("slots", transfer.device), make)
 
 
 def readings(
@@ -69,7 +69,7 @@ def readings(
             for seen, group in _groups(rows, window, heads)
         )
 
-    return _kept(rows, ("readings", transfer.device, window, heads), make)
+    return kept(rows, ("readings", transfer.device, window, heads), make)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _reading(
     return Reading(count, (start + each).reshape(-1), slots, hidden)
 
 
-def _kept(rows: PagedRows, key: tuple[object, ...], make: Callable[[], Made]) -> Made:
+def kept(rows: PagedRows, key: tuple[object, ...], make: Callable[[], Made]) -> Made:
     """Made once for these rows, and kept among their attributes."""
     made: dict[tuple[object, ...], Made] = rows.__dict__.setdefault(_KEPT, {})
     if key not in made:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from importlib.util import find_spec
 
 import torch
 
 from firstlight.backends.torch.quirks import quirk_of
+
+_LEAST_SHARED = 64 << 10
 
 
 @cache
@@ -64,3 +66,15 @@ def _tried(device: torch.device) -> bool:
 
     with on(device):
         return works(device)
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes that the threads of one program can share, as Triton's driver says; what every chip
+    has, where it does not."""
+    with suppress(Exception):
+        from triton.runtime import driver
+
+        found = driver.active.utils.get_device_properties(device.index or 0)
+        return max(_LEAST_SHARED, int(found["max_shared_mem"]))
+    return _LEAST_SHARED
