@@ -1,4 +1,4 @@
-"""Triton's compilers for chips that this machine lacks: what a kernel is launched with, compiled."""
+"""Triton's compilers for chips that are not here: what a kernel is launched with, compiled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which storage formats products decode in registers, and how columns lie in what they read at once.
+"""Which storage formats products decode in registers, and how columns lie in what is read at once.
 
 A product goes through a row of a weight chunk by chunk. The codes of a chunk lie in neighbouring
 bytes; where two codes share a byte the chunk has two parts, one for each nibble, whose columns lie
@@ -79,8 +79,9 @@ _CODINGS = (
 CODINGS: Mapping[str, Coding] = {coding.name: coding for coding in _CODINGS}
 """By the format's name."""
 
-# Values of a part of single values: few enough to stay in registers, many for few additions.
-_LEAST_VALUES, _MOST_VALUES = 16, 128
+# Values of a part of single values: few enough for what a chip's threads can share, many for few
+# additions.
+_LEAST_VALUES, _MOST_VALUES = 16, 64
 
 
 def coding_of(weight: DeviceMatrix) -> Coding | None:

@@ -1,3 +1,5 @@
+# mypy: disable-error-code=no-untyped-def
+# ruff: noqa: RET505 (of what follows a return in a branch of constants, Triton knows nothing)
 """Codes, scales and minima of weights, read from where they lie into registers.
 
 Layouts are those of formats/. Every function takes pointers to a weight's bytes and `first`, the
@@ -13,24 +15,24 @@ import triton.language as tl
 
 
 @triton.jit
-def _whole(number: tl.tensor, less: tl.constexpr) -> tl.tensor:
+def _whole(number, less: tl.constexpr):
     """A whole number from 0 to 2^22, less another, as float32."""
     return (number | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + less)
 
 
 @triton.jit
-def _byte(weight: tl.tensor, place: tl.tensor) -> tl.tensor:
+def _byte(weight, place):
     return tl.load(weight + place).to(tl.int32)
 
 
 @triton.jit
-def _half(weight: tl.tensor, place: tl.tensor) -> tl.tensor:
+def _half(weight, place):
     """The float16 at a byte."""
     return tl.load((weight + place).to(tl.pointer_type(tl.float16))).to(tl.float32)
 
 
 @triton.jit
-def first_column(chunk: tl.tensor, VALUES: tl.constexpr, PARTS: tl.constexpr, DISTANCE: tl.constexpr):  # type: ignore[no-untyped-def]
+def first_column(chunk, VALUES: tl.constexpr, PARTS: tl.constexpr, DISTANCE: tl.constexpr):
     """Of a chunk's first part."""
     if DISTANCE > VALUES:
         RUN: tl.constexpr = DISTANCE // VALUES
@@ -40,7 +42,7 @@ def first_column(chunk: tl.tensor, VALUES: tl.constexpr, PARTS: tl.constexpr, DI
 
 
 @triton.jit
-def e4m3(code: tl.tensor) -> tl.tensor:
+def e4m3(code):
     """float32 of 8-bit floating-point codes without infinities, int32. No subnormal float32 is
     made on the way, since a chip may drop those."""
     most = code & 0x7F
@@ -52,7 +54,7 @@ def e4m3(code: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def _e2m1_doubled(code: tl.tensor) -> tl.tensor:
+def _e2m1_doubled(code):
     """float32 of twice the value of 4-bit floating-point codes, int32."""
     most = code & 7
     normal = ((most << 22) + 0x3F800000).to(tl.float32, bitcast=True)
@@ -62,9 +64,9 @@ def _e2m1_doubled(code: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def codes_of(
-    weight: tl.tensor, first: tl.tensor, chunk: tl.tensor, place: tl.tensor, columns: tl.tensor,
+    weight, first, chunk, place, columns,
     PART: tl.constexpr, FORMAT: tl.constexpr, VALUES: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """What is multiplied by a scale, of the values `place` (0 to VALUES) of a part of a chunk.
 
     All formats but the first two have whole blocks, so that only those need to know where a row
@@ -75,9 +77,7 @@ def codes_of(
         return tl.load(weight + (first + column), mask=column < columns, other=0.0).to(tl.float32)
     elif FORMAT == "f8_e4m3":
         column = chunk * VALUES + place
-        return e4m3(
-            tl.load(weight + (first + column), mask=column < columns, other=0).to(tl.int32)
-        )
+        return e4m3(tl.load(weight + (first + column), mask=column < columns, other=0).to(tl.int32))
     elif FORMAT == "q8_0":
         return _whole(_byte(weight, (first + chunk) * 34 + 2 + place) ^ 0x80, 128)
     elif FORMAT == "q4_0":
@@ -119,7 +119,7 @@ def codes_of(
 
 
 @triton.jit
-def _six_bits(weight: tl.tensor, start: tl.tensor, group: tl.tensor, MINIMUM: tl.constexpr):  # type: ignore[no-untyped-def]
+def _six_bits(weight, start, group, MINIMUM: tl.constexpr):
     """A scale or minimum of the eight in 12 bytes, as k_quants.py packs them; `start` is theirs."""
     own = _byte(weight, start + 4 * MINIMUM + group % 4)
     nibbles = _byte(weight, start + 8 + group % 4) >> (4 * MINIMUM) & 15
@@ -128,10 +128,10 @@ def _six_bits(weight: tl.tensor, start: tl.tensor, group: tl.tensor, MINIMUM: tl
 
 @triton.jit
 def scales_of(
-    weight: tl.tensor, first: tl.tensor, chunk: tl.tensor, row: tl.tensor, scales: tl.tensor, scales_across: tl.tensor,
+    weight, first, chunk, row, scales, scales_across,
     PART: tl.constexpr, FORMAT: tl.constexpr, VALUES: tl.constexpr,
     SCALE_ROWS: tl.constexpr, SCALE_COLUMNS: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """The scale of a part of a chunk.
 
     `row` counts from the first row that `scales`, float32 [row blocks, scales_across] of blocks of
@@ -176,7 +176,7 @@ def scales_of(
 
 
 @triton.jit
-def minima_of(weight: tl.tensor, first: tl.tensor, chunk: tl.tensor, PART: tl.constexpr, FORMAT: tl.constexpr):  # type: ignore[no-untyped-def]
+def minima_of(weight, first, chunk, PART: tl.constexpr, FORMAT: tl.constexpr):
     """What is added to the values of a part of a chunk."""
     if FORMAT == "q4_1":
         return _half(weight, (first + chunk) * 20 + 2)

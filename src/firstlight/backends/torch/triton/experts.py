@@ -127,7 +127,7 @@ class TritonExperts:
         return products.compute(Request(products.gated(given, gate, up, gating), down))
 
     def _takes(self, x: torch.Tensor, block: ExpertsBlock, token_ids: Integers) -> bool:
-        fits = 0 < len(x) and x.shape[-1] <= MOST_COLUMNS
+        fits = len(x) > 0 and x.shape[-1] <= MOST_COLUMNS
         return fits and self._experts_of(block) is not None
 
     def _experts_of(self, block: ExpertsBlock) -> _Experts | None:

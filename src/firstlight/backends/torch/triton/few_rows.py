@@ -1,3 +1,4 @@
+# mypy: disable-error-code=no-untyped-def
 """Products of a few rows: every value of a weight is read once, decoded and multiplied.
 
 What limits them is how fast weights are read. So a program has a few outputs and goes through the
@@ -59,11 +60,11 @@ def few_rows(request: Request, outputs: int = 4, unrolled: int = 2) -> torch.Ten
 
 @triton.jit
 def _values(
-    weight: tl.tensor, first: tl.tensor, chunk: tl.tensor, place: tl.tensor, columns: tl.tensor, row: tl.tensor, scales: tl.tensor,
-    scales_across: tl.tensor, PART: tl.constexpr, FORMAT: tl.constexpr, VALUES: tl.constexpr,
+    weight, first, chunk, place, columns, row, scales,
+    scales_across, PART: tl.constexpr, FORMAT: tl.constexpr, VALUES: tl.constexpr,
     SCALED: tl.constexpr, MINIMUM: tl.constexpr,
     SCALE_ROWS: tl.constexpr, SCALE_COLUMNS: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Values of a part of some chunks, in the order of float32 operations of formats/."""
     value = codes_of(weight, first, chunk, place, columns, PART, FORMAT, VALUES)
     if SCALED:
@@ -78,16 +79,16 @@ def _values(
 
 @triton.jit
 def _few_rows(
-    x: tl.tensor, weight: tl.tensor, other: tl.tensor, scales: tl.tensor, other_scales: tl.tensor, bias: tl.tensor, other_bias: tl.tensor,
-    factors: tl.tensor, residual: tl.tensor, experts: tl.tensor, out: tl.tensor,
-    count: tl.tensor, outputs: tl.tensor, columns: tl.tensor, chunks: tl.tensor, row_blocks: tl.tensor, first_row: tl.tensor,
-    scales_across: tl.tensor, scales_each: tl.tensor, rows_each: tl.tensor,
-    residual_scale: tl.tensor, limit: tl.tensor, slope: tl.tensor, offset: tl.tensor,
+    x, weight, other, scales, other_scales, bias, other_bias,
+    factors, residual, experts, out,
+    count, outputs, columns, chunks, row_blocks, first_row,
+    scales_across, scales_each, rows_each,
+    residual_scale, limit, slope, offset,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, CHUNKS: tl.constexpr, UNROLLED: tl.constexpr,
-    GATING: tl.constexpr,    FORMAT: tl.constexpr, VALUES: tl.constexpr, PARTS: tl.constexpr, DISTANCE: tl.constexpr,
-    SCALED: tl.constexpr, MINIMUM: tl.constexpr,
+    GATING: tl.constexpr, FORMAT: tl.constexpr, VALUES: tl.constexpr, PARTS: tl.constexpr,
+    DISTANCE: tl.constexpr, SCALED: tl.constexpr, MINIMUM: tl.constexpr,
     SCALE_ROWS: tl.constexpr, SCALE_COLUMNS: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     pair = tl.program_id(1)
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     kept = output < outputs
@@ -153,4 +154,4 @@ def _few_rows(
         total, other_total, bias, other_bias, factors, residual, output[None, :], row[:, None],
         to, stored, residual_scale, limit, slope, offset, GATING,
     )  # fmt: skip
-    tl.store(out + to, narrowed(total, out.dtype.element_ty), mask=stored)
+    tl.store(out + to, narrowed(total, out.dtype.element_ty == tl.bfloat16), mask=stored)

@@ -1,3 +1,5 @@
+# mypy: disable-error-code=no-untyped-def
+# ruff: noqa: RET505 (of what follows a return in a branch of constants, Triton knows nothing)
 """What is done to sums before they are stored: bias, gate, weight, residual, rounding."""
 
 from __future__ import annotations
@@ -7,7 +9,7 @@ import triton.language as tl
 
 
 @triton.jit
-def to_bfloat16(value: tl.tensor) -> tl.tensor:
+def to_bfloat16(value):
     """To nearest, ties to even. By hand, since Triton's interpreter cuts instead of rounding."""
     bits = value.to(tl.int32, bitcast=True)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & -65536
@@ -16,16 +18,23 @@ def to_bfloat16(value: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def narrowed(value: tl.tensor, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+def narrowed(value, NARROW: tl.constexpr):
     """float32 as it is stored: itself, or rounded to bfloat16."""
-    if DTYPE == tl.bfloat16:
+    if NARROW:
         return to_bfloat16(value)
     else:
         return value
 
 
 @triton.jit
-def gated(gate: tl.tensor, up: tl.tensor, limit: tl.tensor, slope: tl.tensor, offset: tl.tensor, GATING: tl.constexpr):  # type: ignore[no-untyped-def]
+def gated(
+    gate,
+    up,
+    limit,
+    slope,
+    offset,
+    GATING: tl.constexpr,
+):
     """`gate` with the activation of that name, or `clamped_gate` where it is "clamped"."""
     if GATING == "silu":
         return gate * tl.sigmoid(gate) * up
@@ -46,10 +55,10 @@ def gated(gate: tl.tensor, up: tl.tensor, limit: tl.tensor, slope: tl.tensor, of
 
 @triton.jit
 def finished(
-    total: tl.tensor, other: tl.tensor, bias: tl.tensor, other_bias: tl.tensor, factors: tl.tensor, residual: tl.tensor,
-    output: tl.tensor, row: tl.tensor, place: tl.tensor, inside: tl.tensor,
-    residual_scale: tl.tensor, limit: tl.tensor, slope: tl.tensor, offset: tl.tensor, GATING: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+    total, other, bias, other_bias, factors, residual,
+    output, row, place, inside,
+    residual_scale, limit, slope, offset, GATING: tl.constexpr,
+):  # fmt: skip
     """A product's result from its sums; what is None is not done.
 
     Args:

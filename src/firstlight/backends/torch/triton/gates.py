@@ -1,3 +1,4 @@
+# mypy: disable-error-code=no-untyped-def
 """Gates on each value by itself."""
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ def _each(
 
 @triton.jit
 def _gates(
-    gate_values: tl.tensor, up: tl.tensor, out: tl.tensor,
-    count: tl.tensor, limit: tl.tensor, slope: tl.tensor, offset: tl.tensor,
+    gate_values, up, out,
+    count, limit, slope, offset,
     GATING: tl.constexpr, SIZE: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     inside = place < count
     left = tl.load(gate_values + place, mask=inside, other=0.0)

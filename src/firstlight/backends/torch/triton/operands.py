@@ -22,9 +22,9 @@ class Operand:
     Attributes:
         coding: how they are read.
         outputs, columns: of each weight.
-        data: the weight's bytes (bfloat16: its values); of experts int64 [experts], their addresses.
+        data: the weight's bytes (bfloat16: its values); of experts int64 [experts], addresses.
         bias: float32 [outputs], of experts [experts, outputs]; None: there is none.
-        scales: float32 [row blocks, column blocks], of experts [experts, ...]; None: there are none.
+        scales: float32 [row blocks, column blocks], of experts [experts, ...]; None: none.
         scale_rows, scale_columns: of their blocks.
         first_row: of the weight among the rows that the scales are for.
     """

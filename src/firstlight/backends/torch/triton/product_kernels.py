@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from firstlight.backends.base import Kernel
 from firstlight.backends.torch.products import ProductKernels
 from firstlight.backends.torch.transfer import Transfer
 from firstlight.backends.torch.triton.launching import usable
 
+if TYPE_CHECKING:
+    from firstlight.backends.torch.triton.products import TritonProducts
 
-def product_kernels(
+
+def triton_products(
     transfer: Transfer, plain: ProductKernels, narrow: bool, exact: bool
-) -> tuple[Kernel, ...]:
-    """Every kernel, in order of preference within an op; none where Triton does not run.
+) -> TritonProducts | None:
+    """Products in Triton; None where it does not run.
 
     Args:
-        plain: the products of what these kernels do not decode.
+        plain: the products of what these do not decode.
         narrow: whether `plain` rounds activations for bfloat16 weights.
         exact: round no activations at all.
     """
     if not usable(transfer.device):
+        return None
+    from firstlight.backends.torch.triton.products import TritonProducts
+
+    return TritonProducts(plain, narrow, exact)
+
+
+def product_kernels(transfer: Transfer, products: TritonProducts | None) -> tuple[Kernel, ...]:
+    """Kernels to be preferred to those in plain PyTorch; none without products."""
+    if products is None:
         return ()
     from firstlight.backends.torch.triton import gates, rows
     from firstlight.backends.torch.triton.experts import TritonExperts
-    from firstlight.backends.torch.triton.products import TritonProducts
 
-    products = TritonProducts(plain, narrow, exact)
     return (
         *products.all(),
         *TritonExperts(transfer, products).all(),
-        Kernel("rms_norm", "row by row", rows.rms_norm, rows.takes_norm),
-        Kernel("gate", "triton", gates.gate, parameters=gates.PARAMETERS),
-        Kernel("clamped_gate", "triton", gates.clamped_gate, parameters=gates.PARAMETERS),
+        Kernel("rms_norm", "whole rows", rows.rms_norm, rows.takes_norm),
+        Kernel("gate", "one pass", gates.gate, parameters=gates.PARAMETERS),
+        Kernel("clamped_gate", "one pass", gates.clamped_gate, parameters=gates.PARAMETERS),
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from firstlight.backends.kernel import Kernel
+from firstlight.backends.kernel import Kernel, Tuned
 from firstlight.backends.torch.matrix import DeviceMatrix
 from firstlight.backends.torch.products import ProductKernels
 from firstlight.backends.torch.triton.coding import rounding_of
@@ -20,6 +22,12 @@ from firstlight.ops.feed_forward_block import FeedForwardBlock
 from firstlight.ops.gating import Gating
 from firstlight.ops.parts import Norm, Product
 from firstlight.ops.rounding import no_rounding
+from firstlight.ops.shape import Shape, rows_range
+
+_FEW_ROWS, _TILES = "few rows", "tiles"
+
+# The layout of weights that lie as they are stored, in shapes (ops/shape.py).
+_STORED = "stored"
 
 
 class TritonProducts:
@@ -37,17 +45,18 @@ class TritonProducts:
         self._bfloat16 = narrow or exact
         self.dtype = torch.float32 if exact else torch.bfloat16
         """Of activations as they are multiplied."""
+        self._chosen: dict[Shape, Tuned] = {}
         self.rounding = no_rounding if exact else rounding_of(bfloat16=narrow)
 
     def all(self) -> tuple[Kernel, ...]:
         """Every kernel, in order of preference within an op."""
         return (
             Kernel(
-                "linear", "few rows", self.linear_of_few_rows, self._takes_few_rows,
+                "linear", _FEW_ROWS, self.linear_of_few_rows, self._takes_few_rows,
                 rounding=self.rounding, parameters=FEW_ROWS_PARAMETERS,
             ),
             Kernel(
-                "linear", "tiles", self.linear_of_tiles, self._takes_tiles,
+                "linear", _TILES, self.linear_of_tiles, self._takes_tiles,
                 rounding=self.rounding, parameters=TILES_PARAMETERS, allows=_allows_tiles,
             ),
             Kernel(
@@ -69,7 +78,7 @@ class TritonProducts:
     def serves(self, operand: Operand, count: int) -> bool:
         """Whether products of so many rows are computed here: the library is as good where
         nothing is to be decoded."""
-        return 0 < count and (count <= MOST_ROWS or operand.coding.name != "bf16")
+        return count > 0 and (count <= MOST_ROWS or operand.coding.name != "bf16")
 
     def product(
         self, x: torch.Tensor, weight: DeviceMatrix, bias: torch.Tensor | None = None
@@ -82,8 +91,26 @@ class TritonProducts:
 
     def compute(self, request: Request, groups: Groups | None = None) -> torch.Tensor:
         """A product in the form that suits its rows; with groups, in tiles of theirs."""
-        few = groups is None if request.grouped else len(request.x) <= MOST_ROWS
-        return few_rows(request) if few else tiles(request, groups)
+        if groups is not None:
+            chosen = self._values(request.operand, groups.rows, _TILES)
+            return tiles(request, groups, **chosen)
+        count = 1 if request.grouped else len(request.x)
+        if count <= MOST_ROWS:
+            return few_rows(request, **self._values(request.operand, count, _FEW_ROWS))
+        return tiles(request, None, **self._values(request.operand, count, _TILES))
+
+    def tune(self, shape: Shape, tuned: Tuned | None) -> None:
+        """Have products of a shape of `linear` within blocks done so too; None: as without."""
+        if tuned is None or tuned.kernel is None:
+            self._chosen.pop(shape, None)
+        else:
+            self._chosen[shape] = tuned
+
+    def _values(self, operand: Operand, count: int, kernel: str) -> dict[str, Any]:
+        """What was chosen for such a product of so many rows, by name."""
+        shape = operand.coding.name, _STORED, operand.outputs, operand.columns, rows_range(count)
+        tuned = self._chosen.get(shape)
+        return {} if tuned is None or tuned.choice.kernel != kernel else dict(tuned.values)
 
     def gated(
         self,
@@ -140,9 +167,7 @@ class TritonProducts:
 
     # Whether they can --------------------------------------------------------------------
 
-    def _request(
-        self, x: torch.Tensor, weight: DeviceMatrix, bias: torch.Tensor | None
-    ) -> Request:
+    def _request(self, x: torch.Tensor, weight: DeviceMatrix, bias: torch.Tensor | None) -> Request:
         operand = operand_of(weight, bias)
         assert operand is not None
         return Request(self.activations(x), operand)
@@ -167,11 +192,7 @@ class TritonProducts:
         gate, up, down = self._operands(block)
         if gate is None or up is None or down is None or x.shape[-1] > MOST_COLUMNS:
             return False
-        return (
-            alike(gate, up)
-            and self.serves(gate, len(x))
-            and self.serves(down, len(x))
-        )
+        return alike(gate, up) and self.serves(gate, len(x)) and self.serves(down, len(x))
 
 
 def alike(gate: Operand, up: Operand) -> bool:
@@ -185,6 +206,9 @@ def alike(gate: Operand, up: Operand) -> bool:
     )
 
 
+_LOW = 64
+
+
 def _allows_tiles(
     x: torch.Tensor,
     weight: DeviceMatrix,
@@ -195,5 +219,6 @@ def _allows_tiles(
     warps: int,
     stages: int,
 ) -> bool:
-    """Tiles need not be twice as high as there are rows."""
-    return rows < 2 * max(len(x), LEAST_TILE // 2 + 1)
+    """Tiles need not be twice as high as there are rows, nor low where there are many."""
+    count = len(x)
+    return min(count, _LOW) <= rows < 2 * max(count, LEAST_TILE // 2 + 1)

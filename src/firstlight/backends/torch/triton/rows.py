@@ -1,3 +1,4 @@
+# mypy: disable-error-code=no-untyped-def
 """Norms, and what joins a block's results to the stream, a row at a time.
 
 Between two products a row is read once and written once: what joins sums up the results of a row's
@@ -89,9 +90,9 @@ def joined(
 
 @triton.jit
 def _norm_of(
-    value: tl.tensor, weight: tl.tensor, column: tl.tensor, there: tl.tensor,
-    columns: tl.tensor, epsilon: tl.tensor,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+    value, weight, column, there,
+    columns, epsilon,
+):  # fmt: skip
     """Of rows that are zero beyond their last column."""
     # Divided by its largest value first: squares could leave the range of float32.
     most = tl.minimum(tl.maximum(tl.max(tl.abs(value), axis=1), 1e-37), 1e38)[:, None]
@@ -105,10 +106,10 @@ def _norm_of(
 
 @triton.jit
 def _normed(
-    x: tl.tensor, weight: tl.tensor, out: tl.tensor,
-    rows: tl.tensor, columns: tl.tensor, epsilon: tl.tensor,
+    x, weight, out,
+    rows, columns, epsilon,
     WIDE: tl.constexpr, ROWS: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, WIDE)[None, :]
     there = column < columns
@@ -116,16 +117,16 @@ def _normed(
     place = row.to(tl.int64) * columns + column
     value = tl.load(x + place, mask=inside, other=0.0)
     value = _norm_of(value, weight, column, there, columns, epsilon)
-    tl.store(out + place, narrowed(value, out.dtype.element_ty), mask=inside)
+    tl.store(out + place, narrowed(value, out.dtype.element_ty == tl.bfloat16), mask=inside)
 
 
 @triton.jit
 def _joined(
-    stream: tl.tensor, results: tl.tensor, shared: tl.tensor, shared_logits: tl.tensor,
-    weight: tl.tensor, out: tl.tensor, rows: tl.tensor, columns: tl.tensor, each: tl.tensor,
-    epsilon: tl.tensor, scale: tl.tensor,
+    stream, results, shared, shared_logits,
+    weight, out, rows, columns, each,
+    epsilon, scale,
     NORMED: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, WIDE)[None, :]
     there = column < columns

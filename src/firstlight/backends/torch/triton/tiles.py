@@ -1,3 +1,4 @@
+# mypy: disable-error-code=no-untyped-def
 """Products of many rows: tiles of a weight, decoded in registers, times tiles of activations.
 
 Matrix units multiply whole codes, which bfloat16 holds exactly, by activations in bfloat16; sums of
@@ -28,8 +29,8 @@ LEAST_TILE = 16
 PARAMETERS = (
     Parameter("outputs", (64, 128, 32), 64),
     Parameter("rows", (128, 64, 32, 16, 256), 128),
-    Parameter("warps", (4, 8, 2), 4),
-    Parameter("stages", (3, 2, 4), 3),
+    Parameter("warps", (4, 8), 4),
+    Parameter("stages", (3, 2), 3),
 )
 
 # Up to so many rows a weight is split, for so many programs of so many outputs each, into parts of
@@ -110,12 +111,12 @@ def dot_type(x: torch.Tensor) -> tl.dtype:
 
 @triton.jit
 def _add_part(
-    total: tl.tensor, weight: tl.tensor, first: tl.tensor, chunk: tl.tensor, place: tl.tensor,
-    columns: tl.tensor, row: tl.tensor, scales: tl.tensor, scales_across: tl.tensor,
-    given: tl.tensor, DOT: tl.constexpr, PART: tl.constexpr,
+    total, weight, first, chunk, place,
+    columns, row, scales, scales_across,
+    given, DOT: tl.constexpr, PART: tl.constexpr,
     FORMAT: tl.constexpr, VALUES: tl.constexpr, SCALED: tl.constexpr,
     SCALE_ROWS: tl.constexpr, SCALE_COLUMNS: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """total plus the product of a part's values as far as bfloat16 holds them, and of `given`."""
     codes = codes_of(weight, first, chunk, place, columns, PART, FORMAT, VALUES)
     if SCALED == "folded":
@@ -128,14 +129,14 @@ def _add_part(
 
 @triton.jit
 def _add_chunk(
-    total: tl.tensor, weight: tl.tensor, first: tl.tensor, chunk: tl.tensor, columns: tl.tensor,
-    row: tl.tensor, scales: tl.tensor, scales_across: tl.tensor, x: tl.tensor,
-    given_from: tl.tensor,
+    total, weight, first, chunk, columns,
+    row, scales, scales_across, x,
+    given_from,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, DOT: tl.constexpr, FORMAT: tl.constexpr,
     VALUES: tl.constexpr, PARTS: tl.constexpr, DISTANCE: tl.constexpr, SCALED: tl.constexpr,
     SHARES_SCALE: tl.constexpr, MINIMUM: tl.constexpr, WHOLE: tl.constexpr,
     SCALE_ROWS: tl.constexpr, SCALE_COLUMNS: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """total [OUTPUTS, ROWS] plus the product of one chunk."""
     place = tl.arange(0, VALUES)
     if SCALED == "each":
@@ -173,19 +174,19 @@ def _add_chunk(
 
 @triton.jit
 def _tiles(
-    x: tl.tensor, weight: tl.tensor, other: tl.tensor, scales: tl.tensor, other_scales: tl.tensor,
-    bias: tl.tensor, other_bias: tl.tensor, factors: tl.tensor, residual: tl.tensor,
-    experts: tl.tensor, starts: tl.tensor, first_tiles: tl.tensor, order: tl.tensor,
-    out: tl.tensor,
-    count: tl.tensor, outputs: tl.tensor, columns: tl.tensor, chunks: tl.tensor,
-    split_chunks: tl.tensor, row_blocks: tl.tensor, first_row: tl.tensor,
-    scales_across: tl.tensor, scales_each: tl.tensor, rows_each: tl.tensor,
-    residual_scale: tl.tensor, limit: tl.tensor, slope: tl.tensor, offset: tl.tensor,
+    x, weight, other, scales, other_scales,
+    bias, other_bias, factors, residual,
+    experts, starts, first_tiles, order,
+    out,
+    count, outputs, columns, chunks,
+    split_chunks, row_blocks, first_row,
+    scales_across, scales_each, rows_each,
+    residual_scale, limit, slope, offset,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, GATING: tl.constexpr, DOT: tl.constexpr,
     FORMAT: tl.constexpr, VALUES: tl.constexpr, PARTS: tl.constexpr, DISTANCE: tl.constexpr,
     SCALED: tl.constexpr, SHARES_SCALE: tl.constexpr, MINIMUM: tl.constexpr, WHOLE: tl.constexpr,
     SCALE_ROWS: tl.constexpr, SCALE_COLUMNS: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     tile = tl.program_id(0)
     split = tl.program_id(2)
     output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -244,15 +245,15 @@ def _tiles(
         residual_scale, limit, slope, offset, GATING,
     )  # fmt: skip
     into = out + split.to(tl.int64) * count * outputs
-    tl.store(into + to, narrowed(total, out.dtype.element_ty), mask=stored)
+    tl.store(into + to, narrowed(total, out.dtype.element_ty == tl.bfloat16), mask=stored)
 
 
 @triton.jit
 def _combine(
-    parts: tl.tensor, bias: tl.tensor, factors: tl.tensor, residual: tl.tensor, out: tl.tensor,
-    size: tl.tensor, outputs: tl.tensor, residual_scale: tl.tensor,
+    parts, bias, factors, residual, out,
+    size, outputs, residual_scale,
     SPLITS: tl.constexpr, SIZE: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """The sum of the splits of a product, [SPLITS, n, outputs], in their order."""
     place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     inside = place < size
@@ -264,4 +265,4 @@ def _combine(
         total, total, bias, None, factors, residual, within % outputs, within // outputs,
         place, inside, residual_scale, 0.0, 0.0, 0.0, "",
     )  # fmt: skip
-    tl.store(out + place, narrowed(total, out.dtype.element_ty), mask=inside)
+    tl.store(out + place, narrowed(total, out.dtype.element_ty == tl.bfloat16), mask=inside)
