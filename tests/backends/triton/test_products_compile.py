@@ -27,6 +27,9 @@ if launching.interpreted():
 
 _TARGETS = {"warps of 32": ("cuda", 90, 32), "warps of 64": ("hip", "gfx942", 64)}
 _CODE = {"cuda": "ptx", "hip": "amdgcn"}
+_SHARED = {"cuda": 99 << 10, "hip": 64 << 10}
+"""Bytes that the threads of a program can share on those chips of these makers that have least."""
+
 _GATINGS = ("silu", "gelu", "gelu_tanh", "relu", ClampedSwish(7.0, 1.702, 1.0))
 
 each_target = pytest.mark.parametrize("target", _TARGETS.values(), ids=_TARGETS)
@@ -51,9 +54,10 @@ def _multiplied(launches: Launches, target: tuple[Any, ...]) -> None:
         code = made.asm[_CODE[target[0]]]
         assert "bf16" in code
         assert any(unit in code for unit in ("mma", "mfma"))
+        assert made.metadata.shared <= _SHARED[target[0]]
 
 
-_QUICK = ("q4_1", "mxfp4")
+_QUICK = ("q4_1",)
 _FORMATS = [
     pytest.param(name, marks=() if name in _QUICK else pytest.mark.slow) for name in CODINGS
 ]
