@@ -66,23 +66,24 @@ def compiled(
     constants = {kernel.arg_names[place] for place in kernel.constexprs}
     signature, constexprs, attributes = {}, {}, {}
     for place, (name, value) in enumerate(given.items()):
-        kind = None if name in constants else _type_of(value)
+        special = not kernel.params[place].do_not_specialize
+        kind = None if name in constants else _type_of(value, special)
         signature[name] = kind or "constexpr"
         if kind is None:
             constexprs[name] = value
-        elif _divisible(value):
+        elif special and _divisible(value):
             attributes[place,] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
     return triton.compile(source, target=GPUTarget(*target), options=options)
 
 
-def _type_of(value: Any) -> str | None:
+def _type_of(value: Any, special: bool) -> str | None:
     """Triton's name of an argument's type; None where it is compiled in."""
     if isinstance(value, torch.Tensor):
         return _TYPES[value.dtype]
     if isinstance(value, float):
         return "fp32"
-    if value is None or value == 1:
+    if value is None or (special and value == 1):
         return None
     return "i32" if abs(value) < 1 << 31 else "i64"
 

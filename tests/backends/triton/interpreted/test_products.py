@@ -131,7 +131,8 @@ def test_columns_that_are_split_add_up(backend: TorchBackend) -> None:
     weight, generator = _weight("q4_0", 18, 1568), np.random.default_rng(5)
     operand = operand_of(backend.pack(weight), torch.from_numpy(generator.normal(size=18)).float())
     assert operand is not None
-    assert tiles.splits_of(operand, 7) == 3
+    assert tiles.splits_of(operand, 7) == 6
+    assert tiles.splits_of(operand, 64) == 1
     assert tiles.splits_of(operand, 65) == 1
     x = generator.standard_normal((7, 1568), np.float32)
     residual = torch.from_numpy(generator.standard_normal((7, 18), np.float32))

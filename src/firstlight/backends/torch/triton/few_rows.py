@@ -13,8 +13,8 @@ import triton.language as tl
 
 from firstlight.backends.kernel import Parameter
 from firstlight.backends.torch.triton.decoders import codes_of, first_column, minima_of, scales_of
-from firstlight.backends.torch.triton.finishing import finished, narrowed
-from firstlight.backends.torch.triton.launching import on
+from firstlight.backends.torch.triton.finishing import finished, narrowed, to_bfloat16
+from firstlight.backends.torch.triton.launching import interpreted, on
 from firstlight.backends.torch.triton.request import Request
 
 MOST_ROWS = 4
@@ -50,12 +50,20 @@ def few_rows(request: Request, outputs: int = 4, unrolled: int = 2) -> torch.Ten
             operand.scales_each, request.rows_each, *request.numbers,
             ROWS=rows, OUTPUTS=outputs,
             CHUNKS=max(1, _THREADS * coding.together // coding.values), UNROLLED=unrolled,
-            GATING=request.gating, FORMAT=coding.name, VALUES=coding.values, PARTS=coding.parts,
+            ROUNDED=_rounded(request), GATING=request.gating,
+            FORMAT=coding.name, VALUES=coding.values, PARTS=coding.parts,
             DISTANCE=coding.distance, SCALED=coding.scaled != "none", MINIMUM=coding.minimum,
             SCALE_ROWS=operand.scale_rows, SCALE_COLUMNS=operand.scale_columns,
             num_warps=_WARPS,
         )  # fmt: skip
     return out
+
+
+def _rounded(request: Request) -> str:
+    """How activations are rounded to bfloat16 as they are read; empty: they are not."""
+    if not request.rounds:
+        return ""
+    return "by hand" if interpreted() else "by the chip"
 
 
 @triton.jit
@@ -77,7 +85,7 @@ def _values(
     return value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def _few_rows(
     x, weight, other, scales, other_scales, bias, other_bias,
     factors, residual, experts, out,
@@ -85,8 +93,8 @@ def _few_rows(
     scales_across, scales_each, rows_each,
     residual_scale, limit, slope, offset,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, CHUNKS: tl.constexpr, UNROLLED: tl.constexpr,
-    GATING: tl.constexpr, FORMAT: tl.constexpr, VALUES: tl.constexpr, PARTS: tl.constexpr,
-    DISTANCE: tl.constexpr, SCALED: tl.constexpr, MINIMUM: tl.constexpr,
+    ROUNDED: tl.constexpr, GATING: tl.constexpr, FORMAT: tl.constexpr, VALUES: tl.constexpr,
+    PARTS: tl.constexpr, DISTANCE: tl.constexpr, SCALED: tl.constexpr, MINIMUM: tl.constexpr,
     SCALE_ROWS: tl.constexpr, SCALE_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     pair = tl.program_id(1)
@@ -129,6 +137,10 @@ def _few_rows(
                 column = first_column(chunk, VALUES, PARTS, DISTANCE) + PART * DISTANCE + place
                 there = (inside & (column < columns))[None, :, :, :]
                 given = tl.load(x + (given_from + column[None, :, :, :]), mask=there, other=0.0)
+                if ROUNDED == "by the chip":
+                    given = given.to(tl.bfloat16)
+                elif ROUNDED == "by hand":
+                    given = to_bfloat16(given)
                 given = given.to(tl.float32)
                 values = _values(
                     weight, first, chunk, place, columns, own + first_row, scales, scales_across,

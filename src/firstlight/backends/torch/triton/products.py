@@ -26,6 +26,9 @@ from firstlight.ops.shape import Shape, rows_range
 
 _FEW_ROWS, _TILES = "few rows", "tiles"
 
+# Values of float32 that a thread reads at once.
+_ROUNDED_TOGETHER = 4
+
 # The layout of weights that lie as they are stored, in shapes (ops/shape.py).
 _STORED = "stored"
 
@@ -87,6 +90,8 @@ class TritonProducts:
         operand = self.operand(Product(weight, bias))
         if operand is None or not self.serves(operand, len(x)):
             return self._plain.product(x, weight, bias)
+        if len(x) <= MOST_ROWS:
+            return self.compute(self._of_few_rows(x, operand))
         return self.compute(Request(self.activations(x), operand))
 
     def compute(self, request: Request, groups: Groups | None = None) -> torch.Tensor:
@@ -133,7 +138,8 @@ class TritonProducts:
         outputs: int = 4,
         unrolled: int = 2,
     ) -> torch.Tensor:
-        return few_rows(self._request(x, weight, bias), outputs, unrolled)
+        operand = self._operand(weight, bias)
+        return few_rows(self._of_few_rows(x, operand), outputs, unrolled)
 
     def linear_of_tiles(
         self,
@@ -145,7 +151,8 @@ class TritonProducts:
         warps: int = 4,
         stages: int = 3,
     ) -> torch.Tensor:
-        return tiles(self._request(x, weight, bias), None, outputs, rows, warps, stages)
+        request = Request(self.activations(x), self._operand(weight, bias))
+        return tiles(request, None, outputs, rows, warps, stages)
 
     def feed_forward_block(self, x: torch.Tensor, block: FeedForwardBlock) -> torch.Tensor:
         gate, up, down = self._operands(block)
@@ -167,9 +174,16 @@ class TritonProducts:
 
     # Whether they can --------------------------------------------------------------------
 
-    def _request(self, x: torch.Tensor, weight: DeviceMatrix, bias: torch.Tensor | None) -> Request:
+    def _operand(self, weight: DeviceMatrix, bias: torch.Tensor | None) -> Operand:
         operand = operand_of(weight, bias)
         assert operand is not None
+        return operand
+
+    def _of_few_rows(self, x: torch.Tensor, operand: Operand) -> Request:
+        """Activations are rounded as they are read, but where that would be in smaller pieces
+        than the weight is read in."""
+        if self.dtype == torch.bfloat16 and operand.coding.together <= _ROUNDED_TOGETHER:
+            return Request(x.contiguous(), operand, rounds=True)
         return Request(self.activations(x), operand)
 
     def _takes_few_rows(

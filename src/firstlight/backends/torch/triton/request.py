@@ -26,6 +26,7 @@ class Request:
         residual: float32 of the result's shape; None: nothing is added.
         residual_scale: factor of what is added to it.
         narrow: whether the result is rounded to bfloat16: it is what another product multiplies.
+        rounds: whether x is float32 and rounded to bfloat16 as it is read; of few rows alone.
     """
 
     x: torch.Tensor
@@ -38,6 +39,7 @@ class Request:
     residual: torch.Tensor | None = None
     residual_scale: float = 1.0
     narrow: bool = False
+    rounds: bool = False
 
     @property
     def grouped(self) -> bool:

@@ -104,7 +104,7 @@ def _norm_of(
     return value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows",))
 def _normed(
     x, weight, out,
     rows, columns, epsilon,
@@ -120,7 +120,7 @@ def _normed(
     tl.store(out + place, narrowed(value, out.dtype.element_ty == tl.bfloat16), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows",))
 def _joined(
     stream, results, shared, shared_logits,
     weight, out, rows, columns, each,

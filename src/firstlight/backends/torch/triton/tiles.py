@@ -34,8 +34,9 @@ PARAMETERS = (
 )
 
 # Up to so many rows a weight is split, for so many programs of so many outputs each, into parts of
-# so many columns at least.
-_SPLIT_ROWS, _PROGRAMS, _SPLIT_OUTPUTS, _SPLIT_COLUMNS = 64, 512, 64, 512
+# so many columns at least; and sums that go through memory are to be few beside the weight.
+_SPLIT_ROWS, _PROGRAMS, _SPLIT_OUTPUTS, _SPLIT_COLUMNS = 64, 1024, 64, 256
+_BYTES_OF_A_SUM = 8
 _COMBINED = 1024
 """Values of the result that a program adds up."""
 
@@ -44,13 +45,21 @@ def splits_of(operand: Operand, count: int) -> int:
     """Parts into which a weight's columns are split for so many rows."""
     if count > _SPLIT_ROWS:
         return 1
-    wanted = _PROGRAMS * _SPLIT_OUTPUTS // operand.outputs
-    return max(1, min(wanted, operand.columns // _SPLIT_COLUMNS))
+    row_bytes = operand.data.nbytes // operand.outputs
+    return max(
+        1,
+        min(
+            _PROGRAMS * _SPLIT_OUTPUTS // operand.outputs,
+            operand.columns // _SPLIT_COLUMNS,
+            row_bytes // (_BYTES_OF_A_SUM * count),
+        ),
+    )
 
 
 def tile_rows(count: int, most: int) -> int:
     """Rows of a tile for so many in all."""
-    return max(LEAST_TILE, min(most, triton.next_power_of_2(count)))
+    power: int = triton.next_power_of_2(count)
+    return max(LEAST_TILE, min(most, power))
 
 
 def tiles(
@@ -98,8 +107,7 @@ def tiles(
         if splits > 1:
             _combine[(triton.cdiv(out.numel(), _COMBINED),)](
                 into, operand.bias, request.factors, request.residual, out,
-                out.numel(), operand.outputs, request.residual_scale,
-                SPLITS=splits, SIZE=_COMBINED,
+                out.numel(), operand.outputs, splits, request.residual_scale, SIZE=_COMBINED,
             )  # fmt: skip
     return out
 
@@ -172,7 +180,7 @@ def _add_chunk(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def _tiles(
     x, weight, other, scales, other_scales,
     bias, other_bias, factors, residual,
@@ -251,14 +259,13 @@ def _tiles(
 @triton.jit
 def _combine(
     parts, bias, factors, residual, out,
-    size, outputs, residual_scale,
-    SPLITS: tl.constexpr, SIZE: tl.constexpr,
+    size, outputs, splits, residual_scale, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """The sum of the splits of a product, [SPLITS, n, outputs], in their order."""
+    """The sum of the splits of a product, [splits, n, outputs], in their order."""
     place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     inside = place < size
     total = tl.load(parts + place, mask=inside, other=0.0)
-    for split in tl.static_range(1, SPLITS):
+    for split in range(1, splits):
         total += tl.load(parts + split * size.to(tl.int64) + place, mask=inside, other=0.0)
     within = tl.where(inside, place, 0)
     total = finished(
