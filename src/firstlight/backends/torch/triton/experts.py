@@ -20,12 +20,10 @@ from firstlight.backends.torch.triton.operands import Operand, experts_operand
 from firstlight.backends.torch.triton.products import TritonProducts, alike
 from firstlight.backends.torch.triton.request import Request
 from firstlight.backends.torch.triton.rows import MOST_COLUMNS, joined, normed
-from firstlight.backends.torch.triton.tiles import tile_rows
+from firstlight.backends.torch.triton.tiles import MOST_GATED_ROWS, tile_rows
 from firstlight.ops.experts_block import Expert, ExpertsBlock
 from firstlight.ops.gating import Gating
 from firstlight.ops.parts import Product
-
-_MOST_TILE_ROWS = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +100,7 @@ class TritonExperts:
         groups = None
         if count > MOST_ROWS:
             expected = -(-len(chosen) // len(block.experts))
-            rows = tile_rows(expected, _MOST_TILE_ROWS)
+            rows = tile_rows(expected, MOST_GATED_ROWS)
             groups = grouped(chosen, len(block.experts), rows)
         compute = self._products.compute
         inner = compute(

@@ -25,6 +25,9 @@ PARAMETERS = (
     Parameter("unrolled", (2, 1, 4), 2),
 )
 
+MOST_SUMS = 16
+"""Outputs times rows of a program: so many sums of each thread fit into registers."""
+
 # With other numbers of threads sums would have another order, which parameters must not change.
 _WARPS = 4
 _THREADS = 32 * _WARPS

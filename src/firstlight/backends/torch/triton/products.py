@@ -10,7 +10,7 @@ from firstlight.backends.kernel import Kernel, Tuned
 from firstlight.backends.torch.matrix import DeviceMatrix
 from firstlight.backends.torch.products import ProductKernels
 from firstlight.backends.torch.triton.coding import rounding_of
-from firstlight.backends.torch.triton.few_rows import MOST_ROWS, few_rows
+from firstlight.backends.torch.triton.few_rows import MOST_ROWS, MOST_SUMS, few_rows
 from firstlight.backends.torch.triton.few_rows import PARAMETERS as FEW_ROWS_PARAMETERS
 from firstlight.backends.torch.triton.grouping import Groups
 from firstlight.backends.torch.triton.operands import Operand, operand_of
@@ -56,7 +56,7 @@ class TritonProducts:
         return (
             Kernel(
                 "linear", _FEW_ROWS, self.linear_of_few_rows, self._takes_few_rows,
-                rounding=self.rounding, parameters=FEW_ROWS_PARAMETERS,
+                rounding=self.rounding, parameters=FEW_ROWS_PARAMETERS, allows=_allows_few_rows,
             ),
             Kernel(
                 "linear", _TILES, self.linear_of_tiles, self._takes_tiles,
@@ -218,6 +218,17 @@ def alike(gate: Operand, up: Operand) -> bool:
         and (gate.first_row, gate.scales_across) == (up.first_row, up.scales_across)
         and gate.scales_each == up.scales_each
     )
+
+
+def _allows_few_rows(
+    x: torch.Tensor,
+    weight: DeviceMatrix,
+    bias: torch.Tensor | None = None,
+    *,
+    outputs: int,
+    unrolled: int,
+) -> bool:
+    return outputs * len(x) <= MOST_SUMS
 
 
 _LOW = 64

@@ -26,6 +26,9 @@ from firstlight.backends.torch.triton.request import Request
 LEAST_TILE = 16
 """Rows and outputs that matrix units take at least."""
 
+MOST_GATED_ROWS = 64
+"""Rows of a tile of a gated product: the sums of both of its products must fit into registers."""
+
 PARAMETERS = (
     Parameter("outputs", (64, 128, 32), 64),
     Parameter("rows", (128, 64, 32, 16, 256), 128),
@@ -75,7 +78,7 @@ def tiles(
     if groups is not None:
         rows, across = groups.rows, groups.tiles
     else:
-        rows = tile_rows(count, rows)
+        rows = tile_rows(count, rows if other is None else min(rows, MOST_GATED_ROWS))
         across = triton.cdiv(count, rows)
     if splits > 1:
         shape = (splits, count, operand.outputs)
