@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from firstlight import __version__
 from firstlight.backends.base import Backend
+from firstlight.backends.kernel import Choice
 from firstlight.backends.torch.attention import AttentionKernels
 from firstlight.backends.torch.ceilings import measure_ceilings
 from firstlight.backends.torch.decoding import PLAIN, block_decoders
@@ -32,8 +33,11 @@ from firstlight.backends.torch.quirks import quirk_of
 from firstlight.backends.torch.transfer import Transfer, as_tensor
 from firstlight.backends.torch.triton.kernels import triton_kernels
 from firstlight.backends.torch.triton.launching import version as triton_version
+from firstlight.backends.torch.triton.product_kernels import product_kernels, triton_products
 from firstlight.formats.base import Floats, Weight
 from firstlight.host.ceilings import Ceilings
+from firstlight.ops.rounding import bfloat16_for_bfloat16, no_rounding
+from firstlight.ops.shape import Shape
 
 __all__ = ["TorchBackend", "all_places"]
 
@@ -63,13 +67,16 @@ class TorchBackend(Backend):
         self._buffer: torch.Tensor | None = None
         narrow = not exact and widens_bfloat16(self.device)
         products = ProductKernels(self._transfer, narrow)
+        rounding = bfloat16_for_bfloat16 if narrow else no_rounding
+        self._triton_products = triton_products(self._transfer, products, narrow, exact)
         super().__init__(
             (
+                *product_kernels(self._transfer, self._triton_products),
                 *triton_kernels(self._transfer, exact),
                 *products.all(),
                 *AttentionKernels(self._transfer, narrow).all(),
                 *RowKernels(self._transfer).all(),
-                *ExpertsKernels(self._transfer, products, narrow).all(),
+                *ExpertsKernels(self._transfer, products, rounding).all(),
             )
         )
 
@@ -121,6 +128,14 @@ class TorchBackend(Backend):
 
     def is_packed(self, argument: Any) -> bool:
         return isinstance(argument, DeviceMatrix)
+
+    # Tuning ------------------------------------------------------------------------------
+
+    def apply_tuning(self, op: str, shape: Shape, choice: Choice | None) -> None:
+        """Blocks are told of products, which they compute without asking dispatch."""
+        super().apply_tuning(op, shape, choice)
+        if op == "linear" and self._triton_products is not None:
+            self._triton_products.tune(shape, None if choice is None else self.ready(op, choice))
 
     # What the device is ------------------------------------------------------------------
 

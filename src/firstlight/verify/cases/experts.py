@@ -167,7 +167,27 @@ _SHAPES = (
     _Shape("formats mixed", 4, Routing(2), ("q4_k", "q5_0", "q6_k"), 256, 512, 9, quick=True),
     _Shape("formats mixed, one row", 6, Routing(3), ("q4_k", "q8_0", "q4_0"), 256, 256, 1),
     _Shape("bf16", 5, Routing(2), ("bf16",), 192, 131, 21, shared=40, quick=True),
-    _Shape("mxfp4", 4, Routing(2), ("mxfp4",), 64, 96, 5),
+    _Shape("mxfp4", 4, Routing(2), ("mxfp4",), 64, 96, 5, quick=True),
+    _Shape(
+        "mxfp4, biases and a clamped gate, two rows",
+        *(5, Routing(3, renormalised=True), ("mxfp4",), 64, 32, 2),
+        gating=ClampedSwish(0.75, 1.702, 1.0),
+        biases=True,
+    ),
+    _Shape(
+        "int4 by few of many experts, and a weighed shared one",
+        *(23, Routing(1, "sigmoid"), ("q4_1",), 32, 64, 33),
+        shared=32,
+        shared_weighed=True,
+        residual_scale=0.5,
+    ),
+    _Shape(
+        "8-bit floats, weighted before",
+        *(4, Routing(2), ("f8_e4m3",), 67, 35, 17),
+        weighted_before=True,
+        post_norm=True,
+        gating="gelu_tanh",
+    ),
 )
 
 
