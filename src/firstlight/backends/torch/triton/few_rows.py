@@ -16,6 +16,7 @@ from firstlight.backends.torch.triton.decoders import codes_of, first_column, mi
 from firstlight.backends.torch.triton.finishing import finished, narrowed, to_bfloat16
 from firstlight.backends.torch.triton.launching import interpreted, on
 from firstlight.backends.torch.triton.request import Request
+from firstlight.backends.torch.triton.sizes import power_of_two, quotient
 
 MOST_ROWS = 4
 """Of activations; above, tiles are faster: they need not be read by every program."""
@@ -39,9 +40,9 @@ def few_rows(request: Request, outputs: int = 4, unrolled: int = 2) -> torch.Ten
     coding, scales = operand.coding, operand.scales
     out = request.new_result()
     count = len(out)
-    rows = 1 if request.grouped else triton.next_power_of_2(count)
+    rows = 1 if request.grouped else power_of_two(count)
     other = request.other
-    grid = (triton.cdiv(operand.outputs, outputs), count if request.grouped else 1)
+    grid = (quotient(operand.outputs, outputs), count if request.grouped else 1)
     with on(x.device):
         _few_rows[grid](
             x, operand.data, None if other is None else other.data,

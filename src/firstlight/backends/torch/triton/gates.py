@@ -10,6 +10,7 @@ import triton.language as tl
 from firstlight.backends.kernel import Parameter
 from firstlight.backends.torch.triton.finishing import gated
 from firstlight.backends.torch.triton.launching import on
+from firstlight.backends.torch.triton.sizes import quotient
 from firstlight.ops.elementwise import Activation
 from firstlight.ops.gating import ClampedSwish
 
@@ -41,7 +42,7 @@ def _each(
     out = torch.empty_like(up)
     if out.numel():
         with on(up.device):
-            _gates[(triton.cdiv(out.numel(), size),)](
+            _gates[(quotient(out.numel(), size),)](
                 gate_values, up, out, out.numel(), *numbers, GATING=gating, SIZE=size
             )
     return out

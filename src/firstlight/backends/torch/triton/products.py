@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -48,6 +50,7 @@ class TritonProducts:
         self._bfloat16 = narrow or exact
         self.dtype = torch.float32 if exact else torch.bfloat16
         """Of activations as they are multiplied."""
+        self._read: WeakKeyDictionary[DeviceMatrix, Operand | None] = WeakKeyDictionary()
         self._chosen: dict[Shape, Tuned] = {}
         self.rounding = no_rounding if exact else rounding_of(bfloat16=narrow)
 
@@ -70,9 +73,12 @@ class TritonProducts:
 
     def operand(self, product: Product) -> Operand | None:
         """A product's weight as kernels take it; None where they do not."""
-        if product.weight.format.name == "bf16" and not self._bfloat16:
-            return None
-        return operand_of(product.weight, product.bias)
+        weight, bias = product.weight, product.bias
+        if weight not in self._read:
+            left = weight.format.name == "bf16" and not self._bfloat16
+            self._read[weight] = None if left else operand_of(weight)
+        found = self._read[weight]
+        return found if found is None or bias is None else replace(found, bias=bias)
 
     def activations(self, x: torch.Tensor) -> torch.Tensor:
         """Of a product, as they are multiplied."""
@@ -175,7 +181,7 @@ class TritonProducts:
     # Whether they can --------------------------------------------------------------------
 
     def _operand(self, weight: DeviceMatrix, bias: torch.Tensor | None) -> Operand:
-        operand = operand_of(weight, bias)
+        operand = self.operand(Product(weight, bias))
         assert operand is not None
         return operand
 
@@ -189,14 +195,14 @@ class TritonProducts:
     def _takes_few_rows(
         self, x: torch.Tensor, weight: DeviceMatrix, bias: torch.Tensor | None = None
     ) -> bool:
-        return 0 < len(x) <= MOST_ROWS and self.operand(Product(weight, bias)) is not None
+        return 0 < len(x) <= MOST_ROWS and self.operand(Product(weight)) is not None
 
     def _takes_tiles(
         self, x: torch.Tensor, weight: DeviceMatrix, bias: torch.Tensor | None = None
     ) -> bool:
         if len(x) <= MOST_ROWS:
             return False
-        operand = self.operand(Product(weight, bias))
+        operand = self.operand(Product(weight))
         return operand is not None and self.serves(operand, len(x))
 
     def _operands(self, block: FeedForwardBlock) -> tuple[Operand | None, ...]:

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from firstlight.backends.torch.triton.finishing import narrowed
 from firstlight.backends.torch.triton.launching import on
+from firstlight.backends.torch.triton.sizes import power_of_two, quotient
 from firstlight.ops.parts import Norm
 
 MOST_COLUMNS = 1 << 16
@@ -25,7 +26,7 @@ _LEAST_WARPS, _MOST_WARPS = 4, 16
 
 def _sizes(columns: int) -> tuple[int, int, int]:
     """(columns as a power of two, rows of a program, warps)."""
-    wide = triton.next_power_of_2(columns)
+    wide = power_of_two(columns)
     warps = min(_MOST_WARPS, max(_LEAST_WARPS, wide // (32 * _OF_A_THREAD)))
     return wide, max(1, _TOGETHER // wide), warps
 
@@ -40,7 +41,7 @@ def normed(x: torch.Tensor, norm: Norm, dtype: torch.dtype = torch.float32) -> t
     rows = x.numel() // columns
     wide, together, warps = _sizes(columns)
     with on(x.device):
-        _normed[(triton.cdiv(rows, together),)](
+        _normed[(quotient(rows, together),)](
             x, norm.weight, out, rows, columns, norm.epsilon,
             WIDE=wide, ROWS=together, num_warps=warps,
         )  # fmt: skip
@@ -79,7 +80,7 @@ def joined(
     out = torch.empty((rows, columns), dtype=torch.float32, device=results.device)
     wide, together, warps = _sizes(columns)
     with on(results.device):
-        _joined[(triton.cdiv(rows, together),)](
+        _joined[(quotient(rows, together),)](
             None if stream is None else stream.contiguous(), results, shared, shared_logits,
             None if norm is None else norm.weight, out, rows, columns, each,
             0.0 if norm is None else norm.epsilon, scale,

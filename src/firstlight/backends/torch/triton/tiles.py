@@ -22,6 +22,7 @@ from firstlight.backends.torch.triton.grouping import Groups
 from firstlight.backends.torch.triton.launching import interpreted, on
 from firstlight.backends.torch.triton.operands import Operand
 from firstlight.backends.torch.triton.request import Request
+from firstlight.backends.torch.triton.sizes import power_of_two, quotient
 
 LEAST_TILE = 16
 """Rows and outputs that matrix units take at least."""
@@ -61,8 +62,7 @@ def splits_of(operand: Operand, count: int) -> int:
 
 def tile_rows(count: int, most: int) -> int:
     """Rows of a tile for so many in all."""
-    power: int = triton.next_power_of_2(count)
-    return max(LEAST_TILE, min(most, power))
+    return max(LEAST_TILE, min(most, power_of_two(count)))
 
 
 def tiles(
@@ -79,7 +79,7 @@ def tiles(
         rows, across = groups.rows, groups.tiles
     else:
         rows = tile_rows(count, rows if other is None else min(rows, MOST_GATED_ROWS))
-        across = triton.cdiv(count, rows)
+        across = quotient(count, rows)
     if splits > 1:
         shape = (splits, count, operand.outputs)
         into = torch.empty(shape, dtype=torch.float32, device=x.device)
@@ -88,7 +88,7 @@ def tiles(
     chunks = coding.chunks(operand.columns)
     whole = splits == 1
     with on(x.device):
-        _tiles[across, triton.cdiv(operand.outputs, outputs), splits](
+        _tiles[across, quotient(operand.outputs, outputs), splits](
             x, operand.data, None if other is None else other.data,
             operand.scales, None if other is None else other.scales,
             operand.bias if whole else None, None if other is None else other.bias,
@@ -97,7 +97,7 @@ def tiles(
             None if groups is None else groups.starts,
             None if groups is None else groups.first_tiles,
             None if groups is None else groups.order, into,
-            count, operand.outputs, operand.columns, chunks, triton.cdiv(chunks, splits),
+            count, operand.outputs, operand.columns, chunks, quotient(chunks, splits),
             coding.row_blocks(operand.columns), operand.first_row, operand.scales_across,
             operand.scales_each, request.rows_each, *request.numbers,
             ROWS=rows, OUTPUTS=outputs, GATING=request.gating, DOT=dot_type(x),
@@ -108,7 +108,7 @@ def tiles(
             num_warps=warps, num_stages=stages,
         )  # fmt: skip
         if splits > 1:
-            _combine[(triton.cdiv(out.numel(), _COMBINED),)](
+            _combine[(quotient(out.numel(), _COMBINED),)](
                 into, operand.bias, request.factors, request.residual, out,
                 out.numel(), operand.outputs, splits, request.residual_scale, SIZE=_COMBINED,
             )  # fmt: skip
