@@ -53,6 +53,7 @@ FORBIDDEN = {
 # Vendor's or test oracle's package -> the only folder that may import it.
 VENDORS = {
     "torch": "backends/torch",
+    "triton": "backends/torch",
     "wgpu": "backends/webgpu",
     "jax": None,
     "transformers": None,

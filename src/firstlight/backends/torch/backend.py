@@ -33,17 +33,21 @@ from firstlight.backends.torch.device import (
 from firstlight.backends.torch.elementwise import RowKernels
 from firstlight.backends.torch.expanded_attention import ExpandedAttentionKernels
 from firstlight.backends.torch.experts import ExpertsKernels
-from firstlight.backends.torch.hyper_connections import hyper_connection_kernels
 from firstlight.backends.torch.graphs import RecordedGraph, Replayer, graphs_of
+from firstlight.backends.torch.hyper_connections import hyper_connection_kernels
 from firstlight.backends.torch.matrix import DeviceMatrix, put_on_device
 from firstlight.backends.torch.paging import MOST_SCORES
 from firstlight.backends.torch.products import ProductKernels
 from firstlight.backends.torch.quirks import quirk_of
 from firstlight.backends.torch.selection import SelectionKernels
 from firstlight.backends.torch.transfer import Transfer, as_tensor
+from firstlight.backends.torch.triton.kernels import triton_kernels
+from firstlight.backends.torch.triton.launching import version as triton_version
+from firstlight.backends.torch.triton.product_kernels import product_kernels, triton_products
 from firstlight.formats.base import Floats, Weight
 from firstlight.host.ceilings import Ceilings
 from firstlight.ops.collective import RankGroup
+from firstlight.ops.rounding import bfloat16_for_bfloat16, no_rounding
 from firstlight.ops.shape import Shape
 
 __all__ = ["TorchBackend", "all_places", "places_of_range"]
@@ -76,8 +80,12 @@ class TorchBackend(Backend):
         self._replayers: WeakSet[Replayer] = WeakSet()
         narrow = not exact and widens_bfloat16(self.device)
         products = ProductKernels(self._transfer, narrow)
+        rounding = bfloat16_for_bfloat16 if narrow else no_rounding
+        self._triton_products = triton_products(self._transfer, products, narrow, exact)
         super().__init__(
             (
+                *product_kernels(self._transfer, self._triton_products),
+                *triton_kernels(self._transfer, exact),
                 *products.all(),
                 *AttentionKernels(self._transfer, narrow).all(),
                 *SelectionKernels(self._transfer).all(),
@@ -85,7 +93,7 @@ class TorchBackend(Backend):
                 *ExpandedAttentionKernels(self._transfer).all(),
                 *hyper_connection_kernels(),
                 *RowKernels(self._transfer).all(),
-                *ExpertsKernels(self._transfer, products, narrow).all(),
+                *ExpertsKernels(self._transfer, products, rounding).all(),
                 *ChoosingKernels(self._transfer, has_doubles(self.device)).all(),
             )
         )
@@ -137,7 +145,7 @@ class TorchBackend(Backend):
             return ("decode steps are not replayed from graphs, as asked",)
         if self._make_graph is None:
             lacks = "decode steps are not replayed from graphs: the device has none that work"
-            return () if self._on_host else (lacks,)
+            return () if self.on_host else (lacks,)
         return tuple(
             f"decode steps are not replayed from graphs: {each.why_not}"
             if each.why_not is not None
@@ -147,10 +155,6 @@ class TorchBackend(Backend):
 
     def leave_out(self, op: str, kernel: str) -> None:
         super().leave_out(op, kernel)
-        self._record_anew()
-
-    def apply_tuning(self, op: str, shape: Shape, choice: Choice | None) -> None:
-        super().apply_tuning(op, shape, choice)
         self._record_anew()
 
     def _record_anew(self) -> None:
@@ -189,6 +193,15 @@ class TorchBackend(Backend):
     def is_packed(self, argument: Any) -> bool:
         return isinstance(argument, DeviceMatrix)
 
+    # Tuning ------------------------------------------------------------------------------
+
+    def apply_tuning(self, op: str, shape: Shape, choice: Choice | None) -> None:
+        """Blocks are told of products, which they compute without asking dispatch."""
+        super().apply_tuning(op, shape, choice)
+        if op == "linear" and self._triton_products is not None:
+            self._triton_products.tune(shape, None if choice is None else self.ready(op, choice))
+        self._record_anew()
+
     # What the device is ------------------------------------------------------------------
 
     def device_name(self) -> str:
@@ -202,7 +215,8 @@ class TorchBackend(Backend):
         built = [path.stat() for path in sorted(Path(__file__).parent.rglob("*.py"))]
         newest = max(each.st_mtime_ns for each in built)
         size = sum(each.st_size for each in built)
-        return f"{self.device_key()}, firstlight {__version__}, kernels {size}-{newest}"
+        compiler = f"{triton_version(self.device)}, ".lstrip(", ")
+        return f"{self.device_key()}, {compiler}firstlight {__version__}, kernels {size}-{newest}"
 
     def measure_ceilings(self) -> Ceilings:
         return measure_ceilings(self.device, self.cache_bytes())

@@ -39,8 +39,8 @@ class ExpandedAttentionKernels:
         softmax = Softmax(scale)
         for reading in readings(rows, None, heads, self._transfer):
             seen = gather(entries.unsqueeze(2), reading).float()
-            latents, turned = seen.split(
-                (value_weight.columns, seen.shape[2] - value_weight.columns), 2
+            latents, turned = torch.split(
+                seen, [value_weight.columns, seen.shape[2] - value_weight.columns], 2
             )
             query = queries.index_select(0, reading.rows)
             for head in range(heads):
