@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from firstlight.backends.torch.deferred_paging import is_deferred, most_seen, row_positions
 from firstlight.backends.torch.paging import kept
 from firstlight.backends.torch.transfer import Transfer
 from firstlight.ops.paging import PagedRows
@@ -48,6 +49,8 @@ def page_table(rows: PagedRows, transfer: Transfer) -> torch.Tensor:
     """int32 [sequences, pages] on the device."""
 
     def make() -> torch.Tensor:
+        if is_deferred(rows):
+            return transfer.upload(rows.page_table)
         return transfer.upload(np.ascontiguousarray(rows.page_table))
 
     return kept(rows, ("page table", transfer.device), make)
@@ -62,14 +65,12 @@ def split_tiles(
         chosen = _sequences(rows, few=True)
         if not len(chosen):
             return None
+        if is_deferred(rows):
+            return _deferred_tiles(
+                rows, group, size, _parts(most_seen(rows, None), window), transfer
+            )
         last = rows.positions[rows.row_starts[chosen + 1] - 1].astype(np.int64)
-        seen = int(last.max()) + 1
-        if window is not None:
-            # A block may begin before the window.
-            seen = min(seen, window + FEW_ROWS + _LARGEST_BLOCK)
-        parts = min(MOST_PARTS, -(-seen // LEAST_PART))
-        # Few numbers of parts, for steps that are recorded once; a part without positions is empty.
-        parts = 1 << (parts - 1).bit_length()
+        parts = _parts(int(last.max()) + 1, window)
         return _tiles(rows, chosen, group, size, parts, transfer)
 
     return kept(rows, ("split tiles", transfer.device, window, group, size), make)
@@ -86,6 +87,31 @@ def whole_tiles(rows: PagedRows, group: int, size: int, transfer: Transfer) -> T
 
 
 _LARGEST_BLOCK = 128
+
+
+def _parts(seen: int, window: int | None) -> int:
+    """Into how many parts a context of so many positions is split."""
+    if window is not None:
+        # A block may begin before the window.
+        seen = min(seen, window + FEW_ROWS + _LARGEST_BLOCK)
+    parts = min(MOST_PARTS, -(-seen // LEAST_PART))
+    # Few numbers of parts, for steps that are recorded once; a part without positions is empty.
+    return 1 << (parts - 1).bit_length()
+
+
+def _deferred_tiles(
+    rows: PagedRows, group: int, size: int, parts: int, transfer: Transfer
+) -> Tiles:
+    """The same as `_tiles` of sequences with a row each, where positions are on the device only."""
+    positions = row_positions(rows, transfer)
+    count, needed = len(positions), -(-group // size)
+    place = torch.arange(count, device=positions.device)
+    order = torch.argsort(positions, descending=True, stable=True)
+    which = order.repeat_interleave(needed)
+    query = torch.arange(0, needed * size, size, device=positions.device).repeat(count)
+    ones = torch.ones_like(which)
+    columns = (which, which, ones, positions.index_select(0, which), which, query)
+    return Tiles(size, torch.stack(columns, 1).int(), place.int(), parts)
 
 
 def _sequences(rows: PagedRows, few: bool) -> NDArray[np.intp]:
