@@ -43,7 +43,7 @@ def backend() -> TorchBackend:
     return TorchBackend("cpu")
 
 
-@pytest.mark.parametrize("case", _chosen(), ids=lambda case: f"{case.op}, {case.name}")
+@pytest.mark.parametrize("case", list(_chosen()), ids=lambda case: f"{case.op}, {case.name}")
 def test_it_agrees_with_the_definition(backend: TorchBackend, case: Case) -> None:
     kernels = [
         each for each in backend.kernels() if each.op == case.op and each.name.startswith("paged")
