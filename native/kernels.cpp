@@ -63,6 +63,8 @@ namespace {
 
 #include "functions.inl"
 
+#include "float8.inl"
+
 #include "codes.inl"
 
 #include "block_formats.inl"
@@ -88,6 +90,10 @@ namespace {
 #include "bfloat16_linear.inl"
 
 #include "bfloat16_tiles.inl"
+
+#include "float8_products.inl"
+
+#include "float8_linear.inl"
 
 #include "packed_layout.inl"
 
@@ -129,12 +135,21 @@ namespace {
 
 #include "attention_tasks.inl"
 
+#include "entry_values.inl"
+
+#include "listed_attention.inl"
+
+#include "entry_choice.inl"
+
+#include "pooling.inl"
+
 #include "ceilings.inl"
 
 }  // namespace
 
 const KernelTable FIRSTLIGHT_TABLE = {
     kBfloat16Products,
+    kFloat8Products,
     linear,
     embed,
     pack,
@@ -143,6 +158,9 @@ const KernelTable FIRSTLIGHT_TABLE = {
     rotary,
     stream_write,
     attention,
+    listed_attention,
+    choose_entries,
+    pool_runs,
     prepare_heads,
     join_residual,
     read_memory,

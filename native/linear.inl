@@ -105,7 +105,11 @@ inline void fused_rows(const LinearCall& call, int64_t first) {
         }
         float sums[Rows];
         const int64_t count = least(kChunk, weight.columns - start);
-        fused_products<Format, Rows>(rows, call.x + start, count, ahead, sums);
+        if constexpr (kHasScales<Format>) {
+            float8_dot_products<Rows>(weight, first, start, count, call.x + start, ahead, sums);
+        } else {
+            fused_products<Format, Rows>(rows, call.x + start, count, ahead, sums);
+        }
         for (int r = 0; r < Rows; ++r) total[r] = start ? total[r] + sums[r] : sums[r];
     }
     for (int r = 0; r < Rows; ++r) {
@@ -147,6 +151,9 @@ inline void many_inputs_tile(const LinearCall& call, int64_t first, int64_t end,
             left[r] = weight.data + (first + r) * weight.row_bytes + bytes_of<Format>(start);
             if (in_place) continue;
             decode_to<Format>(left[r], count, tile + r * kTileStride);
+            if constexpr (kHasScales<Format>) {
+                multiply_scales(weight, first + r, start, count, tile + r * kTileStride);
+            }
             left[r] = reinterpret_cast<const uint8_t*>(tile + r * kTileStride);
         }
         const float* right = call.x + input_begin * weight.columns + start;

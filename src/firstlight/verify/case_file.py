@@ -16,8 +16,9 @@ native/tests/ reads the file. All numbers in it are little-endian::
     text        uint32 bytes, and these in UTF-8
 
 Arguments bear the names of the definition's parameters. A weight `w` becomes `w`, its bytes, with
-`w.format` and `w.columns`; a PagedRows `rows` becomes `rows.row_starts` and so on, and so does any
-other group of numbers. What is None is left out.
+`w.format` and `w.columns`, and `w.scales`, `w.scales.rows`, `w.scales.columns` and
+`w.scales.first_row` if it has scales of blocks; a PagedRows `rows` becomes `rows.row_starts` and so
+on, and so does any other group of numbers. What is None is left out.
 """
 
 from __future__ import annotations
@@ -130,6 +131,7 @@ def _fields(name: str, argument: Any) -> Iterator[tuple[str, Any]]:
             yield f"{name}.scales", argument.scales.values
             yield f"{name}.scales.rows", argument.scales.rows
             yield f"{name}.scales.columns", argument.scales.columns
+            yield f"{name}.scales.first_row", argument.scales.first_row
     elif isinstance(argument, PagedRows):
         for part in ("row_starts", "positions", "page_table", "page_tokens"):
             yield f"{name}.{part}", getattr(argument, part)

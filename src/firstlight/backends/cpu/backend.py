@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from firstlight.backends.base import Backend, Choice
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.blocks import BlockKernels
+from firstlight.backends.cpu.entries import EntryKernels
 from firstlight.backends.cpu.kernels import CpuKernels
 from firstlight.backends.cpu.latent import LatentKernels
 from firstlight.backends.cpu.packed import (
@@ -90,7 +91,8 @@ class CpuBackend(Backend):
         self._attention = TunedAttention()
         blocks = BlockKernels(self.native, kernels.rounding, self._attention)
         latent = LatentKernels(self.native, exact)
-        super().__init__((*kernels.all(), *latent.all(), *blocks.all()))
+        entries = EntryKernels(self.native)
+        super().__init__((*kernels.all(), *latent.all(), *entries.all(), *blocks.all()))
         self._matrices = TunedMatrices()
         self._linear_choices: dict[Shape, Choice] = {}
 

@@ -165,7 +165,7 @@ def _rows(rows: PagedRows) -> _native.PagedRows:
 
 
 def _attention_block(block: AttentionBlock) -> _native.AttentionBlock:
-    if block.sinks is not None or block.residual_scale is None:
+    if not (block.sinks is None or (are_floats(block.sinks) and block.soft_cap is None)):
         raise _CannotMake
     return _native.AttentionBlock(
         heads=block.heads,
@@ -184,12 +184,11 @@ def _attention_block(block: AttentionBlock) -> _native.AttentionBlock:
         soft_cap=_soft_cap(block.soft_cap),
         interleaved=block.interleaved,
         residual_scale=block.residual_scale,
+        sinks=block.sinks,
     )
 
 
 def _feed_forward_block(block: FeedForwardBlock) -> _native.FeedForwardBlock:
-    if block.residual_scale is None:
-        raise _CannotMake
     return _native.FeedForwardBlock(
         gate=_product(block.gate),
         up=_product(block.up),
@@ -202,19 +201,20 @@ def _feed_forward_block(block: FeedForwardBlock) -> _native.FeedForwardBlock:
 
 
 def _experts_block(block: ExpertsBlock) -> _native.ExpertsBlock:
-    if block.weighted_before or isinstance(block.gating, ClampedSwish):
+    if block.weighted_before:
         raise _CannotMake
     if not (block.correction is None or are_floats(block.correction)):
         raise _CannotMake
-    if block.residual_scale is None:
-        raise _CannotMake
-    routing = block.routing
+    routing, gating, clamp = block.routing, block.gating, None
+    if isinstance(gating, ClampedSwish):
+        gating, clamp = "silu", (gating.limit, gating.slope, gating.offset)
     return _native.ExpertsBlock(
         router=_product(block.router),
         products=[product for expert in block.experts for product in _expert(expert)],
         shared=[] if block.shared is None else _expert(block.shared),
         shared_gate=None if block.shared_gate is None else _product(block.shared_gate),
-        activation=block.gating,
+        activation=gating,
+        clamp=clamp,
         top_k=routing.top_k,
         score=routing.score,
         groups=routing.groups,

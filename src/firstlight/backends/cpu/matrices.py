@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import cast
 
 from firstlight.backends.cpu import _native
+from firstlight.backends.cpu.arrays import are_floats
 from firstlight.backends.cpu.packed import PackedMatrix
-from firstlight.formats.base import Format, Weight
+from firstlight.formats.base import BlockScales, Format, Weight
+from firstlight.formats.float8 import F8_E4M3
 
 # name -> (values, bytes) of a block, of the storage formats that the kernels decode.
 _FORMATS = _native.formats()
 
 _KEPT = "_cpu_matrix"
+
+# Of a block of scales; more than any matrix has.
+_MOST_ROWS = 1 << 40
 
 
 def knows(format: Format) -> bool:
@@ -27,13 +32,33 @@ def stored_matrix(weight: Weight) -> _native.Matrix | None:
     """
     kept = weight.__dict__
     if _KEPT not in kept:
-        made = None
-        if knows(weight.format) and weight.data.flags.c_contiguous:
-            made = _native.Matrix(
-                weight.format.name, weight.data, weight.rows, weight.columns, False
-            )
-        kept[_KEPT] = made
+        kept[_KEPT] = matrix_in_place(weight) if weight.data.flags.c_contiguous else None
     return cast("_native.Matrix | None", kept[_KEPT])
+
+
+def matrix_in_place(weight: Weight) -> _native.Matrix | None:
+    """A handle of a contiguous weight, where the kernels can read it and its scales."""
+    name, rows, columns = weight.format.name, weight.rows, weight.columns
+    scales = weight.scales
+    if not knows(weight.format):
+        return None
+    if scales is None:
+        return _native.Matrix(name, weight.data, rows, columns, False)
+    if not isinstance(scales, BlockScales) or weight.format.name != F8_E4M3.name:
+        return None
+    if not are_floats(scales.values) or (scales.columns % 32 and scales.columns < columns):
+        return None
+    return _native.Matrix(
+        name,
+        weight.data,
+        rows,
+        columns,
+        False,
+        scales.values,
+        min(scales.rows, _MOST_ROWS),
+        min(scales.columns, _MOST_ROWS),
+        scales.first_row,
+    )
 
 
 def matrix_of(weight: Weight | PackedMatrix) -> _native.Matrix | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from firstlight.formats.base import Format
+from firstlight.formats.base import BlockScales, Format, Weight
 from firstlight.formats.registry import get_format, known_formats
 from firstlight.verify.cases.base import Arguments, Case, normal
 from firstlight.verify.random_weights import random_weight
@@ -29,6 +29,22 @@ _SHAPES = (
 _QUICK_SHAPES = {(1, 67, 2), (7, 18, 5)}
 _NARROW_COLUMNS = (1, 3, 17, 33, 1025)
 
+# fp8 with scales of blocks: (rows of x, rows of the weight, columns, rows and columns of a block,
+# rows of the first block that lie before the weight).
+_SCALED = (
+    (1, 130, 384, 128, 128, 0),
+    (1, 21, 2100, 128, 128, 120),
+    (2, 67, 1664, 128, 128, 0),
+    (3, 9, 65, 4, 32, 3),
+    (4, 50, 3100, 16, 96, 5),
+    (6, 131, 300, 64, 128, 0),
+    (7, 33, 1100, 1, 1100, 0),
+    (23, 55, 1030, 128, 1030, 64),
+    (29, 130, 640, 128, 128, 0),
+    (5, 3, 2816, 8, 1408, 0),
+)
+_QUICK_SCALED = {(1, 130, 384, 128, 128, 0), (6, 131, 300, 64, 128, 0)}
+
 
 def linear_cases() -> Iterator[Case]:
     for name in known_formats():
@@ -39,6 +55,8 @@ def linear_cases() -> Iterator[Case]:
                 yield _linear_of_columns(get_format(name), 3, 5, columns)
     yield _linear_of_columns(get_format("f32"), 1, 4, 0)
     yield _linear_of_columns(get_format("f32"), 3, 4, 0)
+    for case in _SCALED:
+        yield _scaled(*case)
     yield Case("linear", "not finite", _not_finite)
     yield Case("linear", "unaligned weight", _unaligned)
     yield Case("linear", "large columns", _large_columns)
@@ -70,6 +88,37 @@ def _linear_of_columns(format: Format, count: int, rows: int, columns: int) -> C
     return Case("linear", f"{format.name} {count} x {columns} by {rows} narrow", make)
 
 
+def _scaled(
+    count: int, rows: int, columns: int, block_rows: int, block_columns: int, before: int
+) -> Case:
+    def make(generator: np.random.Generator) -> Arguments:
+        x = normal(generator, count, columns)
+        return x, _in_blocks(rows, columns, block_rows, block_columns, before, generator), None
+
+    name = (
+        f"f8_e4m3 {count} x {columns} by {rows}, blocks of {block_rows} by {block_columns}"
+        f"{f' from row {before}' if before else ''}"
+    )
+    quick = (count, rows, columns, block_rows, block_columns, before) in _QUICK_SCALED
+    return Case("linear", name, make, quick=quick)
+
+
+def _in_blocks(
+    rows: int,
+    columns: int,
+    block_rows: int,
+    block_columns: int,
+    before: int,
+    generator: np.random.Generator,
+) -> Weight:
+    """fp8 with scales of blocks, the first of which begins so many rows before the weight."""
+    stored = random_weight(get_format("f8_e4m3"), rows, columns, generator)
+    grid = (-(-(before + rows) // block_rows), -(-columns // block_columns))
+    values = generator.uniform(0.25, 2.0, grid).astype(np.float32)
+    scales = BlockScales(values, block_rows, block_columns, before)
+    return Weight(stored.format, stored.shape, stored.data, stored.name, scales)
+
+
 def _not_finite(generator: np.random.Generator) -> Arguments:
     """One row has a NaN and one an infinity; the others must stay as they are."""
     x = normal(generator, 9, 96)
@@ -96,6 +145,7 @@ def embed_cases() -> Iterator[Case]:
     for name in known_formats():
         for count in (0, 1, 13):
             yield _embed(get_format(name), count)
+    yield Case("embed", "f8_e4m3 with scales", _embed_scaled, quick=True)
 
 
 def _embed(format: Format, count: int) -> Case:
@@ -108,3 +158,8 @@ def _embed(format: Format, count: int) -> Case:
         return table, token_ids
 
     return Case("embed", f"{format.name} {count} tokens", make, quick=count == 13)
+
+
+def _embed_scaled(generator: np.random.Generator) -> Arguments:
+    token_ids = generator.integers(0, 29, 7).astype(np.int32)
+    return _in_blocks(29, 300, 8, 128, 3, generator), token_ids
