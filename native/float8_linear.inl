@@ -1,14 +1,12 @@
 // out = x weight^T + bias for fp8 weights and activations rounded to bfloat16.
 //
-// One or two rows of x: codes become bfloat16 in registers. More: those of a block of the weight's rows
+// Up to four rows of x: codes become bfloat16 in registers. More: those of a block of the weight's rows
 // become bfloat16 in the second-level cache, once for all rows of x. Bits are the same.
 
 #if defined(__AVX512BF16__)
 
 constexpr bool kFloat8Products = true;
 
-// Rows of x that meet codes in registers.
-constexpr int64_t kFloat8FewInputs = 2;
 // Rows of the weight that are decoded together, and the bytes between them, not a power of two.
 constexpr int64_t kFloat8BlockRows = 48;
 constexpr int64_t kFloat8Stride = 2 * kFloat8Chunk + 64;
@@ -31,7 +29,7 @@ inline const float* float8_scale(const StoredMatrix& weight, int64_t row, int64_
 inline void float8_group(const LinearCall& call, Float8Products products, const Float8Chunk& chunk,
                          const Float8Row* left, int rows, int64_t row, const uint16_t* right,
                          int64_t stride, int64_t x_begin, int inputs, bool more) {
-    alignas(64) float sums[4 * kFloat8Inputs];
+    alignas(64) float sums[4 * kFloat8MostInputs];
     products(left, chunk, right, stride, sums);
     for (int x = 0; x < inputs; ++x) {
         float* target = call.out + (x_begin + x) * call.weight.rows + row;
@@ -46,21 +44,25 @@ inline void float8_block(const LinearTiles& tiles, int64_t first, int64_t end, i
     const LinearCall& call = *tiles.call;
     const StoredMatrix& weight = call.weight;
     const int64_t inputs = input_end - input, stride = rounded_stride(weight.columns);
-    const bool stored = inputs <= kFloat8FewInputs;
-    const int64_t panels = divide_up(inputs, kFloat8Inputs);
-    const int64_t kept_together = tiles.block_rows == 1 ? 1 : kFloat8Rows;
+    const bool stored = inputs <= kFloat8MostInputs;
+    const int64_t panels = stored ? 1 : divide_up(inputs, kFloat8Inputs);
+    const int64_t kept_together = stored && inputs > 2 ? 2 : kFloat8Rows;
     uint8_t* decoded = nullptr;
     if (!stored) decoded = static_cast<uint8_t*>(thread_scratch(kFloat8BlockRows * kFloat8Stride));
     for (int64_t start = 0; start < weight.columns; start += kFloat8Chunk) {
         const Float8Chunk chunk = float8_chunk(
             weight, start,
             call.tuning.fetch_ahead ? call.tuning.fetch_ahead : kept_together * weight.row_bytes);
+        // From a row of this chunk to what is decoded after the block's chunk.
+        const int64_t next = start + chunk.count < weight.columns
+                                 ? chunk.count
+                                 : (end - first) * weight.row_bytes - start;
         Float8Row left[kFloat8BlockRows];
         for (int64_t r = first; r < end; ++r) {
             const uint8_t* data = weight.data + r * weight.row_bytes + start;
             if (!stored) {
                 uint8_t* to = decoded + (r - first) * kFloat8Stride;
-                decode_float8(data, chunk.count, to);
+                decode_float8(data, chunk.count, next, to);
                 data = to;
             }
             left[r - first] = {data, float8_scale(weight, r, start)};
@@ -69,9 +71,8 @@ inline void float8_block(const LinearTiles& tiles, int64_t first, int64_t end, i
             const int64_t x_begin = input + inputs * panel / panels;
             const int some = static_cast<int>(input + inputs * (panel + 1) / panels - x_begin);
             const uint16_t* right = static_cast<const uint16_t*>(tiles.x) + x_begin * stride + start;
-            const Float8Products whole =
-                float8_products_for(stored, static_cast<int>(kept_together), some);
-            const Float8Products one = float8_products_for(stored, 1, some);
+            const Float8Products whole = float8_products_for(stored, false, some);
+            const Float8Products one = float8_products_for(stored, true, some);
             int64_t row = first;
             for (; row + kept_together <= end; row += kept_together) {
                 float8_group(call, whole, chunk, left + (row - first),
@@ -112,7 +113,7 @@ inline LinearTiles float8_tiles(const LinearCall& call, const void* x, int threa
     LinearTiles tiles{float8_task, &call, x, 0, 1, call.count, 0, kFloat8Rows};
     if (call.count == 0 || weight.rows == 0) return tiles;
     const int64_t wanted = 8 * threads, fair = divide_up(weight.rows, wanted);
-    if (call.count > kFloat8FewInputs) tiles.block_rows = 16;
+    if (call.count > kFloat8MostInputs) tiles.block_rows = 16;
     if (call.count > kFewInputs) tiles.block_rows = kFloat8BlockRows;
     if (call.tuning.panels) {
         tiles.block_rows = least(16 * int64_t{call.tuning.panels}, kFloat8BlockRows);

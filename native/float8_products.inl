@@ -7,8 +7,11 @@
 
 #if defined(__AVX512BF16__)
 
-constexpr int64_t kFloat8Chunk = 1536, kFloat8Stretch = 512;
+constexpr int64_t kFloat8Chunk = 3072, kFloat8Stretch = 512;
+// Rows of the weight, and of x, that are taken together: as many as registers hold sums for, and the
+// decoder where it is needed.
 constexpr int kFloat8Rows = 4, kFloat8Inputs = 3;
+constexpr int kFloat8MostInputs = 4;
 constexpr __mmask32 kAllWords = 0xFFFFFFFF;
 
 // The values of the codes 0 to 127 as bfloat16, upper and lower bytes apart: 2^-9 times 0 to 7, then
@@ -58,10 +61,12 @@ FIRSTLIGHT_INLINE __m512i load_codes(const uint8_t* from, int64_t count) {
     return _mm512_maskz_loadu_epi8((__mmask64{1} << count) - 1, from);
 }
 
-// Some columns of a row as bfloat16, filled up with zeros to whole steps of 64.
-inline void decode_float8(const uint8_t* from, int64_t count, uint8_t* to) {
+// Some columns of a row as bfloat16, filled up with zeros to whole steps of 64; as many are fetched from
+// `ahead` of them.
+inline void decode_float8(const uint8_t* from, int64_t count, int64_t ahead, uint8_t* to) {
     const Float8Decoder decoder;
     for (int64_t i = 0; i < count; i += 64) {
+        FIRSTLIGHT_FETCH_FAR(from + ahead + i);
         __m512i first, second;
         decoder.decode(load_codes(from + i, count - i), first, second);
         _mm512_store_si512(to + 2 * i, first);
@@ -161,20 +166,20 @@ inline void float8_products(const Float8Row* rows, const Float8Chunk& chunk, con
 
 typedef void (*Float8Products)(const Float8Row*, const Float8Chunk&, const uint16_t*, int64_t, float*);
 
-template <bool Stored, int Rows>
-inline Float8Products float8_products_for(int inputs) {
+// Of `kept_together` rows, or of one.
+inline Float8Products float8_products_for(bool stored, bool one, int inputs) {
     switch (inputs) {
-        case 1: return float8_products<Stored, Rows, 1>;
-        case 2: return float8_products<Stored, Rows, 2>;
-        default: return float8_products<Stored, Rows, 3>;
+        case 1:
+            if (one) return stored ? float8_products<true, 1, 1> : float8_products<false, 1, 1>;
+            return stored ? float8_products<true, 4, 1> : float8_products<false, 4, 1>;
+        case 2:
+            if (one) return stored ? float8_products<true, 1, 2> : float8_products<false, 1, 2>;
+            return stored ? float8_products<true, 4, 2> : float8_products<false, 4, 2>;
+        case 3:
+            if (one) return stored ? float8_products<true, 1, 3> : float8_products<false, 1, 3>;
+            return stored ? float8_products<true, 2, 3> : float8_products<false, 4, 3>;
+        default: return one ? float8_products<true, 1, 4> : float8_products<true, 2, 4>;
     }
-}
-
-inline Float8Products float8_products_for(bool stored, int rows, int inputs) {
-    if (stored) {
-        return rows == 1 ? float8_products_for<true, 1>(inputs) : float8_products_for<true, 4>(inputs);
-    }
-    return rows == 1 ? float8_products_for<false, 1>(inputs) : float8_products_for<false, 4>(inputs);
 }
 
 #endif

@@ -21,7 +21,7 @@ class ThreadPool;
 
 // The storage formats that the kernels decode, as `formats/` defines them.
 enum class BlockFormat : int {
-    f32, f16, bf16, f8_e4m3,
+    f32, f16, bf16, f8_e4m3, e2m1,
     q4_0, q4_1, q5_0, q5_1, q8_0,
     q2_k, q3_k, q4_k, q5_k, q6_k,
     iq4_nl, iq4_xs, mxfp4, nvfp4,
@@ -39,6 +39,15 @@ struct BlockScales {
     int64_t first_row;  // of the matrix among the rows that they are for
 };
 
+// Scales in E4M3 of each 16 columns of a matrix of e2m1, `stride` of them a row, each multiplied or
+// divided by `factor`.
+struct GroupScales {
+    const uint8_t* values;  // null: there are none
+    int64_t stride;
+    float factor;
+    bool divides;
+};
+
 // A matrix [rows, columns] in a storage format. With Layout::rows, row r starts at
 // data + r * row_bytes; panels are aligned to 64 bytes and row_bytes is 0.
 struct StoredMatrix {
@@ -47,6 +56,7 @@ struct StoredMatrix {
     const uint8_t* data;
     int64_t rows, columns, row_bytes;
     BlockScales scales = {};
+    GroupScales groups = {};
 };
 
 // How a product walks through its work; results do not depend on it. 0: the kernel chooses.

@@ -73,7 +73,13 @@ namespace {
 
 #include "table_formats.inl"
 
+#include "float4.inl"
+
 #include "decoding.inl"
+
+#include "float8_scales.inl"
+
+#include "float4_scales.inl"
 
 #include "products.inl"
 

@@ -147,8 +147,11 @@ void embed_task(void* context, int64_t index) {
     const uint8_t* row = table.data + token * table.row_bytes;
     with_format(table.format, [&](auto format) {
         using Format = typename decltype(format)::type;
-        decode_to<Format>(row, table.columns, out);
-        if constexpr (kHasScales<Format>) multiply_scales(table, token, 0, table.columns, out);
+        if constexpr (kHasScales<Format>) {
+            decode_scaled(table, token, 0, table.columns, out, Type<Format>{});
+        } else {
+            decode_to<Format>(row, table.columns, out);
+        }
     });
 }
 

@@ -73,6 +73,17 @@ inline BlockScales checked_scales(const StoredMatrix& matrix, const In<float>& s
     return {scales.data(), across, rows, columns, first_row};
 }
 
+// The same of groups of 16 columns.
+inline GroupScales checked_groups(const StoredMatrix& matrix, const In<uint8_t>& scales,
+                                  float factor, bool divides) {
+    require(matrix.format == BlockFormat::e2m1 && matrix.layout == Layout::rows,
+            "only e2m1 has scales of groups");
+    require(scales.ndim() == 2 && extent(scales, 0) == matrix.rows &&
+                extent(scales, 1) == matrix.columns / 16,
+            "there must be a scale for each 16 columns");
+    return {scales.data(), extent(scales, 1), factor, divides};
+}
+
 class Matrix {
 public:
     Matrix(const std::string& format, In<uint8_t> data, int64_t rows, int64_t columns, bool packed,
@@ -84,6 +95,12 @@ public:
             stored_.scales =
                 checked_scales(stored_, *scales_, scale_rows, scale_columns, scale_first_row);
         }
+    }
+
+    // From now on the scales of groups of columns.
+    void scale_groups(In<uint8_t> scales, float factor, bool divides) {
+        stored_.groups = checked_groups(stored_, scales, factor, divides);
+        groups_ = std::move(scales);
     }
 
     const StoredMatrix& stored() const { return stored_; }
@@ -121,6 +138,7 @@ private:
 
     In<uint8_t> data_;
     std::optional<In<float>> scales_;
+    std::optional<In<uint8_t>> groups_;
     std::string name_;
     StoredMatrix stored_;
     std::vector<Range> ranges_;

@@ -363,6 +363,8 @@ NB_MODULE(_native, module) {
              "format"_a, "data"_a.noconvert(), "rows"_a, "columns"_a, "packed"_a,
              "scales"_a.noconvert().none() = nb::none(), "scale_rows"_a = 1,
              "scale_columns"_a = 1, "scale_first_row"_a = 0)
+        .def("scale_groups", &Matrix::scale_groups, "scales"_a.noconvert(), "factor"_a,
+             "divides"_a)
         .def_prop_ro("format", &Matrix::format)
         .def_prop_ro("rows", &Matrix::rows)
         .def_prop_ro("columns", &Matrix::columns)

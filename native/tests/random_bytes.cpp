@@ -60,6 +60,14 @@ Case random_case(const FormatInfo& format, Draw& draw) {
             one.numbers[std::string(name) + ".first_row"] = static_cast<double>(before);
         }
     }
+    if (format.code == BlockFormat::e2m1 && draw.below(3)) {
+        for (const char* name : {"weight.groups", "table.groups"}) {
+            draw.fill(one.arrays.emplace(name, Array(ElementType::byte, {rows, blocks}))
+                          .first->second);
+            one.numbers[std::string(name) + ".factor"] = 0.37;
+            one.numbers[std::string(name) + ".divisor"] = draw.below(2) ? 1.9 : 1.0;
+        }
+    }
     const std::vector<int64_t> inputs{count, blocks * format.block_values};
     draw.fill(one.arrays.emplace("x", Array(ElementType::float32, inputs)).first->second);
     const Array ids(ElementType::int32, {2 * rows});

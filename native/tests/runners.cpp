@@ -31,6 +31,13 @@ StoredMatrix matrix(const Case& one, const std::string& name) {
                          integer(one, name + ".scales.columns"),
                          integer(one, name + ".scales.first_row")};
     }
+    if (const Array* groups = one.array_or_null(name + ".groups")) {
+        const double divisor = one.number(name + ".groups.divisor");
+        const bool divides = divisor != 1;
+        const double factor = divides ? divisor : one.number(name + ".groups.factor");
+        stored.groups = {groups->elements<uint8_t>(), groups->extent(1),
+                         static_cast<float>(factor), divides};
+    }
     return stored;
 }
 

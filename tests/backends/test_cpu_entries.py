@@ -1,5 +1,5 @@
-"""Ops on chosen entries on the cpu backend: a row's bits do not depend on its batch or on threads, and
-wrong arguments are refused."""
+"""Ops on chosen entries on the cpu backend: a row's bits do not depend on its batch or on threads,
+and wrong arguments are refused."""
 
 from __future__ import annotations
 
@@ -151,10 +151,15 @@ def test_pages_and_numbers_out_of_bounds_are_refused() -> None:
     few = state.runs[:3]
     with pytest.raises(IndexError):
         backend.select_entries(state.queries, state.weights, few, state.far_rows, STRIDE, TOP_K)
-    with pytest.raises(ValueError, match="size"):
-        backend.selected_latent_attention(
-            state.queries[:, :, :9], state.latents, 9, state.rows, chosen, 1.0
-        )
+    for latents in (state.latents, state.latents.astype(np.float32)):
+        with pytest.raises(ValueError, match="size"):
+            backend.selected_latent_attention(
+                state.queries[:, :, :9], latents, 9, state.rows, np.maximum(chosen, 0) * 0, 1.0
+            )
+        with pytest.raises(IndexError):
+            backend.selected_latent_attention(
+                state.queries, latents, 9, state.rows, np.full((state.count, 1), 10**6, np.int32), 1
+            )
     with pytest.raises(ValueError, match="whole runs"):
         backend.select_entries(state.queries, state.weights, state.runs, state.far_rows, 5, TOP_K)
     with pytest.raises(ValueError, match="sinks"):

@@ -91,7 +91,7 @@ class CpuBackend(Backend):
         self._attention = TunedAttention()
         blocks = BlockKernels(self.native, kernels.rounding, self._attention)
         latent = LatentKernels(self.native, exact)
-        entries = EntryKernels(self.native)
+        entries = EntryKernels(self.native, exact)
         super().__init__((*kernels.all(), *latent.all(), *entries.all(), *blocks.all()))
         self._matrices = TunedMatrices()
         self._linear_choices: dict[Shape, Choice] = {}

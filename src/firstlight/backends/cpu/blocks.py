@@ -21,7 +21,7 @@ from firstlight.formats.base import Floats
 from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.experts_block import Expert, ExpertsBlock
 from firstlight.ops.feed_forward_block import FeedForwardBlock
-from firstlight.ops.gating import ClampedSwish
+from firstlight.ops.gating import ClampedSwish, Gating
 from firstlight.ops.head import Head
 from firstlight.ops.paging import PagedRows
 from firstlight.ops.parts import Norm, Product
@@ -205,16 +205,14 @@ def _experts_block(block: ExpertsBlock) -> _native.ExpertsBlock:
         raise _CannotMake
     if not (block.correction is None or are_floats(block.correction)):
         raise _CannotMake
-    routing, gating, clamp = block.routing, block.gating, None
-    if isinstance(gating, ClampedSwish):
-        gating, clamp = "silu", (gating.limit, gating.slope, gating.offset)
+    routing, gating = block.routing, block.gating
     return _native.ExpertsBlock(
         router=_product(block.router),
         products=[product for expert in block.experts for product in _expert(expert)],
         shared=[] if block.shared is None else _expert(block.shared),
         shared_gate=None if block.shared_gate is None else _product(block.shared_gate),
-        activation=gating,
-        clamp=clamp,
+        activation="silu" if isinstance(gating, ClampedSwish) else gating,
+        clamp=_clamp(gating),
         top_k=routing.top_k,
         score=routing.score,
         groups=routing.groups,
@@ -229,6 +227,12 @@ def _experts_block(block: ExpertsBlock) -> _native.ExpertsBlock:
         use=block.use,
         places=block.places,
     )
+
+
+def _clamp(gating: Gating) -> tuple[float, float, float] | None:
+    if not isinstance(gating, ClampedSwish):
+        return None
+    return gating.limit, gating.slope, gating.offset
 
 
 def _expert(expert: Expert) -> list[_native.Product]:

@@ -12,26 +12,41 @@ from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.arrays import are_floats, are_integers, are_pages, are_rows
 from firstlight.backends.cpu.kernels import attend
 from firstlight.formats.base import Floats
+from firstlight.ops.attention import state_format
 from firstlight.ops.paging import PagedRows
+from firstlight.ops.rounding import bfloat16_for_bfloat16
 
 Integers = NDArray[np.int32]
+
+# Of selected entries that are put side by side at a time.
+_GATHERED_BYTES = 1 << 23
 
 
 class EntryKernels:
     """The kernels of one instruction level, each with the signature of its op.
 
-    None rounds what it multiplies, and each computes a row by itself.
+    Each computes a row by itself.
 
     Args:
         native: the extension's kernels.
+        exact: round neither queries nor the softmax's weights.
     """
 
-    def __init__(self, native: _native.Kernels) -> None:
+    def __init__(self, native: _native.Kernels, exact: bool = False) -> None:
         self._native = native
+        self._bfloat16 = native.multiplies_bfloat16 and not exact
 
     def all(self) -> tuple[Kernel, ...]:
-        """Every kernel."""
+        """Every kernel, in order of preference within an op."""
+        rounding = Kernel(
+            "selected_latent_attention",
+            "bfloat16",
+            self.selected_latent_attention_bfloat16,
+            self.accepts_selected_latent_attention_bfloat16,
+            rounding=bfloat16_for_bfloat16,
+        )
         return (
+            *((rounding,) if self._bfloat16 else ()),
             Kernel("select_entries", "paged", self.select_entries, self.accepts_select_entries),
             Kernel(
                 "selected_latent_attention",
@@ -100,6 +115,62 @@ class EntryKernels:
     ) -> Floats:
         out = np.empty((*queries.shape[:2], value_size), np.float32)
         self._native.selected_attention(queries, _stream(entries, rows), selected, scale, out)
+        return out
+
+    def accepts_selected_latent_attention_bfloat16(
+        self,
+        queries: Floats,
+        entries: NDArray[Any],
+        value_size: int,
+        rows: PagedRows,
+        selected: Integers,
+        scale: float,
+    ) -> bool:
+        return (
+            state_format(entries, entries).name == "bf16"
+            and entries.shape[2] % 2 == 0
+            and self.accepts_selected_latent_attention(
+                queries, entries, value_size, rows, selected, scale
+            )
+        )
+
+    def selected_latent_attention_bfloat16(
+        self,
+        queries: Floats,
+        entries: NDArray[Any],
+        value_size: int,
+        rows: PagedRows,
+        selected: Integers,
+        scale: float,
+    ) -> Floats:
+        """With queries and the softmax's weights rounded to bfloat16, as the entries are.
+
+        What each row selected is put side by side, as a sequence of its own, some rows at a time.
+        """
+        count, most = selected.shape
+        size = entries.shape[2]
+        out = np.empty((*queries.shape[:2], value_size), np.float32)
+        slots = _slots(rows, selected)
+        words = entries.view(np.float32).reshape(-1, size // 2)
+        step = max(1, _GATHERED_BYTES // max(1, 2 * most * size))
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            gathered = np.empty(((stop - start) * most, size // 2), np.float32)
+            self._native.take_rows(words, slots[start:stop].reshape(-1), gathered)
+            pages = gathered.view(np.uint16).reshape(stop - start, most, 1, size)
+            each = np.arange(stop - start + 1, dtype=np.int32)
+            last = np.count_nonzero(selected[start:stop] >= 0, axis=1) - 1
+            alone = PagedRows(each, last.astype(np.int32), each[:-1, None].copy(), most)
+            found = attend(
+                self._native,
+                queries[start:stop],
+                pages,
+                pages,
+                alone,
+                scale,
+                round_to_bfloat16=True,
+            )
+            out[start:stop] = found[..., :value_size]
         return out
 
     def accepts_compressed_attention(
@@ -215,6 +286,21 @@ class EntryKernels:
 
 def _can_read(pages: NDArray[Any], rows: PagedRows) -> bool:
     return are_pages(pages) and are_rows(rows)
+
+
+def _slots(rows: PagedRows, selected: Integers) -> Integers:
+    """Where selected positions lie, among the slots of all pages; any slot for those of -1.
+
+    Raises:
+        IndexError: a sequence has no page for a position.
+    """
+    places = np.maximum(selected, 0)
+    pages = rows.page_table[rows.row_sequences()[:, None], places // rows.page_tokens]
+    if ((pages < 0) & (selected >= 0)).any():
+        raise IndexError("a position lies in a page that the sequence lacks")
+    slots = np.maximum(pages, 0).astype(np.int64) * rows.page_tokens
+    slots += places % rows.page_tokens
+    return slots.astype(np.int32)
 
 
 def _stream(pages: NDArray[Any], rows: PagedRows) -> _native.PagedStream:

@@ -405,6 +405,7 @@ class CpuKernels:
             window,
             soft_cap,
             round_to_bfloat16=False,
+            sinks=None,
             **tuning,
         )
 
@@ -444,6 +445,7 @@ class CpuKernels:
             window,
             soft_cap,
             round_to_bfloat16=True,
+            sinks=None,
             **tuning,
         )
 
@@ -459,14 +461,14 @@ def attend(
     soft_cap: float | None = None,
     *,
     round_to_bfloat16: bool,
-    tile_queries: int = 0,
-    head_parts: int = 0,
     sinks: Floats | None = None,
+    **tuning: int,
 ) -> Floats:
     """The extension's paged attention: float32 [rows, heads, value_size].
 
-    `round_to_bfloat16`: queries and the softmax's weights, as keys and values are. `tile_queries`
-    and `head_parts` change how long it takes, and no bit. `sinks`: as in `attention_with_sinks`.
+    `round_to_bfloat16`: queries and the softmax's weights, as keys and values are. `sinks`: as in
+    `attention_with_sinks`. `tuning`: ATTENTION_PARAMETERS, which change how long it takes, and no
+    bit.
     """
     out = np.empty((*queries.shape[:2], values.shape[-1]), np.float32)
     native.attention(
@@ -482,8 +484,7 @@ def attend(
         soft_cap or 0.0,
         out,
         round_to_bfloat16=round_to_bfloat16,
-        tile_queries=tile_queries,
-        head_parts=head_parts,
         sinks=sinks,
+        **tuning,
     )
     return out

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from firstlight.formats.base import BlockScales, Format, Weight
+from firstlight.formats.codes import E2M1
+from firstlight.formats.group_scales import GroupScales
 from firstlight.formats.registry import get_format, known_formats
 from firstlight.verify.cases.base import Arguments, Case, normal
 from firstlight.verify.random_weights import random_weight
@@ -43,6 +45,14 @@ _SCALED = (
     (29, 130, 640, 128, 128, 0),
     (5, 3, 2816, 8, 1408, 0),
 )
+# NVFP4: (rows of x, rows of the weight, columns, whether scales are divided by the factor).
+_FLOAT4 = (
+    (1, 21, 512, True),
+    (1, 5, 16, False),
+    (2, 67, 1552, False),
+    (6, 33, 336, True),
+    (19, 50, 2320, True),
+)
 _QUICK_SCALED = {(1, 130, 384, 128, 128, 0), (6, 131, 300, 64, 128, 0)}
 
 
@@ -57,6 +67,8 @@ def linear_cases() -> Iterator[Case]:
     yield _linear_of_columns(get_format("f32"), 3, 4, 0)
     for case in _SCALED:
         yield _scaled(*case)
+    for count, rows, columns, divides in _FLOAT4:
+        yield _linear_float4(count, rows, columns, divides)
     yield Case("linear", "not finite", _not_finite)
     yield Case("linear", "unaligned weight", _unaligned)
     yield Case("linear", "large columns", _large_columns)
@@ -119,6 +131,31 @@ def _in_blocks(
     return Weight(stored.format, stored.shape, stored.data, stored.name, scales)
 
 
+def _linear_float4(count: int, rows: int, columns: int, divides: bool) -> Case:
+    def make(generator: np.random.Generator) -> Arguments:
+        x = normal(generator, count, columns)
+        return x, _float4(rows, columns, divides, generator), normal(generator, rows)
+
+    name = f"nvfp4 in place {count} x {columns} by {rows} and bias"
+    return Case("linear", name, make, quick=count in (1, 6))
+
+
+def _float4(rows: int, columns: int, divides: bool, generator: np.random.Generator) -> Weight:
+    """E2M1 with scales in E4M3, as checkpoints store NVFP4."""
+    stored = random_weight(E2M1, rows, columns, generator)
+    float8 = get_format("f8_e4m3")
+    scales = random_weight(float8, rows, columns // 16, generator).data & np.uint8(0x7F)
+    factor = np.float32(generator.uniform(0.3, 3.0))
+    groups = GroupScales(
+        scales,
+        float8,
+        16,
+        factor=None if divides else factor,
+        divisor=factor if divides else None,
+    )
+    return Weight(stored.format, stored.shape, stored.data, stored.name, groups)
+
+
 def _not_finite(generator: np.random.Generator) -> Arguments:
     """One row has a NaN and one an infinity; the others must stay as they are."""
     x = normal(generator, 9, 96)
@@ -146,6 +183,7 @@ def embed_cases() -> Iterator[Case]:
         for count in (0, 1, 13):
             yield _embed(get_format(name), count)
     yield Case("embed", "f8_e4m3 with scales", _embed_scaled, quick=True)
+    yield Case("embed", "nvfp4 in place", _embed_float4, quick=True)
 
 
 def _embed(format: Format, count: int) -> Case:
@@ -163,3 +201,8 @@ def _embed(format: Format, count: int) -> Case:
 def _embed_scaled(generator: np.random.Generator) -> Arguments:
     token_ids = generator.integers(0, 29, 7).astype(np.int32)
     return _in_blocks(29, 300, 8, 128, 3, generator), token_ids
+
+
+def _embed_float4(generator: np.random.Generator) -> Arguments:
+    token_ids = generator.integers(0, 29, 7).astype(np.int32)
+    return _float4(29, 320, True, generator), token_ids
