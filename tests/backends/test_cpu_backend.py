@@ -163,7 +163,8 @@ def test_ceilings_name_every_type_and_the_best_way_to_read_memory() -> None:
 
 def test_fast_formats_are_those_of_the_kernels() -> None:
     fast = CpuBackend().fast_formats()
-    assert {"f32", "f16", "bf16", "q4_0", "q8_0", "q4_k", "q6_k"} <= fast <= set(known_formats())
+    assert {"f32", "f16", "bf16", "q4_0", "q8_0", "q4_k", "q6_k", "f8_e4m3"} <= fast
+    assert fast <= {*known_formats(), E2M1.name}
 
 
 def test_ceilings_of_other_levels_and_threads_are_kept_apart() -> None:

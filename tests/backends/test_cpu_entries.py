@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from firstlight.backends.numpy.backend import NumpyBackend
 from firstlight.ops.paging import PagedRows
+from firstlight.ops.rounding import bfloat16_for_bfloat16
 from firstlight.verify.cases.attention import Layout, paged_rows
 
 backend_module = pytest.importorskip("firstlight.backends.cpu.backend")
@@ -136,6 +138,30 @@ def test_what_is_no_number_is_chosen_last() -> None:
     for top_k, expected in ((2, [2, 5]), (4, [1, 2, 4, 5]), (5, [0, 1, 2, 4, 5])):
         found = CpuBackend(threads=1).select_entries(ones, ones[0], keys, rows, 1, top_k)
         assert found[0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "level",
+    [each for each in LEVELS if backend_module._native.Kernels(each, 1).multiplies_bfloat16],
+)
+def test_selected_positions_in_products_of_bfloat16(level: str) -> None:
+    """DeepSeek-V3.2's sizes; some rows select less than the others."""
+    generator = np.random.default_rng(7)
+    rows, pages = paged_rows(Layout("two", ((600, 2), (90, 1)), 64), generator)
+    entries = generator.standard_normal((pages, 64, 576), dtype=np.float32)
+    entries = (entries.view(np.uint32) >> 16).astype(np.uint16)
+    queries = generator.standard_normal((3, 16, 576), dtype=np.float32)
+    selected = np.full((3, 128), -1, np.int32)
+    for row, position in enumerate(rows.positions):
+        count = min(128, int(position))
+        selected[row, :count] = np.sort(generator.permutation(int(position) + 1)[:count])
+    arguments = (queries, entries, 512, rows, selected, 576**-0.5)
+    found = CpuBackend(level=level, threads=2).selected_latent_attention(*arguments)
+    rounded = NumpyBackend(bfloat16_for_bfloat16).selected_latent_attention(*arguments)
+    plain = NumpyBackend().selected_latent_attention(*arguments)
+    largest = np.abs(rounded).max()
+    assert np.abs(found - rounded).max() < 5e-4 * largest
+    assert 1e-5 * largest < np.abs(found - plain).max() < 2e-2 * largest
 
 
 def test_pages_and_numbers_out_of_bounds_are_refused() -> None:
