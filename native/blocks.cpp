@@ -42,7 +42,7 @@ void attention_block(const KernelTable& table, ThreadPool& pool, const Attention
     table.attention(pool, attention);
     const LinearCall output = linear_call(call.output, attention.out, rows, stream);
     table.linear(pool, &output, 1);
-    table.join_residual(pool, {call.x, stream, call.post_norm, call.residual_scale, rows,
+    table.join_residual(pool, {call.stream, stream, call.post_norm, call.residual_scale, rows,
                                call.columns, call.out});
 }
 
@@ -62,7 +62,7 @@ void feed_forward_block(const KernelTable& table, ThreadPool& pool,
     table.elementwise(pool, {Elementwise::gate, call.activation, gate, up, 0.0f, values, gate});
     const LinearCall down = linear_call(call.down, gate, rows, stream);
     table.linear(pool, &down, 1);
-    table.join_residual(pool, {call.x, stream, call.post_norm, call.residual_scale, rows,
+    table.join_residual(pool, {call.stream, stream, call.post_norm, call.residual_scale, rows,
                                call.columns, call.out});
 }
 

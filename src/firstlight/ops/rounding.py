@@ -54,6 +54,12 @@ def bfloat16_for_bfloat16(format: Format) -> Rounding:
     return "bfloat16" if format.name == "bf16" else "none"
 
 
+def bfloat16_for_float8(format: Format) -> Rounding:
+    """Of kernels that multiply bfloat16 by fp8, whose every code is a value of bfloat16 too; what
+    scales a block of them multiplies the float32 sum over its columns."""
+    return "bfloat16" if format.name == "f8_e4m3" else "none"
+
+
 def round_activations(x: Floats, rounding: Rounding) -> Floats:
     """x as a product sees it.
 

@@ -16,8 +16,10 @@ native/tests/ reads the file. All numbers in it are little-endian::
     text        uint32 bytes, and these in UTF-8
 
 Arguments bear the names of the definition's parameters. A weight `w` becomes `w`, its bytes, with
-`w.format` and `w.columns`; a PagedRows `rows` becomes `rows.row_starts` and so on, and so does any
-other group of numbers. What is None is left out.
+`w.format` and `w.columns`, and `w.scales`, `w.scales.rows`, `w.scales.columns` and
+`w.scales.first_row` if it has scales of blocks, `w.groups`, `w.groups.factor` and
+`w.groups.divisor` if it is NVFP4; a PagedRows `rows` becomes `rows.row_starts` and so on, and so
+does any other group of numbers. What is None is left out.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ import numpy as np
 
 from firstlight.backends.numpy.backend import NumpyBackend
 from firstlight.formats.base import BlockScales, Weight
+from firstlight.formats.group_scales import GroupScales
 from firstlight.host.cache import write_atomically
 from firstlight.ops.contract import Op, all_ops
 from firstlight.ops.paging import PagedRows
@@ -134,6 +137,11 @@ def _fields(name: str, argument: Any) -> Iterator[tuple[str, Any]]:
             yield f"{name}.scales.rows", argument.scales.rows
             yield f"{name}.scales.columns", argument.scales.columns
             yield f"{name}.scales.first_row", argument.scales.first_row
+        if isinstance(argument.scales, GroupScales):
+            factor, divisor = argument.scales.factor, argument.scales.divisor
+            yield f"{name}.groups", argument.scales.data
+            yield f"{name}.groups.factor", 1.0 if factor is None else factor
+            yield f"{name}.groups.divisor", 1.0 if divisor is None else divisor
     elif isinstance(argument, PagedRows):
         for part in ("row_starts", "positions", "page_table", "page_tokens"):
             yield f"{name}.{part}", getattr(argument, part)

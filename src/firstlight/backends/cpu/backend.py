@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from firstlight.backends.base import Backend, Choice, Kernel
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.blocks import BlockKernels
+from firstlight.backends.cpu.entries import EntryKernels
 from firstlight.backends.cpu.kernels import CpuKernels
 from firstlight.backends.cpu.latent import LatentKernels
 from firstlight.backends.cpu.latent_block import LatentBlockKernels
@@ -103,11 +104,13 @@ class CpuBackend(Backend):
         self._attention = TunedAttention()
         blocks = BlockKernels(self.native, kernels.rounding, self._attention)
         latent = LatentKernels(self.native, exact)
+        entries = EntryKernels(self.native, exact)
         latent_blocks = LatentBlockKernels(self.native, kernels.rounding)
         super().__init__(
             (
                 *kernels.all(),
                 *latent.all(),
+                *entries.all(),
                 *blocks.all(),
                 *latent_blocks.all(),
                 *_ON_HOST,

@@ -22,7 +22,7 @@ from firstlight.formats.base import Floats
 from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.experts_block import Expert, ExpertsBlock
 from firstlight.ops.feed_forward_block import FeedForwardBlock
-from firstlight.ops.gating import ClampedSwish
+from firstlight.ops.gating import ClampedSwish, Gating
 from firstlight.ops.head import Head
 from firstlight.ops.paging import PagedRows
 from firstlight.ops.rounding import RoundingOf
@@ -140,7 +140,7 @@ class BlockKernels:
 
 
 def _attention_block(block: AttentionBlock) -> _native.AttentionBlock:
-    if block.sinks is not None or block.residual_scale is None:
+    if not (block.sinks is None or (are_floats(block.sinks) and block.soft_cap is None)):
         raise CannotMake
     return _native.AttentionBlock(
         heads=block.heads,
@@ -159,12 +159,11 @@ def _attention_block(block: AttentionBlock) -> _native.AttentionBlock:
         soft_cap=_soft_cap(block.soft_cap),
         interleaved=block.interleaved,
         residual_scale=block.residual_scale,
+        sinks=block.sinks,
     )
 
 
 def _feed_forward_block(block: FeedForwardBlock) -> _native.FeedForwardBlock:
-    if block.residual_scale is None:
-        raise CannotMake
     return _native.FeedForwardBlock(
         gate=product_of(block.gate),
         up=product_of(block.up),
@@ -177,19 +176,20 @@ def _feed_forward_block(block: FeedForwardBlock) -> _native.FeedForwardBlock:
 
 
 def _experts_block(block: ExpertsBlock) -> _native.ExpertsBlock:
-    if block.weighted_before or isinstance(block.gating, ClampedSwish):
+    if block.weighted_before:
         raise CannotMake
     if not (block.correction is None or are_floats(block.correction)):
         raise CannotMake
-    if block.residual_scale is None or len(block.experts) != block.router.weight.shape[0]:
+    if len(block.experts) != block.router.weight.shape[0]:
         raise CannotMake
-    routing = block.routing
+    routing, gating = block.routing, block.gating
     return _native.ExpertsBlock(
         router=product_of(block.router),
         products=[product for expert in block.experts for product in _expert(expert)],
         shared=[] if block.shared is None else _expert(block.shared),
         shared_gate=None if block.shared_gate is None else product_of(block.shared_gate),
-        activation=block.gating,
+        activation="silu" if isinstance(gating, ClampedSwish) else gating,
+        clamp=_clamp(gating),
         top_k=routing.top_k,
         score=routing.score,
         groups=routing.groups,
@@ -204,6 +204,12 @@ def _experts_block(block: ExpertsBlock) -> _native.ExpertsBlock:
         use=block.use,
         places=block.places,
     )
+
+
+def _clamp(gating: Gating) -> tuple[float, float, float] | None:
+    if not isinstance(gating, ClampedSwish):
+        return None
+    return gating.limit, gating.slope, gating.offset
 
 
 def _expert(expert: Expert) -> list[_native.Product]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -12,9 +12,9 @@ from firstlight.backends.base import Kernel
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.arrays import are_floats, are_pages, are_rows
 from firstlight.backends.cpu.kernels import attend, fixed_point
-from firstlight.backends.cpu.matrices import knows
+from firstlight.backends.cpu.matrices import matrix_in_place
 from firstlight.backends.cpu.packed import ALIGNMENT, PANEL_ROWS, PackedMatrix, packed_bytes
-from firstlight.formats.base import Bytes, Floats, Weight
+from firstlight.formats.base import BlockScales, Floats, Weight
 from firstlight.formats.plain import F32
 from firstlight.ops.attention import state_format
 from firstlight.ops.paging import PagedRows
@@ -206,14 +206,13 @@ def _matrix(weight: Weight, part: HeadPart, head: int) -> _native.Matrix:
     values can be moved as they are."""
     start = head * (weight.rows // part.heads) + part.first
     rows = weight.row_slice(start, start + part.size)
-    readable = knows(weight.format) and weight.scales is None
-    if readable and not part.transposed:
-        return _native.Matrix(
-            weight.format.name, np.ascontiguousarray(rows.data), part.size, weight.columns, False
-        )
-    if readable and weight.format.block_values == 1:
-        data = _transposed(rows.data, weight.format.block_bytes)
-        return _native.Matrix(weight.format.name, data, weight.columns, part.size, False)
+    if part.transposed:
+        moved = _transposed(rows)
+        made = None if moved is None else matrix_in_place(moved)
+    else:
+        made = matrix_in_place(replace(rows, data=np.ascontiguousarray(rows.data)))
+    if made is not None:
+        return made
     values = rows.decode()
     if part.transposed:
         values = values.T
@@ -221,8 +220,18 @@ def _matrix(weight: Weight, part: HeadPart, head: int) -> _native.Matrix:
     return _native.Matrix(F32.name, data, values.shape[0], values.shape[1], False)
 
 
-def _transposed(data: Bytes, value_bytes: int) -> Bytes:
-    """uint8 [rows, columns * value_bytes] -> [columns, rows * value_bytes]."""
-    rows = len(data)
-    values = data.reshape(rows, -1, value_bytes).swapaxes(0, 1)
-    return np.ascontiguousarray(values).reshape(-1, rows * value_bytes)
+def _transposed(weight: Weight) -> Weight | None:
+    """The same values with rows for columns; None where single ones, or their scales, cannot be
+    moved as they are."""
+    format, scales = weight.format, weight.scales
+    if format.block_values != 1 or not (scales is None or isinstance(scales, BlockScales)):
+        return None
+    if scales is not None:
+        first, rest = divmod(scales.first_row, scales.rows)
+        if rest:
+            return None
+        blocks = scales.values[first : first + -(-weight.rows // scales.rows)]
+        scales = BlockScales(np.ascontiguousarray(blocks.T), scales.columns, scales.rows)
+    values = weight.data.reshape(weight.rows, -1, format.block_bytes).swapaxes(0, 1)
+    data = np.ascontiguousarray(values).reshape(weight.columns, -1)
+    return Weight(format, (weight.columns, weight.rows), data, weight.name, scales)

@@ -8,14 +8,16 @@ from firstlight.backends.base import Backend
 from firstlight.ops.attention import attend, state_format
 from firstlight.ops.latent_attention import attend_latents
 from firstlight.ops.rounding import RoundingOf, no_rounding, round_activations
+from firstlight.ops.selected_latent_attention import attend_selected
 
 
 class NumpyBackend(Backend):
     """No kernels at all, so that dispatch runs every definition on the host.
 
     Args:
-        rounding: how `linear` and `head_linear` round their activations, and `attention` and
-            `latent_attention` their queries and weights; as an oracle for kernels that do so.
+        rounding: how `linear` and `head_linear` round their activations, and `attention`,
+            `latent_attention` and `selected_latent_attention` their queries and weights; as an
+            oracle for kernels that do so.
     """
 
     name = "numpy"
@@ -47,4 +49,12 @@ class NumpyBackend(Backend):
             rounding = self._rounding(format)
             if rounding == "bfloat16" and format.name == "bf16":
                 return attend_latents(queries, entries, value_size, rows, scale, rounding)
+        if name == "selected_latent_attention":
+            queries, entries, value_size, rows, selected, scale = arguments
+            format = state_format(entries, entries)
+            rounding = self._rounding(format)
+            if rounding == "bfloat16" and format.name == "bf16":
+                return attend_selected(
+                    queries, entries, value_size, rows, selected, scale, rounding
+                )
         return super().call(name, *arguments)
