@@ -300,8 +300,8 @@ def _slots(rows: PagedRows, selected: Integers) -> Integers:
         raise IndexError("a position lies in a page that the sequence lacks")
     slots = np.maximum(pages, 0).astype(np.int64) * rows.page_tokens
     slots += places % rows.page_tokens
-    found: Integers = slots.astype(np.int32)
-    return found
+    narrow: Integers = slots.astype(np.int32)
+    return narrow
 
 
 def _stream(pages: NDArray[Any], rows: PagedRows) -> _native.PagedStream:
