@@ -139,7 +139,8 @@ def _fields(name: str, argument: Any) -> Iterator[tuple[str, Any]]:
             yield f"{name}.scales.first_row", argument.scales.first_row
         if isinstance(argument.scales, GroupScales):
             factor, divisor = argument.scales.factor, argument.scales.divisor
-            yield f"{name}.groups", argument.scales.data
+            own = slice(argument.scales.first_row, argument.scales.first_row + argument.rows)
+            yield f"{name}.groups", np.ascontiguousarray(argument.scales.data[own])
             yield f"{name}.groups.factor", 1.0 if factor is None else factor
             yield f"{name}.groups.divisor", 1.0 if divisor is None else divisor
     elif isinstance(argument, PagedRows):
