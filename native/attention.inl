@@ -281,6 +281,16 @@ inline void join(Partial total, Partial later, int64_t queries) {
     }
 }
 
+// Adds to a sum of weights that of a sink: a score whose value is zero. Values measured from `maximum`
+// are to be multiplied by what is returned.
+inline float add_sink(float sink, float maximum, float& sum_of_weights) {
+    const bool above = sink > maximum;
+    float risen[kWidth];
+    store(risen, exponential(broadcast(above ? maximum - sink : sink - maximum)));
+    sum_of_weights = above ? sum_of_weights * risen[0] + 1.0f : sum_of_weights + risen[0];
+    return above ? risen[0] : 1.0f;
+}
+
 // Divides by the sum of weights, and puts columns in their order.
 inline void finish(const AttentionTile& tile, Partial total) {
     const AttentionCall& call = *tile.call;
@@ -288,14 +298,18 @@ inline void finish(const AttentionTile& tile, Partial total) {
         const int64_t head = tile.key_value_head * tile.heads() + q % tile.heads();
         float* out = call.out + (tile.row_of(q) * call.heads + head) * call.value_size;
         const float* values = total.values + q * total.stride;
+        float sum_of_weights = total.sum[q], kept = 1.0f;
+        if (call.sinks) kept = add_sink(call.sinks[head], total.maximum[q], sum_of_weights);
         if (call.value_type == StreamType::float32) {
-            for (int64_t i = 0; i < call.value_size; ++i) out[i] = values[i] / total.sum[q];
+            for (int64_t i = 0; i < call.value_size; ++i) {
+                out[i] = values[i] * kept / sum_of_weights;
+            }
             continue;
         }
         for (int64_t i = 0; i < call.value_size; ++i) {
             const int64_t pair = i / (2 * kWidth), within = i % (2 * kWidth);
             const int64_t place = pair * 2 * kWidth + within % 2 * kWidth + within / 2;
-            out[i] = values[place] / total.sum[q];
+            out[i] = values[place] * kept / sum_of_weights;
         }
     }
 }

@@ -1,45 +1,9 @@
 #include "blocks.hpp"
 
-#include <cstddef>
-
-#include "thread_pool.hpp"
+#include "block_parts.hpp"
 
 namespace firstlight {
 namespace {
-
-constexpr int64_t kAlignedFloats = 16;
-
-int64_t aligned(int64_t size) {
-    return (size + kAlignedFloats - 1) / kAlignedFloats * kAlignedFloats;
-}
-
-// One piece of memory for each size, in float32, one after another and aligned. It is the calling
-// thread's and kept between blocks, so that a step allocates nothing once the first of its size has
-// run.
-template <size_t Pieces>
-void share_out(const int64_t (&sizes)[Pieces], float* (&pieces)[Pieces]) {
-    int64_t total = 0;
-    for (const int64_t size : sizes) total += aligned(size);
-    const size_t bytes = static_cast<size_t>(total) * sizeof(float);
-    float* next = static_cast<float*>(thread_scratch(bytes, Scratch::block));
-    for (size_t i = 0; i < Pieces; ++i) {
-        pieces[i] = next;
-        next += aligned(sizes[i]);
-    }
-}
-
-LinearCall linear_call(const BlockProduct& product, const float* x, int64_t rows, float* out) {
-    return {product.weight, x,   rows,           product.bias,
-            out,            product.tuning, product.round_to_bfloat16};
-}
-
-// x normed into `out`; x itself where there is no norm.
-const float* normed(const KernelTable& table, ThreadPool& pool, const NormPart& norm,
-                    const float* x, int64_t rows, float* out) {
-    if (!norm.columns) return x;
-    table.rms_norm(pool, {x, norm.weight, rows, norm.columns, norm.epsilon, out});
-    return out;
-}
 
 void map_in_place(const KernelTable& table, ThreadPool& pool, Elementwise function, float parameter,
                   int64_t size, float* values) {
@@ -78,7 +42,7 @@ void attention_block(const KernelTable& table, ThreadPool& pool, const Attention
     table.attention(pool, attention);
     const LinearCall output = linear_call(call.output, attention.out, rows, stream);
     table.linear(pool, &output, 1);
-    table.join_residual(pool, {call.x, stream, call.post_norm, call.residual_scale, rows,
+    table.join_residual(pool, {call.stream, stream, call.post_norm, call.residual_scale, rows,
                                call.columns, call.out});
 }
 
@@ -98,7 +62,7 @@ void feed_forward_block(const KernelTable& table, ThreadPool& pool,
     table.elementwise(pool, {Elementwise::gate, call.activation, gate, up, 0.0f, values, gate});
     const LinearCall down = linear_call(call.down, gate, rows, stream);
     table.linear(pool, &down, 1);
-    table.join_residual(pool, {call.x, stream, call.post_norm, call.residual_scale, rows,
+    table.join_residual(pool, {call.stream, stream, call.post_norm, call.residual_scale, rows,
                                call.columns, call.out});
 }
 

@@ -19,9 +19,11 @@ struct BlockProduct {
     bool round_to_bfloat16;
 };
 
-// x and out [rows, columns]. Of `attention` all but queries and out is filled in.
+// x and out [rows, columns]; the result joins `stream`, which is x or null: nothing. Of `attention` all
+// but queries and out is filled in.
 struct AttentionBlockCall {
     const float* x;
+    const float* stream;
     int64_t rows, columns;
     NormPart pre_norm, post_norm, query_norm, key_norm;
     BlockProduct query, key, value, output;
@@ -36,9 +38,10 @@ struct AttentionBlockCall {
     float* out;
 };
 
-// x and out [rows, columns].
+// x, stream and out as before.
 struct FeedForwardBlockCall {
     const float* x;
+    const float* stream;
     int64_t rows, columns;
     NormPart pre_norm, post_norm;
     BlockProduct gate, up, down;

@@ -13,6 +13,8 @@ inline void with_format(BlockFormat format, Use use) {
         case BlockFormat::f32: return use(Type<F32>{});
         case BlockFormat::f16: return use(Type<F16>{});
         case BlockFormat::bf16: return use(Type<BF16>{});
+        case BlockFormat::f8_e4m3: return use(Type<F8_E4M3>{});
+        case BlockFormat::e2m1: return use(Type<E2M1>{});
         case BlockFormat::q4_0: return use(Type<Q4_0>{});
         case BlockFormat::q4_1: return use(Type<Q4_1>{});
         case BlockFormat::q5_0: return use(Type<Q5_0>{});

@@ -39,6 +39,15 @@ void elementwise_task(void* context, int64_t index) {
             return map([=](Vector a, Vector) {
                 return hyperbolic_tangent(a / broadcast(parameter)) * parameter;
             });
+        case Elementwise::clamped_gate: {
+            const float slope = -call.slope, offset = call.offset;
+            return map([=](Vector a, Vector b) {
+                const Vector gate = at_most(a, broadcast(parameter));
+                const Vector up =
+                    at_least(at_most(b, broadcast(parameter)), broadcast(-parameter));
+                return gate / (exponential(gate * slope) + 1.0f) * (up + offset);
+            });
+        }
         case Elementwise::gate: break;
     }
     switch (call.activation) {

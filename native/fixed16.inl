@@ -55,6 +55,8 @@ inline uint32_t largest_magnitude_bits(const float* x, int64_t count) {
     return static_cast<uint32_t>(all);
 }
 
+#include "step_groups.inl"
+
 // Row `row`, which is row m of a block of `rows`; returns the size of a step.
 inline float fix_row(const FixedRows& fixed, int64_t row, int rows, int m) {
     // 127 * 256 - 1: rounding to a step may add half of one, 128, and both bytes stay signed bytes.
@@ -68,6 +70,9 @@ inline float fix_row(const FixedRows& fixed, int64_t row, int rows, int m) {
     const bool zero = !finite || most < kLeast;
     const float factor = zero ? 0.0f : kLimit / most;
     uint8_t* to = fixed.blocks ? fixed.block(row - m) : nullptr;
+    const bool together = kSteps && !zero && fixed.lines;
+    if (together) put_row_lines(fixed, row, factor);
+    if (together && !to) return most / kLimit;
     for (int64_t g = 0; g < fixed.groups(); ++g, x += kGroupColumns) {
         int32_t values[kGroupColumns], multiples[kGroupColumns];
         for (int i = 0; i < kGroupColumns; i += kWidth) {
@@ -78,7 +83,7 @@ inline float fix_row(const FixedRows& fixed, int64_t row, int rows, int m) {
         }
         const GroupStep step = group_step(values);
         step_multiples(values, step.step, multiples);
-        if (fixed.lines) {
+        if (fixed.lines && !together) {
             StepLine* strip = fixed.strip(g / kStripGroups * kStripGroups, row);
             put_step_line(step, multiples, strip + g % kStripGroups);
         }

@@ -17,7 +17,9 @@ struct FormatInfo {
 
 inline constexpr FormatInfo kFormats[] = {
     {"f32", BlockFormat::f32, 1, 4},        {"f16", BlockFormat::f16, 1, 2},
-    {"bf16", BlockFormat::bf16, 1, 2},      {"q4_0", BlockFormat::q4_0, 32, 18},
+    {"bf16", BlockFormat::bf16, 1, 2},      {"f8_e4m3", BlockFormat::f8_e4m3, 1, 1},
+    {"e2m1", BlockFormat::e2m1, 16, 8},
+    {"q4_0", BlockFormat::q4_0, 32, 18},
     {"q4_1", BlockFormat::q4_1, 32, 20},    {"q5_0", BlockFormat::q5_0, 32, 22},
     {"q5_1", BlockFormat::q5_1, 32, 24},    {"q8_0", BlockFormat::q8_0, 32, 34},
     {"q2_k", BlockFormat::q2_k, 256, 84},   {"q3_k", BlockFormat::q3_k, 256, 110},

@@ -38,13 +38,20 @@ void prepare_heads(ThreadPool& pool, const HeadsCall& call) {
     share(pool, 4 * call.rows * values, call.rows, heads_task, &copy);
 }
 
-// x + scale * norm(y), a row at a time.
+// x + scale * norm(y), or norm(y), a row at a time.
 void residual_task(void* context, int64_t row) {
     const ResidualCall& call = *static_cast<const ResidualCall*>(context);
     const int64_t columns = call.columns;
-    const float* x = call.x + row * columns;
     const float* y = call.y + row * columns;
     float* out = call.out + row * columns;
+    if (!call.x) {
+        if (call.norm.columns) {
+            return norm_row(y, call.norm.weight, columns, call.norm.epsilon, out);
+        }
+        memcpy(out, y, static_cast<size_t>(columns) * sizeof(float));
+        return;
+    }
+    const float* x = call.x + row * columns;
     if (call.norm.columns) {
         float* normed =
             static_cast<float*>(thread_scratch(static_cast<size_t>(columns) * sizeof(float)));

@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "entry_calls.hpp"
+
 // Blocks are read where they lie, and every storage format puts the lowest byte first.
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "The kernels need a processor that puts the lowest byte of a number first"
@@ -19,7 +21,7 @@ class ThreadPool;
 
 // The storage formats that the kernels decode, as `formats/` defines them.
 enum class BlockFormat : int {
-    f32, f16, bf16,
+    f32, f16, bf16, f8_e4m3, e2m1,
     q4_0, q4_1, q5_0, q5_1, q8_0,
     q2_k, q3_k, q4_k, q5_k, q6_k,
     iq4_nl, iq4_xs, mxfp4, nvfp4,
@@ -29,6 +31,23 @@ enum class BlockFormat : int {
 // laid out for the products.
 enum class Layout : int { rows, panels };
 
+// Factors of the values of a matrix of fp8, one for each block of `rows` by `columns`, `stride` of them
+// for each row of blocks. Columns are a multiple of 32 or all that the matrix has.
+struct BlockScales {
+    const float* values;  // null: there are none
+    int64_t stride, rows, columns;
+    int64_t first_row;  // of the matrix among the rows that they are for
+};
+
+// Scales in E4M3 of each 16 columns of a matrix of e2m1, `stride` of them a row, each multiplied or
+// divided by `factor`.
+struct GroupScales {
+    const uint8_t* values;  // null: there are none
+    int64_t stride;
+    float factor;
+    bool divides;
+};
+
 // A matrix [rows, columns] in a storage format. With Layout::rows, row r starts at
 // data + r * row_bytes; panels are aligned to 64 bytes and row_bytes is 0.
 struct StoredMatrix {
@@ -36,6 +55,8 @@ struct StoredMatrix {
     Layout layout;
     const uint8_t* data;
     int64_t rows, columns, row_bytes;
+    BlockScales scales = {};
+    GroupScales groups = {};
 };
 
 // How a product walks through its work; results do not depend on it. 0: the kernel chooses.
@@ -53,8 +74,8 @@ struct LinearCall {
     const float* bias;
     float* out;
     LinearTuning tuning;
-    // Whether activations may be rounded to bfloat16 for a weight that is, where the level has
-    // products of the two.
+    // Whether activations may be rounded to bfloat16 for a weight that is, or that is fp8, where the
+    // level has products of the two.
     bool round_to_bfloat16;
 };
 
@@ -85,7 +106,7 @@ struct NormCall {
 
 enum class Activation : int { silu, gelu, gelu_tanh, relu };
 
-enum class Elementwise : int { gate, add, scale, soft_cap };
+enum class Elementwise : int { gate, clamped_gate, add, scale, soft_cap };
 
 // size values each; y is null where the function has one argument only.
 struct ElementwiseCall {
@@ -96,6 +117,8 @@ struct ElementwiseCall {
     float parameter;
     int64_t size;
     float* out;
+    // Of clamped_gate, beside the limit, which is the parameter.
+    float slope = 1.0f, offset = 0.0f;
 };
 
 // x and out [rows, heads, size]; cosine_sine [rows, 2, angles].
@@ -106,8 +129,6 @@ struct RotaryCall {
     bool interleaved;
     float* out;
 };
-
-enum class StreamType : int { float32, bfloat16 };
 
 // Row r of values [rows, entry_size] becomes entry slots[r] of the pages.
 struct StreamWriteCall {
@@ -145,6 +166,9 @@ struct AttentionCall {
     // What a tuner may choose; 0 is the default. No result depends on it.
     int64_t tile_queries;  // queries of one key-value head in a group
     int64_t head_parts;    // tasks that the key-value heads of a group are cut into
+    // [heads] or null: the score of a key whose value is zero, for each head. Not where anything is
+    // rounded to bfloat16.
+    const float* sinks;
 };
 
 // How memory is read when its bandwidth is measured; the index is the way.
@@ -178,7 +202,7 @@ struct HeadsCall {
     float* query_out;
 };
 
-// out = x + scale * norm(y), all [rows, columns].
+// out = x + scale * norm(y), all [rows, columns]; norm(y) alone where x is null.
 struct ResidualCall {
     const float* x;
     const float* y;
@@ -191,6 +215,8 @@ struct ResidualCall {
 struct KernelTable {
     // Whether the level multiplies bfloat16 by bfloat16, in products with weights and in attention.
     bool multiplies_bfloat16;
+    // Whether it multiplies fp8 weights by activations rounded to bfloat16.
+    bool multiplies_float8;
     // Several products at once, `count` of them. Those that have x and its rows in common, and
     // follow one another, share what is made of x.
     void (*linear)(ThreadPool&, const LinearCall* calls, int count);
@@ -201,6 +227,9 @@ struct KernelTable {
     void (*rotary)(ThreadPool&, const RotaryCall&);
     void (*stream_write)(ThreadPool&, const StreamWriteCall&);
     void (*attention)(ThreadPool&, const AttentionCall&);
+    void (*listed_attention)(ThreadPool&, const ListedAttentionCall&);
+    void (*choose_entries)(ThreadPool&, const EntryChoiceCall&);
+    void (*pool_runs)(ThreadPool&, const PoolRunsCall&);
     void (*prepare_heads)(ThreadPool&, const HeadsCall&);
     void (*join_residual)(ThreadPool&, const ResidualCall&);
     // Reads `bytes` at `data` once, with all threads, in one of kReadWays ways (ceilings.inl).

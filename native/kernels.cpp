@@ -63,6 +63,8 @@ namespace {
 
 #include "functions.inl"
 
+#include "float8.inl"
+
 #include "codes.inl"
 
 #include "block_formats.inl"
@@ -71,7 +73,13 @@ namespace {
 
 #include "table_formats.inl"
 
+#include "float4.inl"
+
 #include "decoding.inl"
+
+#include "float8_scales.inl"
+
+#include "float4_scales.inl"
 
 #include "products.inl"
 
@@ -88,6 +96,10 @@ namespace {
 #include "bfloat16_linear.inl"
 
 #include "bfloat16_tiles.inl"
+
+#include "float8_products.inl"
+
+#include "float8_linear.inl"
 
 #include "packed_layout.inl"
 
@@ -129,12 +141,21 @@ namespace {
 
 #include "attention_tasks.inl"
 
+#include "entry_values.inl"
+
+#include "listed_attention.inl"
+
+#include "entry_choice.inl"
+
+#include "pooling.inl"
+
 #include "ceilings.inl"
 
 }  // namespace
 
 const KernelTable FIRSTLIGHT_TABLE = {
     kBfloat16Products,
+    kFloat8Products,
     linear,
     embed,
     pack,
@@ -143,6 +164,9 @@ const KernelTable FIRSTLIGHT_TABLE = {
     rotary,
     stream_write,
     attention,
+    listed_attention,
+    choose_entries,
+    pool_runs,
     prepare_heads,
     join_residual,
     read_memory,

@@ -59,7 +59,12 @@ bool has_avx512() {
 
 bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 
-bool has_avx512_bf16() { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }
+// With permutations of bytes, which decode fp8. Of the processors with this bfloat16 only Cooper Lake
+// lacks them.
+bool has_avx512_bf16() {
+    return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16") &&
+           __builtin_cpu_supports("avx512vbmi");
+}
 
 // Whether the operating system keeps the tiles' state and lets this process use them. Linux wants
 // to be asked once, for all threads, because the state makes their signal frames larger. Source:

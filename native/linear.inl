@@ -105,7 +105,12 @@ inline void fused_rows(const LinearCall& call, int64_t first) {
         }
         float sums[Rows];
         const int64_t count = least(kChunk, weight.columns - start);
-        fused_products<Format, Rows>(rows, call.x + start, count, ahead, sums);
+        if constexpr (kHasScales<Format>) {
+            scaled_dot_products<Rows>(weight, first, start, count, call.x + start, ahead, sums,
+                                      Type<Format>{});
+        } else {
+            fused_products<Format, Rows>(rows, call.x + start, count, ahead, sums);
+        }
         for (int r = 0; r < Rows; ++r) total[r] = start ? total[r] + sums[r] : sums[r];
     }
     for (int r = 0; r < Rows; ++r) {
@@ -146,7 +151,12 @@ inline void many_inputs_tile(const LinearCall& call, int64_t first, int64_t end,
         for (int64_t r = 0; r < rows; ++r) {
             left[r] = weight.data + (first + r) * weight.row_bytes + bytes_of<Format>(start);
             if (in_place) continue;
-            decode_to<Format>(left[r], count, tile + r * kTileStride);
+            float* to = tile + r * kTileStride;
+            if constexpr (kHasScales<Format>) {
+                decode_scaled(weight, first + r, start, count, to, Type<Format>{});
+            } else {
+                decode_to<Format>(left[r], count, to);
+            }
             left[r] = reinterpret_cast<const uint8_t*>(tile + r * kTileStride);
         }
         const float* right = call.x + input_begin * weight.columns + start;

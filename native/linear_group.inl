@@ -1,9 +1,6 @@
 // `linear` and `embed`: several products as tasks of one parallel_for, each product by the way its
 // weight is laid out; and rows of an embedding table.
 
-// Products of one parallel_for; a larger group takes several.
-constexpr int kMostProducts = 64;
-
 // Rows of x that are rounded before the first is used: rounding them all would take memory
 // without end.
 constexpr int64_t kRoundedRows = 1024;
@@ -75,6 +72,8 @@ void linear_part(ThreadPool& pool, const LinearCall* calls, int count) {
     LinearGroup group;
     FixedInputs inputs;
     inputs.fix(pool, calls, count);
+    Float8Inputs float8;
+    float8.round(pool, calls, count);
     const void* rounded = nullptr;
     const int threads = thread_count(pool);
     int64_t tasks = 0, work = 0;
@@ -88,6 +87,8 @@ void linear_part(ThreadPool& pool, const LinearCall* calls, int count) {
         } else if (rounds_to_bfloat16(call)) {
             if (!rounded) rounded = bfloat16_inputs(pool, call);
             product.rows = bfloat16_tiles(call, rounded, threads);
+        } else if (rounds_for_float8(call)) {
+            product.rows = float8_tiles(call, float8.of(i), threads);
         } else {
             product.rows = stored_tiles(call, threads);
         }
@@ -145,7 +146,12 @@ void embed_task(void* context, int64_t index) {
     }
     const uint8_t* row = table.data + token * table.row_bytes;
     with_format(table.format, [&](auto format) {
-        decode_to<typename decltype(format)::type>(row, table.columns, out);
+        using Format = typename decltype(format)::type;
+        if constexpr (kHasScales<Format>) {
+            decode_scaled(table, token, 0, table.columns, out, Type<Format>{});
+        } else {
+            decode_to<Format>(row, table.columns, out);
+        }
     });
 }
 

@@ -8,3 +8,6 @@ struct LinearTiles {
     int64_t tile_rows, blocks, block_inputs, tasks;
     int64_t block_rows;  // of a tile that are gone through together
 };
+
+// Products of one parallel_for; a larger group takes several.
+constexpr int kMostProducts = 64;

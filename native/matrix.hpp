@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -54,11 +55,53 @@ inline StoredMatrix checked_matrix(const std::string& format, const uint8_t* dat
     return {info.code, Layout::rows, data, rows, columns, bytes ? blocks * info.block_bytes : 0};
 }
 
+// Scales for blocks of so many rows and columns, as those of a matrix whose first row is `first_row`
+// of theirs, or an error if they cannot be.
+inline BlockScales checked_scales(const StoredMatrix& matrix, const In<float>& scales, int64_t rows,
+                                  int64_t columns, int64_t first_row) {
+    require(matrix.format == BlockFormat::f8_e4m3 && matrix.layout == Layout::rows,
+            "only fp8 has scales of blocks");
+    require(scales.ndim() == 2 && rows >= 1 && columns >= 1 && first_row >= 0,
+            "scales must be [row blocks, column blocks] of blocks that hold something");
+    require(columns % 32 == 0 || columns >= matrix.columns,
+            "a block must have a multiple of 32 columns, or all");
+    const int64_t across = matrix.columns / columns + (matrix.columns % columns != 0);
+    const int64_t last = matrix.rows ? (first_row + matrix.rows - 1) / rows : 0;
+    require(first_row < int64_t{1} << 60 && extent(scales, 1) == across &&
+                (matrix.rows == 0 || last < extent(scales, 0)),
+            "there must be a scale for each block");
+    return {scales.data(), across, rows, columns, first_row};
+}
+
+// The same of groups of 16 columns.
+inline GroupScales checked_groups(const StoredMatrix& matrix, const In<uint8_t>& scales,
+                                  float factor, bool divides) {
+    require(matrix.format == BlockFormat::e2m1 && matrix.layout == Layout::rows,
+            "only e2m1 has scales of groups");
+    require(scales.ndim() == 2 && extent(scales, 0) == matrix.rows &&
+                extent(scales, 1) == matrix.columns / 16,
+            "there must be a scale for each 16 columns");
+    return {scales.data(), extent(scales, 1), factor, divides};
+}
+
 class Matrix {
 public:
-    Matrix(const std::string& format, In<uint8_t> data, int64_t rows, int64_t columns, bool packed)
-        : data_(std::move(data)), name_(format),
-          stored_(checked_matrix(format, data_.data(), data_.size(), rows, columns, packed)) {}
+    Matrix(const std::string& format, In<uint8_t> data, int64_t rows, int64_t columns, bool packed,
+           std::optional<In<float>> scales, int64_t scale_rows, int64_t scale_columns,
+           int64_t scale_first_row)
+        : data_(std::move(data)), scales_(std::move(scales)), name_(format),
+          stored_(checked_matrix(format, data_.data(), data_.size(), rows, columns, packed)) {
+        if (scales_) {
+            stored_.scales =
+                checked_scales(stored_, *scales_, scale_rows, scale_columns, scale_first_row);
+        }
+    }
+
+    // From now on the scales of groups of columns.
+    void scale_groups(In<uint8_t> scales, float factor, bool divides) {
+        stored_.groups = checked_groups(stored_, scales, factor, divides);
+        groups_ = std::move(scales);
+    }
 
     const StoredMatrix& stored() const { return stored_; }
     const std::string& format() const { return name_; }
@@ -94,6 +137,8 @@ private:
     };
 
     In<uint8_t> data_;
+    std::optional<In<float>> scales_;
+    std::optional<In<uint8_t>> groups_;
     std::string name_;
     StoredMatrix stored_;
     std::vector<Range> ranges_;

@@ -8,9 +8,17 @@ struct GroupStep {
     int32_t fine[2];
 };
 
+// The least whole number from `least` on that has no more than four significant bits.
+inline int32_t four_bit_step(int32_t least) {
+    int32_t unit = 1;
+    while (least >= 16 * unit) unit *= 2;
+    return (least + unit - 1) / unit * unit;
+}
+
 inline GroupStep step_of(int32_t first, int32_t second, int32_t third) {
     const int32_t rest = third >> 3;
-    return {rest <= 127 ? 1 : (rest + 126) / 127, {7 - (first & 7), 7 - (second & 7)}};
+    const int32_t step = rest <= 127 ? 1 : four_bit_step((rest + 126) / 127);
+    return {step, {7 - (first & 7), 7 - (second & 7)}};
 }
 
 // The step is set by the quad whose largest magnitude is the third in order, and the two before it

@@ -19,7 +19,9 @@
 #include "matrix.hpp"
 #include "module_blocks.hpp"
 #include "module_ceilings.hpp"
+#include "module_entries.hpp"
 #include "module_experts.hpp"
+#include "module_latent.hpp"
 #include "paged_rows.hpp"
 #include "thread_pool.hpp"
 
@@ -148,6 +150,11 @@ public:
         elementwise(Elementwise::gate, activation_of(activation), gate_values, &up, 0.0f, out);
     }
 
+    void clamped_gate(In<float> gate_values, In<float> up, float limit, float slope, float offset,
+                      Out<float> out) const {
+        elementwise(Elementwise::clamped_gate, {}, gate_values, &up, limit, out, slope, offset);
+    }
+
     void add(In<float> x, In<float> y, float scale, Out<float> out) const {
         elementwise(Elementwise::add, {}, x, &y, scale, out);
     }
@@ -212,7 +219,8 @@ public:
     void attention(In<float> queries, AnyIn keys, AnyIn values, In<int32_t> row_starts,
                    In<int32_t> positions, In<int32_t> page_table, int64_t page_tokens, float scale,
                    int64_t window, float soft_cap, Out<float> out, bool round_to_bfloat16,
-                   int64_t tile_queries, int64_t head_parts) const {
+                   int64_t tile_queries, int64_t head_parts,
+                   std::optional<In<float>> sinks) const {
         const PagedRowsView rows(row_starts, positions, page_table, page_tokens);
         require(queries.ndim() == 3 && extent(queries, 0) == rows.rows,
                 "queries must be [rows, heads, key_size]");
@@ -242,6 +250,11 @@ public:
         call.tile_queries = tile_queries;
         call.head_parts = head_parts;
         require_attention_tuning(tile_queries, head_parts);
+        if (sinks) {
+            require(sinks->ndim() == 1 && extent(*sinks, 0) == call.heads && !round_to_bfloat16,
+                    "sinks must be [heads], and nothing is rounded beside them");
+            call.sinks = sinks->data();
+        }
         require(extent(keys, 3) == call.key_size, "queries and keys differ in size");
         require(call.key_value_heads >= 1 && call.heads % call.key_value_heads == 0,
                 "heads must be a multiple of the key-value heads");
@@ -259,6 +272,7 @@ public:
     }
 
     bool multiplies_bfloat16() const { return table_.multiplies_bfloat16; }
+    bool multiplies_float8() const { return table_.multiplies_float8; }
     const KernelTable& table() const { return table_; }
     ThreadPool& pool() const { return *pool_; }
     bool rounds() const { return table_.multiplies_bfloat16 && !exact_; }
@@ -285,13 +299,14 @@ private:
     }
 
     void elementwise(Elementwise function, Activation activation, const In<float>& x,
-                     const In<float>* y, float parameter, Out<float>& out) const {
+                     const In<float>* y, float parameter, Out<float>& out, float slope = 1.0f,
+                     float offset = 0.0f) const {
         require_same_shape(x, out, "out must have the shape of x");
         if (y) require_same_shape(x, *y, "both arguments must have the same shape");
         const auto size = static_cast<int64_t>(x.size());
         run(table_.elementwise, ElementwiseCall{function, activation, x.data(),
                                                 y ? y->data() : nullptr, parameter, size,
-                                                out.data()});
+                                                out.data(), slope, offset});
     }
 
     const KernelTable& table_;
@@ -344,8 +359,13 @@ NB_MODULE(_native, module) {
 
     // An argument of another dtype or layout raises instead of being copied.
     nb::class_<Matrix>(module, "Matrix", "A weight in place or packed, and how it is tuned.")
-        .def(nb::init<const std::string&, In<uint8_t>, int64_t, int64_t, bool>(), "format"_a,
-             "data"_a.noconvert(), "rows"_a, "columns"_a, "packed"_a)
+        .def(nb::init<const std::string&, In<uint8_t>, int64_t, int64_t, bool,
+                      std::optional<In<float>>, int64_t, int64_t, int64_t>(),
+             "format"_a, "data"_a.noconvert(), "rows"_a, "columns"_a, "packed"_a,
+             "scales"_a.noconvert().none() = nb::none(), "scale_rows"_a = 1,
+             "scale_columns"_a = 1, "scale_first_row"_a = 0)
+        .def("scale_groups", &Matrix::scale_groups, "scales"_a.noconvert(), "factor"_a,
+             "divides"_a)
         .def_prop_ro("format", &Matrix::format)
         .def_prop_ro("rows", &Matrix::rows)
         .def_prop_ro("columns", &Matrix::columns)
@@ -355,9 +375,12 @@ NB_MODULE(_native, module) {
 
     bind_blocks(module);
     bind_experts(module);
+    bind_latent(module);
 
-    nb::class_<Kernels>(module, "Kernels", "The kernels of one level, with a pool of threads.")
-        .def(nb::init<const std::string&, int, bool>(), "level"_a, "threads"_a,
+    nb::class_<Kernels> kernels(module, "Kernels",
+                                "The kernels of one level, with a pool of threads.");
+    bind_entries(module, kernels);
+    kernels.def(nb::init<const std::string&, int, bool>(), "level"_a, "threads"_a,
              "exact"_a = false)
         .def("linear", &Kernels::linear, "x"_a.noconvert(), "matrix"_a,
              "bias"_a.noconvert().none(), "out"_a.noconvert(), "round_to_bfloat16"_a = false)
@@ -374,6 +397,8 @@ NB_MODULE(_native, module) {
              "epsilon"_a, "out"_a.noconvert())
         .def("gate", &Kernels::gate, "gate_values"_a.noconvert(), "up"_a.noconvert(),
              "activation"_a, "out"_a.noconvert())
+        .def("clamped_gate", &Kernels::clamped_gate, "gate_values"_a.noconvert(),
+             "up"_a.noconvert(), "limit"_a, "slope"_a, "offset"_a, "out"_a.noconvert())
         .def("add", &Kernels::add, "x"_a.noconvert(), "y"_a.noconvert(), "scale"_a,
              "out"_a.noconvert())
         .def("scale", &Kernels::scale, "x"_a.noconvert(), "factor"_a, "out"_a.noconvert())
@@ -389,7 +414,7 @@ NB_MODULE(_native, module) {
              "values"_a.noconvert(), "row_starts"_a.noconvert(), "positions"_a.noconvert(),
              "page_table"_a.noconvert(), "page_tokens"_a, "scale"_a, "window"_a, "soft_cap"_a,
              "out"_a.noconvert(), "round_to_bfloat16"_a = false, "tile_queries"_a = 0,
-             "head_parts"_a = 0)
+             "head_parts"_a = 0, "sinks"_a.noconvert().none() = nb::none())
         .def("attention_block",
              [](const Kernels& kernels, const AttentionBlock& block, In<float> x, AnyOut keys,
                 AnyOut values, PagedRows& rows, std::optional<In<float>> cosine_sine,
@@ -410,6 +435,14 @@ NB_MODULE(_native, module) {
                  block.run(kernels.table(), kernels.pool(), kernels.rounds(), x, chosen, out);
              },
              "block"_a, "x"_a.noconvert(), "chosen"_a.noconvert().none(), "out"_a.noconvert())
+        .def("latent_block",
+             [](const Kernels& kernels, const LatentBlock& block, In<float> x, AnyOut entries,
+                PagedRows& rows, In<float> cosine_sine, Out<float> out) {
+                 block.run(kernels.table(), kernels.pool(), kernels.rounds(), x, entries, rows,
+                           cosine_sine, out);
+             },
+             "block"_a, "x"_a.noconvert(), "entries"_a.noconvert(), "rows"_a,
+             "cosine_sine"_a.noconvert(), "out"_a.noconvert())
         .def("logits",
              [](const Kernels& kernels, const Head& head, In<float> x, In<int32_t> wanted,
                 Out<float> out) { head.run(kernels.table(), kernels.pool(), kernels.rounds(), x, wanted, out); },
@@ -426,7 +459,8 @@ NB_MODULE(_native, module) {
                  return measure_multiply_add(kernels.table(), kernels.pool(), type, seconds);
              },
              "type"_a, "seconds"_a)
-        .def_prop_ro("multiplies_bfloat16", &Kernels::multiplies_bfloat16);
+        .def_prop_ro("multiplies_bfloat16", &Kernels::multiplies_bfloat16)
+        .def_prop_ro("multiplies_float8", &Kernels::multiplies_float8);
 }
 
 }  // namespace firstlight

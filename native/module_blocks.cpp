@@ -59,13 +59,15 @@ AttentionBlock::AttentionBlock(int64_t heads, int64_t key_value_heads, int64_t h
                                Product query, Product key, Product value, Product output,
                                float scale, MaybeNorm pre_norm, MaybeNorm post_norm,
                                MaybeNorm query_norm, MaybeNorm key_norm, int64_t window,
-                               float soft_cap, bool interleaved, float residual_scale)
+                               float soft_cap, bool interleaved,
+                               std::optional<float> residual_scale,
+                               std::optional<In<float>> sinks)
     : heads_(heads), key_value_heads_(key_value_heads), head_size_(head_size),
       query_(std::move(query)), key_(std::move(key)), value_(std::move(value)),
       output_(std::move(output)), scale_(scale), pre_norm_(std::move(pre_norm)),
       post_norm_(std::move(post_norm)), query_norm_(std::move(query_norm)),
       key_norm_(std::move(key_norm)), window_(window), soft_cap_(soft_cap),
-      interleaved_(interleaved), residual_scale_(residual_scale) {
+      interleaved_(interleaved), residual_scale_(residual_scale), sinks_(std::move(sinks)) {
     constexpr int64_t kMost = int64_t{1} << 31;
     require(1 <= key_value_heads && key_value_heads <= heads && heads < kMost &&
                 heads % key_value_heads == 0,
@@ -85,6 +87,7 @@ AttentionBlock::AttentionBlock(int64_t heads, int64_t key_value_heads, int64_t h
     require_head_norm(key_norm_, entry);
     require(window >= 1, "a window must hold at least one position");
     require(soft_cap >= 0.0f, "a soft cap must be positive");
+    require(!sinks_ || (sinks_->ndim() == 1 && extent(*sinks_, 0) == heads), "sinks must be [heads]");
 }
 
 void AttentionBlock::run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x,
@@ -101,6 +104,7 @@ void AttentionBlock::run(const KernelTable& table, ThreadPool& pool, bool rounds
     require(extent(values, 0) == pages, "keys and values must have as many pages");
     AttentionBlockCall call{};
     call.x = x.data();
+    call.stream = residual_scale_ ? x.data() : nullptr;
     call.rows = count;
     call.columns = query_.columns();
     call.pre_norm = part_of(pre_norm_);
@@ -122,7 +126,7 @@ void AttentionBlock::run(const KernelTable& table, ThreadPool& pool, bool rounds
     call.interleaved = interleaved_;
     call.key_pages = keys.data();
     call.value_pages = values.data();
-    call.residual_scale = residual_scale_;
+    call.residual_scale = residual_scale_.value_or(1.0f);
     call.out = out.data();
     AttentionCall& attention = call.attention;
     attention.key_type = stream_type(keys.dtype());
@@ -139,7 +143,8 @@ void AttentionBlock::run(const KernelTable& table, ThreadPool& pool, bool rounds
     attention.scale = scale_;
     attention.soft_cap = soft_cap_;
     attention.window = window_;
-    attention.round_to_bfloat16 = rounds;
+    attention.sinks = sinks_ ? sinks_->data() : nullptr;
+    attention.round_to_bfloat16 = rounds && !sinks_;
     attention.tile_queries = tile_queries;
     attention.head_parts = head_parts;
     call.slots = rows.slots(pages);
@@ -152,7 +157,7 @@ void AttentionBlock::run(const KernelTable& table, ThreadPool& pool, bool rounds
 
 FeedForwardBlock::FeedForwardBlock(Product gate, Product up, Product down,
                                    const std::string& activation, MaybeNorm pre_norm,
-                                   MaybeNorm post_norm, float residual_scale)
+                                   MaybeNorm post_norm, std::optional<float> residual_scale)
     : gate_(std::move(gate)), up_(std::move(up)), down_(std::move(down)),
       activation_(activation_of(activation)), pre_norm_(std::move(pre_norm)),
       post_norm_(std::move(post_norm)), residual_scale_(residual_scale) {
@@ -170,6 +175,7 @@ void FeedForwardBlock::run(const KernelTable& table, ThreadPool& pool, bool roun
     require_stream(x, out, gate_.columns());
     const int64_t count = extent(x, 0);
     const FeedForwardBlockCall call{x.data(),
+                                    residual_scale_ ? x.data() : nullptr,
                                     count,
                                     gate_.columns(),
                                     part_of(pre_norm_),
@@ -178,7 +184,7 @@ void FeedForwardBlock::run(const KernelTable& table, ThreadPool& pool, bool roun
                                     up_.part(count, rounds),
                                     down_.part(count, rounds),
                                     activation_,
-                                    residual_scale_,
+                                    residual_scale_.value_or(1.0f),
                                     out.data()};
     nb::gil_scoped_release release;
     feed_forward_block(table, pool, call);
@@ -223,15 +229,17 @@ void bind_blocks(nb::module_& module) {
              "weight"_a.noconvert().none());
     nb::class_<AttentionBlock>(module, "AttentionBlock", "A layer's attention.")
         .def(nb::init<int64_t, int64_t, int64_t, Product, Product, Product, Product, float,
-                      MaybeNorm, MaybeNorm, MaybeNorm, MaybeNorm, int64_t, float, bool, float>(),
+                      MaybeNorm, MaybeNorm, MaybeNorm, MaybeNorm, int64_t, float, bool,
+                      std::optional<float>, std::optional<In<float>>>(),
              "heads"_a, "key_value_heads"_a, "head_size"_a, "query"_a, "key"_a, "value"_a,
              "output"_a, "scale"_a, "pre_norm"_a.none(), "post_norm"_a.none(),
              "query_norm"_a.none(), "key_norm"_a.none(), "window"_a, "soft_cap"_a, "interleaved"_a,
-             "residual_scale"_a);
+             "residual_scale"_a.none(), "sinks"_a.noconvert().none() = nb::none());
     nb::class_<FeedForwardBlock>(module, "FeedForwardBlock", "A layer's feed-forward network.")
-        .def(nb::init<Product, Product, Product, const std::string&, MaybeNorm, MaybeNorm, float>(),
+        .def(nb::init<Product, Product, Product, const std::string&, MaybeNorm, MaybeNorm,
+                      std::optional<float>>(),
              "gate"_a, "up"_a, "down"_a, "activation"_a, "pre_norm"_a.none(), "post_norm"_a.none(),
-             "residual_scale"_a);
+             "residual_scale"_a.none());
     nb::class_<Head>(module, "Head", "A model's output head.")
         .def(nb::init<Product, MaybeNorm, float, float>(), "product"_a, "norm"_a.none(), "scale"_a,
              "soft_cap"_a);

@@ -53,7 +53,8 @@ public:
     AttentionBlock(int64_t heads, int64_t key_value_heads, int64_t head_size, Product query,
                    Product key, Product value, Product output, float scale, MaybeNorm pre_norm,
                    MaybeNorm post_norm, MaybeNorm query_norm, MaybeNorm key_norm, int64_t window,
-                   float soft_cap, bool interleaved, float residual_scale);
+                   float soft_cap, bool interleaved, std::optional<float> residual_scale,
+                   std::optional<In<float>> sinks);
 
     // `rounds`: products of bfloat16 weights round their activations, as LinearCall says.
     // `tile_queries`, `head_parts`: as AttentionCall has them.
@@ -69,13 +70,14 @@ private:
     int64_t window_;
     float soft_cap_;
     bool interleaved_;
-    float residual_scale_;
+    std::optional<float> residual_scale_;  // none: the result joins nothing
+    std::optional<In<float>> sinks_;
 };
 
 class FeedForwardBlock {
 public:
     FeedForwardBlock(Product gate, Product up, Product down, const std::string& activation,
-                     MaybeNorm pre_norm, MaybeNorm post_norm, float residual_scale);
+                     MaybeNorm pre_norm, MaybeNorm post_norm, std::optional<float> residual_scale);
 
     void run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x,
              Out<float> out) const;
@@ -84,7 +86,7 @@ private:
     Product gate_, up_, down_;
     Activation activation_;
     MaybeNorm pre_norm_, post_norm_;
-    float residual_scale_;
+    std::optional<float> residual_scale_;
 };
 
 class Head {

@@ -2,6 +2,7 @@
 
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #if defined(__linux__)
@@ -80,14 +81,16 @@ ExpertsBlock::ExpertsBlock(Product router, std::vector<Product> products,
                            const std::string& activation, int64_t top_k, const std::string& score,
                            int64_t groups, int64_t groups_kept, int64_t group_counted,
                            bool renormalised, double scale, std::optional<In<float>> correction,
-                           MaybeNorm pre_norm, MaybeNorm post_norm, float residual_scale,
-                           std::optional<Out<int64_t>> use, std::optional<In<int64_t>> places)
+                           MaybeNorm pre_norm, MaybeNorm post_norm,
+                           std::optional<float> residual_scale,
+                           std::optional<Out<int64_t>> use, std::optional<In<int64_t>> places,
+                           std::optional<Clamp> clamp)
     : router_(std::move(router)), products_(std::move(products)), shared_(std::move(shared)),
       shared_gate_(std::move(shared_gate)), activation_(activation_of(activation)),
       routing_{top_k, score_of(score), groups, groups_kept, group_counted, renormalised, scale},
       correction_(std::move(correction)), pre_norm_(std::move(pre_norm)),
       post_norm_(std::move(post_norm)), residual_scale_(residual_scale), use_(std::move(use)),
-      places_(std::move(places)), columns_(router_.columns()), width_(0), shared_width_(0) {
+      places_(std::move(places)), clamp_(clamp), columns_(router_.columns()), width_(0), shared_width_(0) {
     const int64_t count = router_.rows();
     require(count >= 1 && products_.size() == 3 * static_cast<size_t>(count),
             "there must be three products for each row of the router");
@@ -163,8 +166,8 @@ void ExpertsBlock::run(const KernelTable& table, ThreadPool& pool, bool rounds, 
     std::fill_n(step.sum, stream, 0.0f);
     add_experts(step);
     const NormPart post = post_norm_ ? post_norm_->part() : NormPart{};
-    table.join_residual(pool, {x.data(), step.sum, post, residual_scale_, rows, columns_,
-                               out.data()});
+    table.join_residual(pool, {residual_scale_ ? x.data() : nullptr, step.sum, post,
+                               residual_scale_.value_or(1.0f), rows, columns_, out.data()});
 }
 
 // The router's results become weights, where they lie.
@@ -255,8 +258,13 @@ void ExpertsBlock::add_batch(const Step& step, const std::vector<Share>& batch,
     if (calls.empty()) return;
     step.table.linear(step.pool, calls.data(), static_cast<int>(calls.size()));
     const int64_t values = count * width_ + (shared ? step.rows * shared_width_ : 0);
-    step.table.elementwise(
-        step.pool, {Elementwise::gate, activation_, step.gate, step.up, 0.0f, values, step.gate});
+    ElementwiseCall joined{Elementwise::gate, activation_, step.gate, step.up, 0.0f, values,
+                           step.gate};
+    if (clamp_) {
+        joined.function = Elementwise::clamped_gate;
+        std::tie(joined.parameter, joined.slope, joined.offset) = *clamp_;
+    }
+    step.table.elementwise(step.pool, joined);
     calls.clear();
     for (const Share& each : batch) {
         calls.push_back(linear_call(each.products[2], step.rounds, step.gate + each.begin * width_,
@@ -296,13 +304,14 @@ void bind_experts(nb::module_& module) {
     nb::class_<ExpertsBlock>(module, "ExpertsBlock", "A layer's mixture of experts.")
         .def(nb::init<Product, std::vector<Product>, std::vector<Product>, std::optional<Product>,
                       const std::string&, int64_t, const std::string&, int64_t, int64_t, int64_t,
-                      bool, double, std::optional<In<float>>, MaybeNorm, MaybeNorm, float,
-                      std::optional<Out<int64_t>>, std::optional<In<int64_t>>>(),
+                      bool, double, std::optional<In<float>>, MaybeNorm, MaybeNorm,
+                      std::optional<float>, std::optional<Out<int64_t>>,
+                      std::optional<In<int64_t>>, std::optional<Clamp>>(),
              "router"_a, "products"_a, "shared"_a, "shared_gate"_a.none(), "activation"_a,
              "top_k"_a, "score"_a, "groups"_a, "groups_kept"_a, "group_counted"_a,
              "renormalised"_a, "scale"_a, "correction"_a.noconvert().none(), "pre_norm"_a.none(),
-             "post_norm"_a.none(), "residual_scale"_a, "use"_a.noconvert().none() = nb::none(),
-             "places"_a.noconvert().none() = nb::none());
+             "post_norm"_a.none(), "residual_scale"_a.none(), "use"_a.noconvert().none() = nb::none(),
+             "places"_a.noconvert().none() = nb::none(), "clamp"_a.none() = nb::none());
 }
 
 }  // namespace firstlight

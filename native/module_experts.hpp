@@ -8,12 +8,16 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "module_blocks.hpp"
 #include "routing.hpp"
 
 namespace firstlight {
+
+// Limit, slope and offset of a clamped gate, which takes the place of an activation.
+using Clamp = std::tuple<float, float, float>;
 
 class ExpertsBlock {
 public:
@@ -26,8 +30,8 @@ public:
                  const std::string& score, int64_t groups, int64_t groups_kept,
                  int64_t group_counted, bool renormalised, double scale,
                  std::optional<In<float>> correction, MaybeNorm pre_norm, MaybeNorm post_norm,
-                 float residual_scale, std::optional<Out<int64_t>> use,
-                 std::optional<In<int64_t>> places);
+                 std::optional<float> residual_scale, std::optional<Out<int64_t>> use,
+                 std::optional<In<int64_t>> places, std::optional<Clamp> clamp);
 
     // chosen [rows, top_k] or none. `rounds`: as FeedForwardBlock's.
     void run(const KernelTable& table, ThreadPool& pool, bool rounds, In<float> x,
@@ -52,9 +56,10 @@ private:
     Routing routing_;
     std::optional<In<float>> correction_;
     MaybeNorm pre_norm_, post_norm_;
-    float residual_scale_;
+    std::optional<float> residual_scale_;  // none: the result joins nothing
     std::optional<Out<int64_t>> use_;
     std::optional<In<int64_t>> places_;
+    std::optional<Clamp> clamp_;
     int64_t columns_, width_, shared_width_;
 };
 

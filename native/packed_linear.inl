@@ -113,11 +113,21 @@ inline void panel_block(const PackedTiles& tiles, int64_t panel, int64_t row) {
 
 #if defined(FIRSTLIGHT_STEPS)
 
+// Where the results of a pair of rows will go is brought near: their lines lie far from each other.
+template <int Panels>
+FIRSTLIGHT_INLINE void fetch_results(const PackedTiles& tiles, int64_t row, int64_t panel) {
+    const float* out = tiles.call->out + row * tiles.call->weight.rows + panel * kPanelRows;
+    for (int m = 0; m < kStripPair; ++m, out += tiles.call->weight.rows) {
+        FIRSTLIGHT_UNROLL
+        for (int p = 0; p < Panels; ++p) FIRSTLIGHT_FETCH(out + p * kPanelRows);
+    }
+}
+
 // Panels from `panel` times rows from `begin` to `end`.
 template <class Format, int Panels>
 inline void strip_panels(const PackedTiles& tiles, int64_t panel, int64_t begin, int64_t end,
                          Vector* totals) {
-    using Form = StripForm<Format::kZeroBits, Format::kMinimum>;
+    using Form = FormOf<Format>;
     constexpr PanelShape kShape = Format::kShape;
     const StoredMatrix& weight = tiles.call->weight;
     const FixedRows& fixed = tiles.fixed;
@@ -144,6 +154,7 @@ inline void strip_panels(const PackedTiles& tiles, int64_t panel, int64_t begin,
         int64_t row = begin;
         for (; row + kStripPair <= end; row += kStripPair, total += kStripPair * Panels) {
             fetch.some(lines, Panels);
+            if (last) fetch_results<Panels>(tiles, row, panel);
             strip_rows<Form, Panels, kStripPair>(strip, fixed.strip(group, row), groups, total);
         }
         for (; row < end; ++row, total += Panels) {
@@ -160,7 +171,7 @@ inline void strip_panels(const PackedTiles& tiles, int64_t panel, int64_t begin,
 template <class Format>
 inline void strip_tile(const PackedTiles& tiles, int64_t panel, int64_t end, int64_t begin_row,
                        int64_t end_row) {
-    constexpr int64_t kBytes = kStripGroups * kStripPanels * StripForm<0, true>::kPanelBytes;
+    constexpr int64_t kBytes = kStripGroups * kStripPanels * StripForm<0, true, true>::kPanelBytes;
     const auto totals = (end_row - begin_row) * kStripPanels * static_cast<int64_t>(sizeof(Vector));
     auto* memory = static_cast<Vector*>(thread_scratch(static_cast<size_t>(totals + kBytes)));
     for (; panel + kStripPanels <= end; panel += kStripPanels) {
@@ -246,7 +257,7 @@ inline void packed_task(const PackedTiles& tiles, int64_t index) {
 constexpr int64_t kBlockBytes = 384 << 10;
 
 // Rows that a strip meets one after another: their totals are in the second-level cache.
-constexpr int64_t kStripRows = 192;
+constexpr int64_t kStripRows = 512;
 
 // How far ahead weights are fetched for products by steps, where few rows meet them.
 constexpr int64_t kStepsAhead = 12 << 10;

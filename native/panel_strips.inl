@@ -9,20 +9,35 @@ constexpr int kStripPanels = 4, kStripPair = 2;
 
 // What is left of a format once its codes are bytes. A group of a strip is eight vectors of codes
 // for each panel; then for each panel its scales and, if any, its minima.
-template <int ZeroBits, bool Minimum>
+//
+// Where float32 holds every sum of a group times its step exactly (kExact), so that only the
+// multiplication by the scale rounds, part of the step may come with the scale: then there are eight
+// vectors of scales, times 1 + i / 8. That spares a multiplication for each sum.
+template <int ZeroBits, bool Minimum, bool Exact>
 struct StripForm {
     static constexpr int kZeroBits = ZeroBits;
-    static constexpr bool kMinimum = Minimum;
+    static constexpr bool kMinimum = Minimum, kExact = Exact;
+    static constexpr int kScales = Exact ? 8 : 1;
     static constexpr int64_t kCodeBytes = 8 * kPlaneBytes;
-    static constexpr int64_t kScaleBytes = Minimum ? 128 : 64;
+    static constexpr int64_t kScaleBytes = 64 * (kScales + Minimum);
     static constexpr int64_t kPanelBytes = kCodeBytes + kScaleBytes;
 };
+
+// The largest magnitude of a code, less what stands for zero, times 32 of the largest values of x,
+// which rounding to a step may raise by 128. Scales have at most 20 significant bits.
+template <class Format>
+constexpr bool kExactSums =
+    (Format::kZeroBits ? 1 << Format::kZeroBits : (1 << Format::kBits) - 1) * 32 * (32511 + 128) <
+    1 << 24;
+
+template <class Format>
+using FormOf = StripForm<Format::kZeroBits, Format::kMinimum, kExactSums<Format>>;
 
 // Takes `groups` groups of a unit apart, from `at`, as panel `panel` of a strip of `panels`.
 template <class Format>
 inline void fill_strip(const typename Format::Unit& scales_of, const uint8_t* at, int groups,
                        int panel, int panels, uint8_t* strip) {
-    using Form = StripForm<Format::kZeroBits, Format::kMinimum>;
+    using Form = FormOf<Format>;
     for (int g = 0; g < groups; ++g, at += Format::kShape.group_bytes()) {
         each_place<8>([&](auto quad) FIRSTLIGHT_INLINED {
             constexpr int kQuad = decltype(quad)::value;
@@ -31,8 +46,12 @@ inline void fill_strip(const typename Format::Unit& scales_of, const uint8_t* at
         });
         const auto scales = scales_of.scales(at + kPlaneBytes * Format::kBits, 0);
         uint8_t* to = strip + panels * Form::kCodeBytes + panel * Form::kScaleBytes;
-        store(to, scales.scale[0]);
-        if constexpr (Form::kMinimum) store(to + 64, scales.minimum[0]);
+        FIRSTLIGHT_UNROLL
+        for (int i = 0; i < Form::kScales; ++i) {
+            const float part = 1.0f + 0.125f * static_cast<float>(i);
+            store(to + 64 * i, i ? scales.scale[0] * broadcast(part) : scales.scale[0]);
+        }
+        if constexpr (Form::kMinimum) store(to + 64 * Form::kScales, scales.minimum[0]);
         strip += panels * Form::kPanelBytes;
     }
 }
@@ -107,14 +126,17 @@ FIRSTLIGHT_APART void strip_rows(const uint8_t* strip, const StepLine* line, int
         const uint8_t* scales = strip + Panels * Form::kCodeBytes;
         FIRSTLIGHT_UNROLL
         for (int p = 0; p < Panels; ++p) {
-            const Vector scale = load(scales + p * Form::kScaleBytes);
+            const uint8_t* own = scales + p * Form::kScaleBytes;
             FIRSTLIGHT_UNROLL
             for (int m = 0; m < Rows; ++m) {
-                const Vector product = times_step(sum[m][p], line[m * kStripGroups]);
+                const StepLine& at = line[m * kStripGroups];
+                const Vector product = Form::kExact ? times_power(sum[m][p], at)
+                                                    : times_step(sum[m][p], at);
+                const Vector scale = load(own + (Form::kExact ? 64 * int64_t{at.eighths} : 0));
                 total[m][p] = total[m][p] + product * scale;
             }
             if constexpr (Form::kMinimum) {
-                const Vector minimum = load(scales + p * Form::kScaleBytes + 64);
+                const Vector minimum = load(own + 64 * Form::kScales);
                 FIRSTLIGHT_UNROLL
                 for (int m = 0; m < Rows; ++m) {
                     const Vector all = broadcast(line[m * kStripGroups].sum);
@@ -143,7 +165,8 @@ FIRSTLIGHT_INLINE __m512i quad_in_place(const uint8_t* group, const StepLine& li
         return (__m512i)load_codes(group + kPlaneBytes * int64_t{line.places[i]});
     }
     const auto both = (__m512i)load_codes(group + kPlaneBytes * int64_t{line.places[i] & 3u});
-    const __m128i shift = _mm_loadu_si32(&line.shifts[i]);
+    // A quad of the last four lies in upper nibbles.
+    const __m128i shift = _mm_cvtsi32_si128(line.places[i] & 4);
     const __m512i down = _mm512_maskz_srl_epi16((__mmask32)-1, both, shift);
     const auto codes = (Codes)down & (15 - Codes{});
     if constexpr (requires { Format::kTable; }) {

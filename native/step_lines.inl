@@ -16,8 +16,8 @@ static_assert(kWidth == kPanelRows);
 struct StepLine {
     uint8_t lower[32], upper[8];
     uint8_t places[4];   // of the quads that the upper bytes belong to; two are used
-    uint32_t shifts[2];  // 4 for a quad of the last four, which lie in upper nibbles
-    int32_t step;
+    // The step is (1 + eighths / 8) * 2^shift.
+    int32_t eighths, shift, step;
     int32_t multiples;  // the sum of all multiples
     float sum;          // of all values
 };
@@ -48,9 +48,11 @@ inline void put_step_line(const GroupStep& step, const int32_t* multiples, StepL
     for (int i = 0; i < 2; ++i) {
         memcpy(line->upper + 4 * i, upper + 4 * step.fine[i], 4);
         line->places[i] = static_cast<uint8_t>(step.fine[i]);
-        line->shifts[i] = static_cast<uint32_t>(step.fine[i]) / 4 * 4;
     }
+    const Integers bits = as_int(to_float(broadcast_int(step.step)));
     line->step = step.step;
+    line->eighths = bits[0] >> 20 & 7;
+    line->shift = (bits[0] >> 23) - 127;
     line->multiples = sum_of_lanes(sum);
     line->sum = static_cast<float>(line->multiples * step.step);
 }
@@ -63,13 +65,19 @@ FIRSTLIGHT_INLINE __m512i upper_products(Source codes, const StepLine& line) {
     __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes(0),
                                       four_columns(line.upper));
     sum = _mm512_dpbusd_epi32(sum, codes(1), four_columns(line.upper + 4));
-    if constexpr (ZeroBits == 0) return (__m512i)((Integers)sum << 8);
-    const Integers shifted = (Integers)sum << (8 - ZeroBits);
-    return (__m512i)((shifted - broadcast_int(line.multiples)) << ZeroBits);
+    const Integers shifted = (Integers)sum << 8;
+    if constexpr (ZeroBits == 0) return (__m512i)shifted;
+    return (__m512i)(shifted - (broadcast_int(line.multiples) << ZeroBits));
 }
 
 FIRSTLIGHT_INLINE Vector times_step(__m512i sum, const StepLine& line) {
     return to_float((Integers)_mm512_maskz_mullo_epi32(kAllLanes, sum, _mm512_set1_epi32(line.step)));
+}
+
+// Times the step's power of two alone.
+FIRSTLIGHT_INLINE Vector times_power(__m512i sum, const StepLine& line) {
+    const __m512i shift = _mm512_set1_epi32(line.shift);
+    return to_float((Integers)_mm512_maskz_sllv_epi32(kAllLanes, sum, shift));
 }
 
 #else

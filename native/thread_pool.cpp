@@ -328,7 +328,7 @@ struct ScratchMemory {
     }
 };
 
-thread_local ScratchMemory scratch_memory[4];
+thread_local ScratchMemory scratch_memory[5];
 
 }  // namespace
 

@@ -31,7 +31,7 @@ void parallel_ranges(ThreadPool& pool, int64_t count, void (*task)(void* context
 
 // What a thread's scratch memory is for: a task's own use, or what the caller of parallel_for made
 // ready for all tasks, of one op or between the ops of a block.
-enum class Scratch : int { task, bfloat16_rows, fixed16_rows, block };
+enum class Scratch : int { task, bfloat16_rows, float8_rows, fixed16_rows, block };
 
 // Memory of at least `bytes`, aligned to 64, that belongs to the calling thread until it ends or
 // asks for the same use again. Throws std::bad_alloc.

@@ -23,7 +23,7 @@ SOURCE = Path(firstlight.__file__).parent
 JOINING = {
     "server", "replica", "cli", "generation", "language_model", "loading", "packing", "tuning",
     "held_weights",
-    "conversion",
+    "conversion", "parallel",
 }  # fmt: skip
 
 # Part -> parts of firstlight that nothing in it imports, not even for its type hints.
@@ -53,6 +53,7 @@ FORBIDDEN = {
 # Vendor's or test oracle's package -> the only folder that may import it.
 VENDORS = {
     "torch": "backends/torch",
+    "triton": "backends/torch",
     "wgpu": "backends/webgpu",
     "jax": None,
     "transformers": None,

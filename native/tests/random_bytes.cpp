@@ -47,6 +47,27 @@ Case random_case(const FormatInfo& format, Draw& draw) {
         const auto added = one.arrays.emplace(name, Array(ElementType::byte, shape, offset));
         draw.fill(added.first->second);
     }
+    if (format.code == BlockFormat::f8_e4m3 && draw.below(3)) {
+        // For blocks that end within the matrix, and begin before it.
+        const int64_t high = 1 + draw.below(16), wide = 32 * (1 + draw.below(5));
+        const int64_t before = draw.below(high);
+        const std::vector<int64_t> grid{(before + rows - 1) / high + 1,
+                                        blocks / wide + (blocks % wide != 0)};
+        for (const char* name : {"weight.scales", "table.scales"}) {
+            draw.fill(one.arrays.emplace(name, Array(ElementType::float32, grid)).first->second);
+            one.numbers[std::string(name) + ".rows"] = static_cast<double>(high);
+            one.numbers[std::string(name) + ".columns"] = static_cast<double>(wide);
+            one.numbers[std::string(name) + ".first_row"] = static_cast<double>(before);
+        }
+    }
+    if (format.code == BlockFormat::e2m1 && draw.below(3)) {
+        for (const char* name : {"weight.groups", "table.groups"}) {
+            draw.fill(one.arrays.emplace(name, Array(ElementType::byte, {rows, blocks}))
+                          .first->second);
+            one.numbers[std::string(name) + ".factor"] = 0.37;
+            one.numbers[std::string(name) + ".divisor"] = draw.below(2) ? 1.9 : 1.0;
+        }
+    }
     const std::vector<int64_t> inputs{count, blocks * format.block_values};
     draw.fill(one.arrays.emplace("x", Array(ElementType::float32, inputs)).first->second);
     const Array ids(ElementType::int32, {2 * rows});

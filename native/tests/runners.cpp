@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "entry_runners.hpp"
 #include "formats.hpp"
 
 namespace firstlight::tests {
@@ -22,8 +23,22 @@ int64_t integer(const Case& one, const std::string& name) {
 }
 
 StoredMatrix matrix(const Case& one, const std::string& name) {
-    return stored_matrix(one.text(name + ".format"), one.array(name),
-                         integer(one, name + ".columns"));
+    StoredMatrix stored = stored_matrix(one.text(name + ".format"), one.array(name),
+                                        integer(one, name + ".columns"));
+    if (const Array* scales = one.array_or_null(name + ".scales")) {
+        stored.scales = {scales->elements<float>(), scales->extent(1),
+                         integer(one, name + ".scales.rows"),
+                         integer(one, name + ".scales.columns"),
+                         integer(one, name + ".scales.first_row")};
+    }
+    if (const Array* groups = one.array_or_null(name + ".groups")) {
+        const double divisor = one.number(name + ".groups.divisor");
+        const bool divides = divisor != 1;
+        const double factor = divides ? divisor : one.number(name + ".groups.factor");
+        stored.groups = {groups->elements<uint8_t>(), groups->extent(1),
+                         static_cast<float>(factor), divides};
+    }
+    return stored;
 }
 
 Array like(const Array& other) { return Array(ElementType::float32, other.shape); }
@@ -39,6 +54,8 @@ StoredMatrix packed_matrix(const Case& one, const std::string& name) {
 
 const FormatInfo* known_format(const Case& one, const char* name) {
     const std::string& format = one.text(std::string(name) + ".format");
+    // Kernels read whole groups of it only; the rest stays with the definition.
+    if (format == "e2m1" && integer(one, std::string(name) + ".columns") % 16) return nullptr;
     for (const FormatInfo& info : kFormats) {
         if (format == info.name) return &info;
     }
@@ -58,6 +75,8 @@ bool packs_table(const Case& one) { return comes_in_panels(one, "table"); }
 
 bool multiplies_bfloat16(const KernelTable& kernels) { return kernels.multiplies_bfloat16; }
 bool is_bfloat16(const Case& one) { return one.text("weight.format") == "bf16"; }
+bool multiplies_float8(const KernelTable& kernels) { return kernels.multiplies_float8; }
+bool is_float8(const Case& one) { return one.text("weight.format") == "f8_e4m3"; }
 
 // Products with weights -----------------------------------------------------------------------
 
@@ -145,6 +164,19 @@ Activation activation_of(const std::string& name) {
 Array run_gate(const Machine& machine, const Case& one, RowRange) {
     return elementwise(machine, Elementwise::gate, activation_of(one.text("activation")),
                        one.array("gate_values"), one.array("up").elements<float>(), 0.0);
+}
+
+Array run_clamped_gate(const Machine& machine, const Case& one, RowRange) {
+    const Array& x = one.array("gate_values");
+    Array out = like(x);
+    ElementwiseCall call{Elementwise::clamped_gate, {}, x.elements<float>(),
+                         one.array("up").elements<float>(),
+                         static_cast<float>(one.number("numbers.limit")), x.size(),
+                         out.elements<float>()};
+    call.slope = static_cast<float>(one.number("numbers.slope"));
+    call.offset = static_cast<float>(one.number("numbers.offset"));
+    machine.kernels.elementwise(machine.pool, call);
+    return out;
 }
 
 Array run_add(const Machine& machine, const Case& one, RowRange) {
@@ -242,6 +274,7 @@ Array attention(const Machine& machine, const Case& one, RowRange rows, bool rou
     call.soft_cap = static_cast<float>(one.number_or("soft_cap", 0.0));
     call.window = static_cast<int64_t>(one.number_or("window", kNoWindow));
     call.round_to_bfloat16 = round_to_bfloat16;
+    call.sinks = floats_or_null(one, "sinks");
     std::vector<AttentionRows> groups;
     const int64_t step =
         std::max<int64_t>(1, machine.tile_queries / (call.heads / call.key_value_heads));
@@ -283,11 +316,15 @@ StoredMatrix stored_matrix(const std::string& format, const Array& data, int64_t
     throw std::runtime_error("the kernels do not know the format " + format);
 }
 
-const std::vector<Runner>& all_runners() {
-    static const std::vector<Runner> runners = {
+namespace {
+
+std::vector<Runner> runners_of_this_file() {
+    return {
         {"linear", "stored", "none", nullptr, knows_weight, run_linear, rows_of_x, nullptr},
         {"linear", "bfloat16", "bfloat16", multiplies_bfloat16, is_bfloat16, run_linear_bfloat16,
          rows_of_x, nullptr},
+        {"linear", "float8", "bfloat16", multiplies_float8, is_float8, run_linear_bfloat16, rows_of_x,
+         nullptr},
         {"linear", "packed", "mixed16", nullptr, packs_weight, run_linear_packed, rows_of_x,
          "weight"},
         {"embed", "stored", "none", nullptr, knows_table, run_embed, nullptr, nullptr},
@@ -298,12 +335,25 @@ const std::vector<Runner>& all_runners() {
         {"attention", "paged", "none", nullptr, nullptr, run_attention, rows_of_queries, nullptr},
         {"attention", "bfloat16", "bfloat16", multiplies_bfloat16, keeps_bfloat16,
          run_attention_bfloat16, rows_of_queries, nullptr},
+        {"attention_with_sinks", "paged", "none", nullptr, nullptr, run_attention, rows_of_queries,
+         nullptr},
         {"gate", "vector", "none", nullptr, nullptr, run_gate, nullptr, nullptr},
+        {"clamped_gate", "vector", "none", nullptr, nullptr, run_clamped_gate, nullptr, nullptr},
         {"add", "vector", "none", nullptr, nullptr, run_add, nullptr, nullptr},
         {"scale", "vector", "none", nullptr, nullptr, run_scale, nullptr, nullptr},
         {"soft_cap", "vector", "none", nullptr, nullptr, run_soft_cap, nullptr, nullptr},
         {"take_rows", "rows", "none", nullptr, nullptr, run_take_rows, nullptr, nullptr},
     };
+}
+
+}  // namespace
+
+const std::vector<Runner>& all_runners() {
+    static const std::vector<Runner> runners = [] {
+        std::vector<Runner> all = runners_of_this_file();
+        all.insert(all.end(), entry_runners().begin(), entry_runners().end());
+        return all;
+    }();
     return runners;
 }
 

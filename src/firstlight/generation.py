@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 from firstlight.engine.engine import Engine
 from firstlight.engine.parameters import SamplingParameters, StopConditions, check_whole
-from firstlight.engine.sampler import largest, log_probabilities
+from firstlight.engine.scoring import TokenScore
 from firstlight.engine.sequence import FinishReason, Progress
 from firstlight.errors import FirstlightError
-from firstlight.formats.base import Floats
 from firstlight.stop_strings import StopStrings
 
 if TYPE_CHECKING:
@@ -90,12 +89,12 @@ class Generation:
             check_whole("log_probabilities", log_probabilities, 0, vocabulary)
         stream = None if tokenizer is None else _continuation(tokenizer, prompt_ids)
         self._engine = engine
-        self._output = _Output(stream, StopStrings(stop.stop), log_probabilities)
+        self._output = _Output(stream, StopStrings(stop.stop))
         self._sequence = engine.add(
             prompt_ids,
             sampling,
             stop,
-            wants_logits=log_probabilities is not None,
+            wants_scores=log_probabilities,
             receive=self._output.receive,
         )
         self.prompt_ids = self._sequence.prompt_ids
@@ -181,7 +180,6 @@ class _Output:
 
     stream: TextStream | None
     stops: StopStrings
-    wanted: int | None
     timing: Timing = field(default_factory=Timing)
     pieces: list[Piece] = field(default_factory=list)
 
@@ -193,7 +191,7 @@ class _Output:
         self.timing.first_token = self.timing.first_token or time.monotonic()
         if finish != "stop":  # an end token has no text and is no part of the output
             text = self.stops.push(self.stream.push(token)) if self.stream else ""
-            self.pieces.append(self._piece(text, token, progress.logits))
+            self.pieces.append(_piece(text, token, progress.score))
         if finish is not None and not self.stops.found:
             rest = self.stops.push(self.stream.finish()) if self.stream else ""
             rest += "" if self.stops.found else self.stops.finish()
@@ -206,15 +204,12 @@ class _Output:
     def end(self) -> None:
         self.timing.ended = time.monotonic()
 
-    def _piece(self, text: str, token_id: int, logits: Floats | None) -> Piece:
-        if logits is None or self.wanted is None:
-            return Piece(text, token_id)
-        values = log_probabilities(logits)
-        alternatives = tuple(
-            TokenLogProbability(int(token), float(values[token]))
-            for token in largest(values, self.wanted)
-        )
-        return Piece(text, token_id, float(values[token_id]), alternatives)
+
+def _piece(text: str, token_id: int, score: TokenScore | None) -> Piece:
+    if score is None:
+        return Piece(text, token_id)
+    alternatives = tuple(TokenLogProbability(*each) for each in score.likeliest)
+    return Piece(text, token_id, score.log_probability, alternatives)
 
 
 def _continuation(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TextStream:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from firstlight.backends import open_device
+from firstlight.backends import open_device, rank_devices
 from firstlight.backends.base import Backend
 from firstlight.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from firstlight.checkpoint.resolve import resolve_model
@@ -36,15 +37,9 @@ from firstlight.model.families.registry import make_spec
 from firstlight.model.matrices import kept_matrices
 from firstlight.model.spec import ModelSpec
 from firstlight.model.stream import state_dtype
-from firstlight.model.weights import (
-    Weights,
-    check_sources,
-    largest_first,
-    load_weights,
-    weight_bytes,
-)
+from firstlight.model.weights import check_sources
 from firstlight.ops import Ops
-from firstlight.packing import kept_on_disk, packed_store
+from firstlight.packing import load_packed_weights
 from firstlight.progress import progress
 from firstlight.tuning.store import Store
 
@@ -81,6 +76,7 @@ def load(
     use: Use = "ids",
     cache: bool = True,
     tune: float | None = 0.0,
+    graphs: bool = True,
 ) -> LanguageModel:
     """Load a model.
 
@@ -88,7 +84,8 @@ def load(
         model: a Hugging Face model directory, a .gguf file, a hub id ("org/name", optionally
             "@revision"), or "demo".
         device: what to run on: "cpu", "numpy", or a device of PyTorch's ("torch", "torch:cpu",
-            "torch:TYPE:INDEX"; docs/torch.md).
+            "torch:TYPE:INDEX"; docs/torch.md), or several that share the model
+            ("torch:TYPE:FIRST-LAST"; docs/parallel.md).
         weights: storage format to convert matrices to ("int8", "int4", "bf16", "f32", ...); None
             keeps each as it is stored.
         context_length: longest sequence in tokens; None: the model's own, or what fits in memory
@@ -115,6 +112,8 @@ def load(
         tune: kernels are chosen as `firstlight tune` found best on this device; a number above
             zero takes up to so many seconds to tune first what is not known yet, and None does
             without all tuning. A token is the same either way.
+        graphs: steps that only decode are recorded and replayed as a whole, where the device can
+            (docs/torch.md).
 
     Raises:
         FirstlightError: the model cannot be found, read, fetched, or does not fit; the message
@@ -134,53 +133,75 @@ def load(
     target = conversion_target(weights)
     if tune is not None:
         check_seconds(tune)
-    backend = open_device(device, exact=exact)
-    store = None if tune is None else apply_tuning(backend)
-    checkpoint = open_checkpoint(resolve_model(str(model), endpoint=endpoint, update=update))
-    spec = make_spec(checkpoint, predictor=speculation == "mtp")
-    check_prediction(speculation, spec.predictor is not None, model)
-    check_formats(checkpoint, spec)
-    tokenizer = _tokenizer(checkpoint, use)
-    if context_length is not None and context_length > spec.context_length:
-        warnings.warn(
-            f"{model}: a context of {context_length} tokens is more than the "
-            f"{spec.context_length} that the model was made for; expect poor text beyond them",
-            stacklevel=2,
+    devices = rank_devices(device)
+    leader = None
+    if len(devices) > 1:
+        from firstlight.parallel.leader import Leader, check_shared
+
+        check_shared(device, speculation, tune)
+        leader = Leader(device, devices, exact=exact, tuned=tune is not None)
+    with nullcontext() if leader is None else leader:
+        backend = open_device(devices[0], exact=exact)
+        if not graphs:
+            backend.forgo_replay()
+        store = None if tune is None else apply_tuning(backend)
+        checkpoint = open_checkpoint(resolve_model(str(model), endpoint=endpoint, update=update))
+        spec = largest = make_spec(checkpoint, predictor=speculation == "mtp")
+        check_prediction(speculation, spec.predictor is not None, model)
+        check_formats(checkpoint, spec)
+        tokenizer = _tokenizer(checkpoint, use)
+        if context_length is not None and context_length > spec.context_length:
+            warnings.warn(
+                f"{model}: a context of {context_length} tokens is more than the "
+                f"{spec.context_length} that the model was made for; expect poor text beyond them",
+                stacklevel=2,
+            )
+        available = backend.available_memory()
+        if leader is not None:
+            check_sources(spec, checkpoint)
+            spec, largest = leader.parts(spec, checkpoint, target)
+            available = leader.available_memory(backend)
+        plan = memory_plan(
+            checkpoint,
+            largest,
+            target,
+            context_length,
+            state,
+            sequences,
+            token_budget,
+            backend,
+            state_memory,
+            available,
         )
-    plan = memory_plan(
-        checkpoint,
-        spec,
-        target,
-        context_length,
-        state,
-        sequences,
-        token_budget,
-        backend,
-        state_memory,
-    )
-    # Counted before anything is loaded, which memory for weights is what is left of it.
-    memory = available_memory() - plan.total
-    if plan.mapped:
-        _say_how_slow(str(model), checkpoint, spec, backend, target, plan, memory, token_budget)
-    loaded = _load_weights(str(model), checkpoint, spec, backend, target, cache, plan.mapped > 0)
-    decoder = Decoder(spec, loaded, backend)
-    if plan.mapped:
-        decoder.after_pass = _hold(decoder, checkpoint, backend, target, memory).after_pass
-    engine = Engine(
-        decoder,
-        plan.context_length,
-        sequences,
-        token_budget,
-        state,
-        state_memory=plan.state,
-        prompt_budget=prompt_budget,
-        prefix_caching=prefix_caching,
-        speculation=speculation,
-    )
-    loaded_model = LanguageModel(checkpoint, spec, tokenizer, engine, backend)
-    if tune and store is not None:
-        _tune_now(loaded_model, store, tune, state)
-    return loaded_model
+        # Counted before anything is loaded, which memory for weights is what is left of it.
+        memory = available_memory() - plan.total
+        name, mapped = str(model), plan.mapped > 0
+        if mapped:
+            _say_how_slow(name, checkpoint, spec, backend, target, plan, memory, token_budget)
+        if leader is not None:
+            leader.load(name, checkpoint, weights, cache)
+        loaded = load_packed_weights(name, checkpoint, spec, backend, target, cache, mapped)
+        if leader is None:
+            decoder = Decoder(spec, loaded, backend)
+        else:
+            decoder = leader.decoder(spec, loaded, backend)
+        if mapped:
+            decoder.after_pass = _hold(decoder, checkpoint, backend, target, memory).after_pass
+        engine = Engine(
+            decoder,
+            plan.context_length,
+            sequences,
+            token_budget,
+            state,
+            state_memory=plan.state,
+            prompt_budget=prompt_budget,
+            prefix_caching=prefix_caching,
+            speculation=speculation,
+        )
+        loaded_model = LanguageModel(checkpoint, spec, tokenizer, engine, backend)
+        if tune and store is not None:
+            _tune_now(loaded_model, store, tune, state)
+        return loaded_model
 
 
 def check_seconds(seconds: float) -> None:
@@ -245,15 +266,21 @@ def memory_plan(
     token_budget: int = TOKEN_BUDGET,
     ops: Ops | None = None,
     state_memory: int | None = None,
+    available: int | None = None,
 ) -> MemoryPlan:
     """What loading would need, at the context length and with the state that it would choose.
 
-    Where the weights are larger than memory, they stay mapped from their files.
+    Where the weights are larger than memory, they stay mapped from their files, unless several
+    devices share them.
+
+    Args:
+        available: bytes of memory; None: what the backend `ops` says.
 
     Raises:
         InsufficientMemoryError: it does not fit on this machine even so.
     """
-    available = available_memory() if ops is None else ops.available_memory()
+    if available is None:
+        available = available_memory() if ops is None else ops.available_memory()
     dtype = state_dtype(state)
 
     def plan(length: int, memory: int | None, sequences: int = 1) -> MemoryPlan:
@@ -264,6 +291,8 @@ def memory_plan(
     def in_files() -> MemoryPlan | None:
         """Where memory does not hold the weights alone, the plan with weights in files."""
         smallest = plan(min(PAGE_TOKENS, spec.context_length), None)
+        if spec.part is not None:
+            return None
         if smallest.total <= available or not _can_be_mapped(checkpoint, smallest.weights):
             return None
         mapped = sum(each.nbytes for each in kept_matrices(spec, checkpoint, ops, target))
@@ -304,36 +333,6 @@ def _can_be_mapped(checkpoint: Checkpoint, weights: int) -> bool:
     """Whether the address space has room for the files and the weights as they are kept."""
     left = address_space_left()
     return left is None or weights + sum(path.stat().st_size for path in checkpoint.files) <= left
-
-
-def _load_weights(
-    model: str,
-    checkpoint: Checkpoint,
-    spec: ModelSpec,
-    backend: Ops,
-    target: Format | None,
-    cache: bool,
-    mapped: bool,
-) -> Weights:
-    """`mapped`: memory does not hold them, so that they must all lie in files."""
-    check_sources(spec, checkpoint)
-    matrices = largest_first(kept_matrices(spec, checkpoint, backend, target))
-    store = packed_store() if cache else None
-    on_disk = kept_on_disk(
-        store, model, checkpoint, matrices, backend, target, however_small=mapped
-    )
-    in_memory = any(not each.in_place and each.source not in on_disk for each in matrices)
-    if mapped and in_memory:
-        raise InsufficientMemoryError(
-            checkpoint.location,
-            "its weights are larger than the memory available, and what is laid out anew for this "
-            "device cannot be kept on disk either",
-            "Make room on the disk, allow more with `firstlight cache limit SIZE`, or use --exact, "
-            "which takes weights as they are stored",
-        )
-    total = weight_bytes(spec, checkpoint, target, backend)
-    with progress("Packing weights" if in_memory else "Reading weights", total=total) as advance:
-        return load_weights(spec, checkpoint, backend, target, advance, on_disk)
 
 
 def _say_how_slow(

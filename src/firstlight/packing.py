@@ -8,11 +8,19 @@ from pathlib import Path
 
 from firstlight.checkpoint.checkpoint import Checkpoint
 from firstlight.checkpoint.digests import weights_digest
+from firstlight.errors import InsufficientMemoryError
 from firstlight.formats.base import Bytes, Format
 from firstlight.formats.registry import ENCODING
 from firstlight.host.cache import cache_directory
-from firstlight.model.matrices import KeptMatrix, pack_matrix
-from firstlight.model.spec import TensorSource
+from firstlight.model.matrices import KeptMatrix, kept_matrices, pack_matrix
+from firstlight.model.spec import ModelSpec, TensorSource
+from firstlight.model.weights import (
+    Weights,
+    check_sources,
+    largest_first,
+    load_weights,
+    weight_bytes,
+)
 from firstlight.ops import Ops
 from firstlight.packed.layout import PackedKey, PackedTensor
 from firstlight.packed.limit import limit_of
@@ -46,6 +54,53 @@ def packed_store() -> PackedStore | None:
     return PackedStore(directory, limit_of(directory), SPARE_BYTES)
 
 
+def load_packed_weights(
+    model: str,
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    ops: Ops,
+    target: Format | None,
+    cache: bool,
+    mapped: bool = False,
+) -> Weights:
+    """Every tensor of a spec, from the checkpoint or from the user's packed files.
+
+    Args:
+        model: what the user calls it.
+        cache: whether packed files are used, and written.
+        mapped: memory does not hold the weights, so that they must all lie in files.
+
+    Raises:
+        CheckpointError, FormatError: as `load_weights`.
+        InsufficientMemoryError: they do not all lie in files although they must; or memory ran out.
+    """
+    check_sources(spec, checkpoint)
+    matrices = largest_first(kept_matrices(spec, checkpoint, ops, target))
+    store = packed_store() if cache else None
+    on_disk = kept_on_disk(
+        store,
+        model,
+        checkpoint,
+        matrices,
+        ops,
+        target,
+        however_small=mapped,
+        part="" if spec.part is None else f"rank {spec.part.rank} of {spec.part.ranks}",
+    )
+    in_memory = any(not each.in_place and each.source not in on_disk for each in matrices)
+    if mapped and in_memory:
+        raise InsufficientMemoryError(
+            checkpoint.location,
+            "its weights are larger than the memory available, and what is laid out anew for this "
+            "device cannot be kept on disk either",
+            "Make room on the disk, allow more with `firstlight cache limit SIZE`, or use --exact, "
+            "which takes weights as they are stored",
+        )
+    total = weight_bytes(spec, checkpoint, target, ops)
+    with progress("Packing weights" if in_memory else "Reading weights", total=total) as advance:
+        return load_weights(spec, checkpoint, ops, target, advance, on_disk)
+
+
 def kept_on_disk(
     store: PackedStore | None,
     model: str,
@@ -55,6 +110,7 @@ def kept_on_disk(
     target: Format | None,
     *,
     however_small: bool = False,
+    part: str = "",
     show: ProgressFactory = progress,
 ) -> dict[TensorSource, Bytes]:
     """The packed bytes of the matrices that are not used in place, from a mapped file that is
@@ -66,6 +122,7 @@ def kept_on_disk(
         matrices: all of the model.
         target: the format that weights are converted to.
         however_small: keep them even where packing them anew takes no time.
+        part: whose matrices these are, where they are not all that the model has.
 
     Raises:
         CheckpointError: a file of weights is gone or changes.
@@ -78,7 +135,7 @@ def kept_on_disk(
         return {}
     key = PackedKey(
         weights_digest(checkpoint.files, progress=show),
-        _conversion(checkpoint, target),
+        _conversion(checkpoint, target, part),
         ops.packed_layout() or "",
     )
     wanted = tuple(tensors)
@@ -96,10 +153,10 @@ def kept_on_disk(
     return {matrix.source: found.data(tensor.name) for tensor, matrix in tensors.items()}
 
 
-def _conversion(checkpoint: Checkpoint, target: Format | None) -> str:
+def _conversion(checkpoint: Checkpoint, target: Format | None, part: str) -> str:
     """How the values in the files become those that are kept."""
     converted = "" if target is None else f"{target.name}, encoding {ENCODING}"
-    return "; ".join(text for text in (converted, checkpoint.reading) if text)
+    return "; ".join(text for text in (converted, checkpoint.reading, part) if text)
 
 
 def _tensor(matrix: KeptMatrix) -> PackedTensor:
@@ -109,6 +166,8 @@ def _tensor(matrix: KeptMatrix) -> PackedTensor:
         last = source.first_row + source.row_step * matrix.rows
         step = "" if source.row_step == 1 else f":{source.row_step}"
         part += f"[{source.first_row}:{last}{step}]"
+    if source.first_column is not None:
+        part += f"[, {source.first_column}:{source.first_column + matrix.columns}]"
     return PackedTensor(
         source.name + part, matrix.format.name, matrix.packed, source.shape, matrix.nbytes
     )

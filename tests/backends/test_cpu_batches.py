@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firstlight.formats.registry import get_format
+from firstlight.formats.registry import get_format, known_formats
 from firstlight.ops.attention import round_entries
 from firstlight.ops.paging import PagedRows
+from firstlight.verify.cases import cases_of
 from firstlight.verify.random_weights import random_weight
 
 backend_module = pytest.importorskip("firstlight.backends.cpu.backend")
 CpuBackend = backend_module.CpuBackend
 LEVELS = backend_module.available_levels()
-FORMATS = sorted(backend_module._native.formats())
+# Without bare codes, which are no weight without scales.
+FORMATS = sorted(set(backend_module._native.formats()) & set(known_formats()))
 
 
 def _same_bits(left: np.ndarray, right: np.ndarray) -> bool:
@@ -38,6 +40,24 @@ def test_linear_rows_alone_and_together(level: str, format_name: str) -> None:
     for size in (2, 3, 5, 17, 40):
         rows = generator.choice(61, size, replace=False)
         assert _same_bits(backend.linear(x[rows], weight, bias), together[rows])
+
+
+@pytest.mark.parametrize("case", ["f8_e4m3 23 x 1030", "f8_e4m3 29 x 640", "nvfp4 in place 19"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_linear_rows_with_scales_in_tensors_of_their_own(level: str, case: str) -> None:
+    x, weight, bias = _arguments_of(case)
+    alone, backend = CpuBackend(level=level, threads=1), CpuBackend(level=level, threads=3)
+    together = backend.linear(x, weight, bias)
+    for row in range(len(x)):
+        assert _same_bits(alone.linear(x[row : row + 1], weight, bias)[0], together[row])
+    for size in (2, 3, 4, 5, 8):
+        rows = np.random.default_rng(size).choice(len(x), size, replace=False)
+        assert _same_bits(alone.linear(x[rows], weight, bias), together[rows])
+
+
+def _arguments_of(name: str) -> tuple[Any, ...]:
+    (case,) = (each for each in cases_of("linear") if each.name.startswith(name))
+    return case.arguments()
 
 
 def test_linear_rows_in_many_random_batches() -> None:

@@ -180,6 +180,8 @@ def test_rounding_is_announced_for_bfloat16_alone() -> None:
         for kernel in CpuBackend(LEVELS[-1]).kernels()
         if kernel.name == "bfloat16"
     }
-    assert set(kernels) == {"linear", "attention", "latent_attention"}
+    assert set(kernels) == {
+        "linear", "attention", "latent_attention", "selected_latent_attention",
+    }  # fmt: skip
     assert {kernel.rounding(BF16) for kernel in kernels.values()} == {"bfloat16"}
     assert {kernel.rounding(get_format("f16")) for kernel in kernels.values()} == {"none"}

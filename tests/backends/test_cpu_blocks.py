@@ -20,7 +20,13 @@ from firstlight.verify.random_weights import random_weight
 backend_module = pytest.importorskip("firstlight.backends.cpu.backend")
 CpuBackend = backend_module.CpuBackend
 LEVELS = backend_module.available_levels()
-BLOCKS = ("attention_block", "experts_block", "feed_forward_block", "logits")
+BLOCKS = (
+    "attention_block",
+    "experts_block",
+    "feed_forward_block",
+    "latent_attention_block",
+    "logits",
+)
 EVERY_CASE = [case for op in BLOCKS for case in cases_of(op)]
 
 

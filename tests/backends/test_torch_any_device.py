@@ -14,6 +14,8 @@ import pytest
 
 import firstlight
 from tests.support.tiny_chat import write_chat_model
+from tests.support.tiny_checkpoints import write_checkpoint
+from tests.support.tiny_models import tiny_model
 
 pytest.importorskip("torch")
 
@@ -32,7 +34,7 @@ _NAMES = re.compile(rf"(?<![a-z])({'|'.join(_TYPES)})(?![a-z])", re.IGNORECASE)
 def test_no_type_of_device_is_named_but_in_the_table() -> None:
     """Of `--device cpu`, another backend than this, messages may speak."""
     named = {
-        path.name: found
+        path.relative_to(FOLDER).as_posix(): found
         for path in sorted(FOLDER.rglob("*.py"))
         if (
             found := _NAMES.findall(
@@ -44,9 +46,15 @@ def test_no_type_of_device_is_named_but_in_the_table() -> None:
     assert {"cpu", "mps"} <= set(named["quirks.py"])
 
 
+# Families whose layers choose what they attend to; with experts.
+_SPARSE = ("deepseek_v32", "deepseek_v4")
+
+
 @pytest.fixture(scope="module")
 def lunar(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = write_chat_model(tmp_path_factory.mktemp("model"))
+    folder = tmp_path_factory.mktemp("models")
+    folders = [write_chat_model(folder / "llama")]
+    folders += [write_checkpoint(tiny_model(n).build(), folder / n) for n in _SPARSE]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join((str(FOLDER.parents[2]), str(ROOT))),
@@ -55,7 +63,7 @@ def lunar(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "HF_HUB_OFFLINE": "1",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.lunar_run", str(folder)],
+        [sys.executable, "-m", "tests.support.lunar_run", *map(str, folders)],
         capture_output=True,
         text=True,
         timeout=500,
@@ -89,11 +97,31 @@ def test_a_device_that_cannot_compute_is_refused(lunar: dict[str, Any]) -> None:
     assert "torch:cpu" in lunar["refused"]
 
 
-def test_a_model_says_the_same_there(lunar: dict[str, Any]) -> None:
-    assert len(lunar["torch"]) == 12
-    assert lunar["torch"] == lunar["numpy"]
+@pytest.mark.parametrize("name", ["llama", *_SPARSE])
+def test_a_model_says_the_same_there_and_nothing_falls_back(
+    lunar: dict[str, Any], name: str
+) -> None:
+    found = lunar["models"][name]
+    assert len(found["torch"]) == 12
+    assert found["torch"] == found["numpy"]
+    assert found["fallbacks"] == []
 
 
-def test_a_step_waits_for_the_device_once_and_nothing_falls_back(lunar: dict[str, Any]) -> None:
-    assert lunar["fallbacks"] == []
-    assert set(lunar["torch downloads"]) == {1}
+def test_every_format_can_be_replayed_from_a_graph(lunar: dict[str, Any]) -> None:
+    assert lunar["unreplayed"] == {}
+
+
+def test_many_sequences_of_every_kind_wait_once_a_step(lunar: dict[str, Any]) -> None:
+    """Greedy and drawn, with penalties and log probabilities; most steps from a graph."""
+    many = lunar["many"]
+    assert many["torch"] == many["numpy"]
+    assert many["torch waits"] == [1]
+    assert many["replays"] >= 4
+    assert "were replayed" in many["remarks"][0]
+
+
+def test_a_step_waits_for_the_device_once(lunar: dict[str, Any]) -> None:
+    """And once more in each layer with experts, to learn which are needed."""
+    for found in lunar["models"].values():
+        assert set(found["torch downloads"]) == {1 + found["expert layers"]}
+    assert lunar["models"]["llama"]["expert layers"] == 0

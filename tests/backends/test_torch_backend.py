@@ -22,15 +22,6 @@ from firstlight.verify.random_weights import random_weight
 
 torch = pytest.importorskip("torch")
 
-# Composites that run as their parts, and what only tests ask for.
-_WITHOUT_KERNEL = {
-    "attention_block",
-    "feed_forward_block",
-    "latent_attention_block",
-    "logits",
-    "expanded_latent_attention",
-}
-
 
 @pytest.fixture(scope="module")
 def backend() -> Any:
@@ -117,17 +108,12 @@ def test_its_verdicts_have_file_names_that_every_system_takes(tmp_path: Path, ba
 
 def test_every_op_has_a_kernel_but_those_made_of_parts(backend: Any) -> None:
     have = {kernel.op for kernel in backend.kernels()}
-    assert have >= {
-        "linear", "embed", "attention", "attention_with_sinks", "latent_attention", "head_linear",
-        "stream_write", "route", "experts_block", "rms_norm", "rotary", "gate", "clamped_gate",
-        "add", "add_rows", "scale", "soft_cap", "take_rows", "take_columns", "join_columns",
-    }  # fmt: skip
-    assert not have & _WITHOUT_KERNEL
-    assert have < {op.name for op in all_ops()}
+    assert {op.name for op in all_ops() if not op.composite} <= have
 
 
 def test_every_format_is_decoded_on_the_device(backend: Any) -> None:
-    assert set(known_formats()) - {"f64"} <= backend.fast_formats()
+    """Those that are asked for by name, and those of bare codes."""
+    assert {*known_formats(), "u4", "u8", "e2m1"} - {"f64"} <= backend.fast_formats()
 
 
 @pytest.mark.parametrize("name", ["f32", "f16", "bf16", "q4_k", "q8_0", "f8_e4m3"])
@@ -247,6 +233,48 @@ def test_large_weights_pass_through_two_pieces(monkeypatch: pytest.MonkeyPatch, 
         expected += [f"wait {number % 2}"] if number > 1 else []
         expected.append(f"record {number % 2}")
     assert log == expected
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("name", ["bf16", "q8_0"])
+def test_the_host_holds_no_second_copy_of_a_weight(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, offset: int
+) -> None:
+    """From a mapped file, wherever in it the weight begins."""
+    import tracemalloc
+
+    from firstlight.backends.torch import transfer
+    from firstlight.backends.torch.matrix import put_on_device
+    from firstlight.backends.torch.quirks import HOST
+
+    piece, empty = 1 << 16, torch.empty
+    pinned: list[int] = []
+
+    def pieces(*shape: Any, pin_memory: bool = False, **rest: Any) -> Any:
+        tensor = empty(*shape, **rest)
+        pinned.extend([tensor.nbytes] if pin_memory else [])
+        return tensor
+
+    subject = transfer.Transfer(HOST)
+    monkeypatch.setattr(subject, "_on_host", False)
+    monkeypatch.setattr(subject, "_pins", True)
+    monkeypatch.setattr(transfer, "_PIECE_BYTES", piece)
+    monkeypatch.setattr(torch, "empty", pieces)
+    monkeypatch.setattr(torch, "Event", _Pinned().event)
+    original = random_weight(get_format(name), 512, 2048, np.random.default_rng(0))
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(offset) + original.data.tobytes())
+    mapped = np.memmap(path, np.uint8, "r", offset, original.data.shape)
+    weight = Weight(original.format, original.shape, mapped)
+    tracemalloc.start()
+    try:
+        packed = put_on_device(weight, subject)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < weight.nbytes / 4  # NumPy's arrays; PyTorch's on the host are counted below
+    assert pinned == [piece, piece]
+    np.testing.assert_array_equal(packed.decode(0, 512).numpy(), original.decode())
 
 
 # Attention --------------------------------------------------------------------------------------

@@ -291,7 +291,7 @@ def test_broken_tokenizer(refused, folder, content, monkeypatch):
     def never(*arguments: object) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("firstlight.loading.load_weights", never)
+    monkeypatch.setattr("firstlight.packing.load_weights", never)
     (folder / "tokenizer.json").write_bytes(content)
     refused(folder, "tokenizer.json", "Download")
 

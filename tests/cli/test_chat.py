@@ -122,7 +122,7 @@ def test_base_model_is_refused_before_its_weights_are_read(commands, tmp_path, m
     def never(*arguments: object) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("firstlight.loading.load_weights", never)
+    monkeypatch.setattr("firstlight.packing.load_weights", never)
     assert_refused(commands("chat", base, stdin="Hello"), "base model", "firstlight run")
 
 

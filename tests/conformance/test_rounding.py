@@ -44,6 +44,16 @@ def test_mixed16_of_equal_quads() -> None:
     assert mixed16(steps).tolist() == [[1000] * 32]
 
 
+@pytest.mark.parametrize(
+    "largest, step", [(127, 1), (128, 2), (127 * 15, 15), (127 * 16 + 1, 18), (127 * 35 - 5, 36)]
+)
+def test_mixed16_has_steps_of_four_significant_bits(largest: int, step: int) -> None:
+    steps = np.full((1, 32), largest, np.float32)
+    steps[0, 5] = step / 2 + 0.01
+    steps[0, 6] = step / 2 - 0.01
+    assert mixed16(steps)[0, [5, 6]].tolist() == [step, 0]
+
+
 def test_mixed16_stays_within_two_signed_bytes() -> None:
     steps = np.full((1, 32), FIXED16_LIMIT, np.float32)
     assert np.abs(mixed16(steps)).max() <= 127 * 256 + 127
@@ -58,7 +68,7 @@ def test_mixed16_is_off_by_half_a_step_at_most_and_by_less_than_bytes_alone() ->
     quads = np.sort(np.abs(groups).reshape(-1, 8, 4).max(axis=2), axis=1)
     step = np.ceil(quads[:, 5] / 127)
     error = np.abs(rounded - groups)
-    assert (error <= step[:, None] / 2).all()
+    assert (error <= 1.125 * step[:, None] / 2).all()
     bytes_alone = np.abs(groups).max(axis=1, keepdims=True) / 127
     noise = np.square(np.rint(groups / bytes_alone) * bytes_alone - groups).sum()
     assert np.square(error).sum() < 0.6 * noise

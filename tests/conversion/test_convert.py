@@ -15,11 +15,14 @@ from safetensors.torch import load_file
 from firstlight.checkpoint.checkpoint import open_checkpoint
 from firstlight.conversion.convert import Report, convert_checkpoint
 from firstlight.conversion.schemes import target_of
-from firstlight.errors import FirstlightError, FormatError, UnsupportedModelError
+from firstlight.errors import FirstlightError, FormatError
 from firstlight.formats.registry import convert, get_format
 from firstlight.loading import load
+from firstlight.model.families.registry import make_spec
+from firstlight.model.stored import stored_rows
 from firstlight.progress import no_progress
 from tests.support.decode import load_decoder, logits
+from tests.support.deepseek_v4_files import write_published
 from tests.support.float8_files import write_float8
 from tests.support.quantized_files import awq, write_quantized
 from tests.support.reference import load_reference, reference_logits
@@ -266,8 +269,27 @@ def test_a_folder_that_exists_is_not_touched(root: Path, tmp_path: Path) -> None
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_experts_with_no_other_layout_are_refused(tmp_path: Path) -> None:
-    source = write_checkpoint(tiny_model("gpt_oss").build(), tmp_path / "source")
-    with pytest.raises(UnsupportedModelError, match=r"stacks or mixes matrices"):
-        converted(source, tmp_path / "out", "int8")
-    assert not (tmp_path / "out").exists()
+def test_deepseek_v4_as_published_and_its_layer_for_drafts(tmp_path: Path) -> None:
+    write_published(tmp_path / "source", quantised=True)
+    expected = logits(load_decoder(tmp_path / "source", "numpy"), prompt(40))
+    for weights in ("f32", "int4"):
+        out = tmp_path / weights
+        converted(tmp_path / "source", out, weights)
+        checkpoint = open_checkpoint(out)
+        assert make_spec(checkpoint, predictor=True).predictor is not None
+        if weights == "f32":
+            np.testing.assert_array_equal(logits(load_decoder(out, "numpy"), prompt(40)), expected)
+        else:
+            name = "layers.2.ffn.experts.1.w1.weight"
+            assert checkpoint.format_of(name).name == "q4_0"
+            before = open_checkpoint(tmp_path / "source")
+            (source,) = (each for each in make_spec(before).sources() if each.name == name)
+            values = stored_rows(source, before, 0, source.shape[0]).values()
+            error = checkpoint.weight(name).values() - values
+            assert 0 < np.square(error).mean() < 0.02 * np.square(values).mean()
+    # The layer's own tensors are what they were, fp8 as bfloat16 and four bits as they are.
+    assert (
+        load(tmp_path / "int4", "cpu", speculation="mtp", cache=False)
+        .generate(prompt(9), max_tokens=4, ignore_end=True)
+        .token_ids
+    )

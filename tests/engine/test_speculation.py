@@ -247,3 +247,48 @@ def test_off_never_asks() -> None:
         run_to_end(engine)
         assert oracle.counts == []
         assert np.isclose(engine.statistics().steps, 9)
+
+
+def test_what_is_allowed_is_not_asked_after_a_guess_that_is_not() -> None:
+    """A grammar knows nothing of texts that are not of its language."""
+    asked: list[list[int]] = []
+    even = np.arange(VOCABULARY) % 2 == 0
+
+    def allowed(output: Items[int]) -> Any:
+        assert all(token % 2 == 0 for token in output)
+        asked.append(list(output))
+        return even
+
+    class Guesses:
+        def propose(self, sequence: Sequence, count: int) -> list[int]:
+            return [text[sequence.length - 5], 7, 8][:count]
+
+    engine = engine_with("off")
+    alone = engine.add(prompt_of(5), SEEDED, StopConditions(max_tokens=20), allowed=allowed)
+    run_to_end(engine)
+    text = [*alone.output_ids, 0]
+    asked.clear()
+    engine = engine_with(3, Guesses())
+    guessed = engine.add(prompt_of(5), SEEDED, StopConditions(max_tokens=20), allowed=allowed)
+    run_to_end(engine)
+    assert guessed.output_ids == alone.output_ids
+    assert engine.statistics().accepted_tokens >= 9
+    assert len(asked) <= 20
+
+
+def test_an_error_behind_a_wrong_guess_is_nobodys() -> None:
+    def allowed(output: Items[int]) -> Any:
+        if len(output) > 2 and output[2] == wrong:
+            raise RequestError("the grammar", "knows no such text", "Guess better")
+
+    class Guesses:
+        def propose(self, sequence: Sequence, count: int) -> list[int]:
+            return [wrong] * count
+
+    text = tokens_alone(prompt_of(5), SEEDED)
+    wrong = next(token for token in range(VOCABULARY) if token not in text)
+    engine = engine_with(3, Guesses())
+    guessed = engine.add(prompt_of(5), SEEDED, StopConditions(max_tokens=16), allowed=allowed)
+    run_to_end(engine)
+    assert guessed.error is None
+    assert guessed.output_ids == text

@@ -297,7 +297,7 @@ def test_the_published_layout_past_three_runs_of_128(tmp_path: Path, device: str
         found = _logits(tmp_path, tokens, device, chunk)
         assert np.abs(found - expected).max() < TOLERANCE
     notes = make_spec(open_checkpoint(tmp_path)).notes
-    assert notes == ("mtp.0, a layer of multi-token prediction, is left out",)
+    assert notes == ("mtp.0, a layer of multi-token prediction, is used with --speculate mtp only",)
 
 
 def test_the_layout_that_transformers_has_in_memory(tiny: Tiny, tmp_path: Path) -> None:
@@ -354,6 +354,12 @@ _SCALES = "layers.2.ffn.experts.1.w1.scale"
             FormatError,
             "a scale of its blocks is NaN",
         ),
+        (
+            {"layers.2.ffn.gate.weight": torch.zeros(5, 64)},
+            CheckpointError,
+            r"gate.weight' has shape \[5, 64\], but the config implies \[6, 64\]",
+        ),
+        ({"layers.3.ffn.experts.5.w2.weight": None}, CheckpointError, "experts.5.w2.*is missing"),
         (
             {_CODES: torch.zeros(32, 64, dtype=torch.int8)},
             CheckpointError,

@@ -47,6 +47,7 @@ def _text(decoder: Decoder, tokens: tuple[int, ...], count: int, state: str) -> 
         *(("cpu", state, chunk) for state in ("float32", "bfloat16") for chunk in (1, 15, 50)),
         ("numpy", "float32", 17),
         ("numpy", "bfloat16", 17),
+        ("torch:cpu", "float32", 17),
     ],
 )
 def test_a_prompt_in_chunks_gives_the_same_tokens(

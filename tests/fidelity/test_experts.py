@@ -27,13 +27,12 @@ from firstlight.model.spec import ExpertsSpec
 from firstlight.model.weights import load_weights, weight_bytes
 from tests.fidelity.conftest import TinyCheckpoint
 from tests.support.decode import continuation, load_decoder, logits
+from tests.support.mxfp4_files import write_gpt_oss
 from tests.support.reference import load_reference, reference_continuation, reference_logits
 from tests.support.tiny_checkpoints import rewrite_config
 from tests.support.tiny_models import (
     NEW_TOKENS,
-    TinyModel,
     prompt,
-    tiny_model,
 )
 
 TOLERANCE = 1e-4
@@ -75,37 +74,10 @@ def test_all_experts_of_a_layer_in_one_tensor(
 # mxfp4 ------------------------------------------------------------------------------------------
 
 
-def _quantised(generator: torch.Generator, *shape: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random codes and scales of matrices [experts, rows, columns], of about the usual size."""
-    *rows, columns = shape
-    codes = torch.randint(0, 256, (*rows, columns // 32, 16), generator=generator)
-    scales = torch.randint(121, 125, (*rows, columns // 32), generator=generator)
-    return codes.to(torch.uint8), scales.to(torch.uint8)
-
-
 @pytest.fixture(scope="module")
 def quantised(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A gpt-oss with experts in mxfp4 as published; and the same as transformers decodes it."""
-    changes = {**tiny_model("gpt_oss").changes, "hidden_size": 96, "intermediate_size": 64}
-    model = TinyModel("gpt_oss", "GptOssForCausalLM", changes)
-    checkpoint = TinyCheckpoint(model, tmp_path_factory.mktemp("plain"))
-    plain, packed = _saved(checkpoint), {}
-    generator = torch.Generator().manual_seed(11)
-    for name, value in dict(plain).items():
-        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
-            packed[name] = value
-            continue
-        experts, columns, rows = value.shape
-        codes, scales = _quantised(generator, experts, rows, columns)
-        packed[f"{name}_blocks"], packed[f"{name}_scales"] = codes, scales
-        decoded = convert_moe_packed_tensors(codes, scales, dtype=torch.float32)
-        assert decoded.shape == value.shape
-        plain[name] = decoded
-    folder = tmp_path_factory.mktemp("mxfp4")
-    theirs = _rewrite(checkpoint, folder / "decoded", plain)
-    ours = _rewrite(checkpoint, folder / "packed", packed)
-    rewrite_config(ours, {"quantization_config": {"quant_method": "mxfp4"}})
-    return ours, theirs
+    return write_gpt_oss(tmp_path_factory.mktemp("mxfp4"))
 
 
 def test_mxfp4_experts_give_the_logits_and_tokens_of_the_decoded_model(
@@ -158,8 +130,11 @@ def test_codes_of_every_byte_and_scale_decode_as_transformers_decodes_them() -> 
 # What is refused --------------------------------------------------------------------------------
 
 
+_DOWN = "model.layers.1.mlp.experts.down_proj"
+
+
 def _change_scale(tensors: Tensors) -> None:
-    tensors["model.layers.1.mlp.experts.down_proj_scales"][2, 3, 0] = 255
+    tensors[f"{_DOWN}_scales"][2, 3, 0] = 255
 
 
 _DAMAGES: dict[str, tuple[Callable[[Tensors], Any], type[FirstlightError], str]] = {
@@ -184,6 +159,13 @@ _DAMAGES: dict[str, tuple[Callable[[Tensors], Any], type[FirstlightError], str]]
         lambda t: t.update({"model.layers.0.mlp.experts.down_proj_scales": torch.ones(5, 96, 2)}),
         FormatError,
         "is stored as f32",
+    ),
+    "fewer experts than the config says": (
+        lambda t: t.update(
+            {f"{_DOWN}_{part}": t[f"{_DOWN}_{part}"][:4].clone() for part in ("blocks", "scales")}
+        ),
+        CheckpointError,
+        r"down_proj_blocks' has shape \[4, 96, 2, 16\], but the config implies \[5, 96, 2, 16\]",
     ),
     "a scale that is not a number": (_change_scale, FormatError, "down_proj_scales"),
 }

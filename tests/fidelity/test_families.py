@@ -13,10 +13,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from firstlight.backends import backend_names
+from firstlight.backends.base import DEFINITION
+from firstlight.model.compressed_spec import CompressedAttentionSpec
 from firstlight.model.rope import replay_length
 from firstlight.model.rope_spec import DynamicScaling
-from firstlight.model.spec import ModelSpec
-from tests.fidelity.conftest import TinyCheckpoint
+from firstlight.model.spec import IndexerSpec, LatentAttentionSpec, ModelSpec
+from tests.fidelity.conftest import DEVICES, TinyCheckpoint
 from tests.support.decode import PAGE_TOKENS, continuation, logits
 from tests.support.reference import reference_continuation, reference_logits
 from tests.support.tiny_models import NEW_TOKENS, PROMPT_TOKENS, TINY_MODELS, prompt
@@ -30,9 +33,12 @@ Tiny = Callable[..., TinyCheckpoint]
 @pytest.mark.parametrize("name", NAMES)
 def test_prefill_gives_the_same_logits(tiny: Tiny, name: str, dtype: str, device: str) -> None:
     checkpoint = tiny(name, dtype)
-    found = logits(checkpoint.decoder(device), prompt())
+    decoder = checkpoint.decoder(device)
+    found = logits(decoder, prompt())
     assert found.dtype == np.float32
     assert _distance(found, checkpoint.logits) < TOLERANCE
+    if device.startswith("torch"):
+        assert not [op for op, kernel in decoder.ops.usage() if kernel == DEFINITION]
 
 
 # One token at a time; chunks that do not divide a page, that are a page, and that pass one.
@@ -93,9 +99,22 @@ def test_the_sequences_of_these_tests_are_long_enough(tiny: Tiny, name: str) -> 
     assert PROMPT_TOKENS > 5 * PAGE_TOKENS
     for layer in spec.layers:
         assert layer.attention.window is None or layer.attention.window < PROMPT_TOKENS / 3
+        # Windows and several runs of both kinds are passed, and more of them than are chosen.
+        match layer.attention:
+            case CompressedAttentionSpec(near=near, compressor=runs, indexer=chosen):
+                assert near < PROMPT_TOKENS / 3
+                assert runs is None or 5 * runs.stride < PROMPT_TOKENS
+                if runs is not None and chosen is not None:
+                    assert 2 * chosen.top_k * runs.stride < PROMPT_TOKENS
+            case LatentAttentionSpec(indexer=IndexerSpec(top_k=count)):
+                assert count < PROMPT_TOKENS / 3
     for rope in spec.ropes():
         original = getattr(rope.scaling, "original_length", 0)
         assert original < PROMPT_TOKENS + NEW_TOKENS - 10
+
+
+def test_every_backend_is_among_those_that_families_run_on() -> None:
+    assert {name.partition(":")[0] for name in DEVICES} == set(backend_names())
 
 
 def test_every_family_has_a_tiny_model() -> None:

@@ -19,9 +19,10 @@ from tests.support.reference import (
 )
 from tests.support.texts import CHINESE, CODE, PROSE
 
-# Nats. Products round their activations (mixed16), which costs about 2e-4; with `exact` the two
-# compute the same sums in float32, in another order.
-MOST_DIVERGENCE = 4e-4
+# Nats. What is rounded by default costs 3e-4 over many texts (docs/fidelity.md); the mean of 150
+# tokens alone has a standard error of up to 8e-5. With `exact` the two compute the same sums in
+# float32, in another order.
+MOST_DIVERGENCE = 5e-4
 # Of logits: where the first is no further above the second than this, rounding may choose.
 UNDECIDED = 0.15
 NEW_TOKENS = 64

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from firstlight import load
 from firstlight.backends import open_device
@@ -22,22 +24,38 @@ from firstlight.engine.sequence import Progress
 from firstlight.errors import CheckpointError, RequestError
 from firstlight.formats.base import Floats
 from firstlight.model.batch import Batch
+from firstlight.model.compressed_spec import CompressedAttentionSpec
 from firstlight.model.decoder import Decoder
-from firstlight.model.families.registry import make_spec
+from firstlight.model.families.registry import make_spec, spec_of_config
 from firstlight.model.predictor import Predictor
 from firstlight.model.weights import load_weights
 from tests.fidelity.conftest import TinyCheckpoint
 from tests.support.config_files import ConfigFiles, Header, tiny_config_files
 from tests.support.deepseek_layout import rename_tensors
+from tests.support.deepseek_v4_files import write_published
+from tests.support.deepseek_v4_prediction import (
+    WithStreamsPredictor,
+    with_good_streams_predictor,
+    with_streams_predictor,
+)
 from tests.support.prediction_layers import WithPredictor, with_good_predictor, with_predictor
 from tests.support.tiny_models import prompt, tiny_model
 
-NAMES = ["deepseek_v3", "deepseek_v32", "deepseek_v32-few"]
+NAMES = ["deepseek_v3", "deepseek_v32", "deepseek_v32-few", "deepseek_v4", "deepseek_v4-yarn"]
 GREEDY = SamplingParameters()
 SEEDED = SamplingParameters(temperature=0.9, top_k=40, presence_penalty=0.2, seed=11)
 PAGE_TOKENS = 16
 
-Made = tuple[WithPredictor, Path]
+Made = tuple[WithPredictor | WithStreamsPredictor, Path]
+
+
+def _random(name: str) -> WithPredictor | WithStreamsPredictor:
+    tiny = tiny_model(name)
+    return with_streams_predictor(tiny, 5) if _has_streams(name) else with_predictor(tiny)
+
+
+def _has_streams(name: str) -> bool:
+    return name.startswith("deepseek_v4")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +64,12 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made]:
 
     @cache
     def make(name: str, noise: float = 0.0) -> Made:
-        made = with_good_predictor(tiny_model(name), noise=noise)
+        tiny = tiny_model(name)
+        made: WithPredictor | WithStreamsPredictor
+        if _has_streams(name):
+            made = with_good_streams_predictor(tiny, noise=noise, seed=5)
+        else:
+            made = with_good_predictor(tiny, noise=noise)
         return made, made.write(tmp_path_factory.mktemp(name))
 
     return make
@@ -84,7 +107,7 @@ def test_its_logits_are_those_of_the_equations(
     name: str, chunk: int, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For every position of a prompt, and of tokens that follow it, in any chunks."""
-    made = with_predictor(tiny_model(name))
+    made = _random(name)
     decoder = _decoder(made.write(tmp_path), device)
     found: dict[int, Floats] = {}
     predict = Predictor.predict
@@ -134,9 +157,19 @@ def test_deepseek_s_own_names(good: Callable[..., Made], tmp_path: Path) -> None
 # Guesses ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
-@pytest.mark.parametrize("noise", [0.0, 0.15, 0.25])
-@pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v32"])
+_RIGHT = [
+    *(
+        (name, noise, sampling)
+        for name in ("deepseek_v3", "deepseek_v32")
+        for noise in (0.0, 0.15, 0.25)
+        for sampling in (GREEDY, SEEDED)
+    ),
+    ("deepseek_v4", 0.0, GREEDY),
+    ("deepseek_v4", 0.25, SEEDED),
+]
+
+
+@pytest.mark.parametrize(("name", "noise", "sampling"), _RIGHT)
 def test_output_is_the_same_in_fewer_steps(
     good: Callable[..., Made], name: str, noise: float, sampling: SamplingParameters, device: str
 ) -> None:
@@ -168,16 +201,20 @@ def test_a_random_predictor_is_mostly_wrong_and_changes_nothing(
     assert done.accepted_tokens < done.proposed_tokens < 40  # it pauses
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+@pytest.mark.parametrize(
+    ("name", "pages", "sampling"),
+    [("deepseek_v32", 11, GREEDY), ("deepseek_v32", 11, SEEDED), ("deepseek_v4", 5, SEEDED)],
+    ids=["greedy", "seeded", "v4-seeded"],
+)
 def test_many_sequences_preempted_and_with_shared_prefixes(
-    good: Callable[..., Made], sampling: SamplingParameters
+    good: Callable[..., Made], name: str, pages: int, sampling: SamplingParameters
 ) -> None:
-    _, folder = good("deepseek_v32", 0.2)
+    _, folder = good(name, 0.2)
     decoder = _decoder(folder, "numpy")
     prompts = [prompt(33, seed) + prompt(seed + 1, 90 + seed) for seed in (0, 0, 1, 1, 2)]
     expected = [_run(_engine(decoder, "off"), each, sampling, 30) for each in prompts]
     page = PAGE_TOKENS * state_bytes_per_token(decoder.spec)
-    engine = _engine(decoder, sequences=4, state_memory=11 * page, token_budget=24)
+    engine = _engine(decoder, sequences=4, state_memory=pages * page, token_budget=24)
     running = [engine.add(each, sampling, StopConditions(max_tokens=30)) for each in prompts]
     _finish(engine)
     assert [sequence.output_ids for sequence in running] == expected
@@ -185,7 +222,8 @@ def test_many_sequences_preempted_and_with_shared_prefixes(
     assert done.preemptions > 0
     assert done.cached_tokens > 0
     assert done.accepted_tokens > 20
-    assert [engine.pages.free_pages(0)] == list(engine.pages.capacities)
+    pools = engine.pages.pools
+    assert [pool.free for pool in pools] == list(engine.pages.capacities)
 
 
 def test_sequences_are_guessed_for_together(
@@ -218,8 +256,9 @@ def test_sequences_are_guessed_for_together(
     assert counts[1] == counts[0]
 
 
-def test_where_it_goes_on_elsewhere_it_guesses_on(good: Callable[..., Made]) -> None:
-    _, folder = good("deepseek_v3", 0.2)
+@pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v4"])
+def test_where_it_goes_on_elsewhere_it_guesses_on(good: Callable[..., Made], name: str) -> None:
+    _, folder = good(name, 0.2)
     decoder = _decoder(folder, "numpy")
     expected = _run(_engine(decoder, "off"), prompt(20), SEEDED, 50)
     engine = _engine(decoder)
@@ -301,11 +340,20 @@ def test_a_model_without_it_is_refused(tiny: Callable[..., TinyCheckpoint]) -> N
         _engine(checkpoint.decoder("numpy"))
 
 
-@pytest.mark.parametrize("role", ["enorm", "hnorm", "eh_proj", "shared_head.norm"])
-def test_a_part_of_it_that_is_missing_is_named(good: Callable[..., Made], role: str) -> None:
-    _, folder = good("deepseek_v3")
+_PARTS = [
+    *(("deepseek_v3", f"model.layers.2.{role}.weight")
+      for role in ("enorm", "hnorm", "eh_proj", "shared_head.norm")),
+    *(("deepseek_v4", f"mtp.0.{role}")
+      for role in ("e_proj.weight", "norm.weight", "hc_head_fn", "ffn.gate.bias")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "missing"), _PARTS)
+def test_a_part_of_it_that_is_missing_is_named(
+    good: Callable[..., Made], name: str, missing: str
+) -> None:
+    _, folder = good(name)
     checkpoint = open_checkpoint(folder)
-    missing = f"model.layers.2.{role}.weight"
     headers = {
         name: Header(tuple(info.shape)) for name, info in checkpoint.tensors.items()
         if name != missing
@@ -331,3 +379,58 @@ def test_of_several_the_first_is_used(good: Callable[..., Made]) -> None:
         "model.layers.2, a layer of multi-token prediction, is used with --speculate mtp only",
         "model.layers.3, a layer of multi-token prediction, is left out",
     )
+
+
+# DeepSeek-V4 -------------------------------------------------------------------------------------
+
+
+def test_v4_as_published_guesses_from_fp8_and_four_bits(tmp_path: Path) -> None:
+    """By random tensors, so that hardly a guess is right; past several runs of four."""
+    write_published(tmp_path, quantised=True)
+    decoder = _decoder(tmp_path, "cpu")
+    formats = {
+        source.name: decoder.ops.unpack(decoder.weights[source]).format.name  # type: ignore[attr-defined]
+        for source in decoder.spec.sources()
+        if source.name.startswith("mtp.0.") and len(source.shape) == 2
+    }
+    assert formats["mtp.0.e_proj.weight"] == formats["mtp.0.h_proj.weight"] == "f8_e4m3"
+    assert formats["mtp.0.ffn.experts.5.w2.weight"] == "mxfp4"
+    assert not any("tid2eid" in name or "compressor" in name for name in formats)
+    outputs = [
+        _run(_engine(decoder, speculation), prompt(40), SEEDED, 24)
+        for speculation in ("off", "mtp")
+    ]
+    assert outputs[0] == outputs[1]
+
+
+def test_a_drafter_of_blocks_is_left_out(tmp_path: Path) -> None:
+    """Later releases of DeepSeek-V4 have another module in the same place."""
+    write_published(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = {**load_file(path), "mtp.0.main_proj.weight": torch.zeros(64, 192)}
+    save_file(tensors, path)
+    checkpoint = open_checkpoint(tmp_path)
+    spec = make_spec(checkpoint, predictor=True)
+    assert spec.predictor is None
+    assert spec.notes == (
+        "mtp.0, a part of a module that drafts blocks of tokens, is left out",
+    )  # fmt: skip
+    with pytest.raises(RequestError, match="no layer of multi-token prediction"):
+        _engine(_decoder(tmp_path, "numpy"))
+
+
+@pytest.mark.parametrize(("ratio", "kind"), [(0, None), (4, 4), (128, 128)])
+def test_its_attention_is_what_the_config_says(
+    tmp_path: Path, ratio: int, kind: int | None
+) -> None:
+    write_published(tmp_path)
+    files = open_checkpoint(tmp_path)
+    ratios = [0, 128, 4, 128, ratio]
+    spec = spec_of_config(
+        ConfigFiles({**files.config, "compress_ratios": ratios},
+                    {name: Header(tuple(info.shape)) for name, info in files.tensors.items()})
+    )  # fmt: skip
+    assert spec.predictor is not None
+    found = spec.predictor.layer.attention
+    assert isinstance(found, CompressedAttentionSpec)
+    assert (found.compressor and found.compressor.stride) == kind

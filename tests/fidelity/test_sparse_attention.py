@@ -64,7 +64,7 @@ def test_what_is_selected_decides(tiny: Tiny, name: str, device: str) -> None:
     found, without = logits(decoder, prompt()), logits(blind, prompt())
     np.testing.assert_allclose(without[:top_k], found[:top_k], rtol=0, atol=2e-5)
     assert (np.abs(without - found)[top_k:].max(axis=1) > 1e-3).mean() > 0.9
-    assert ("select_entries", "definition") in decoder.ops.usage()
+    assert "select_entries" in {op for op, _ in decoder.ops.usage()}
 
 
 # Beside the same rows in other company.

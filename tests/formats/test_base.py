@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from firstlight.errors import FormatError
-from firstlight.formats.base import Weight
+from firstlight.formats.base import BlockScales, Weight
+from firstlight.formats.codes import U8
+from firstlight.formats.group_scales import GroupScales
 from firstlight.formats.registry import get_format, known_formats
 from tests.support.weights import random_weight
 
@@ -67,3 +71,52 @@ def test_data_that_contradict_the_shape_are_refused(data: np.ndarray) -> None:
 def test_a_slice_past_the_end_is_refused() -> None:
     with pytest.raises(FormatError, match=r"shape \[3, 32\]"):
         random_weight("q8_0", 4, 32).row_slice(2, 5)
+
+
+@pytest.mark.parametrize("name", known_formats())
+def test_columns_are_divided_between_blocks(name: str) -> None:
+    block = get_format(name).block_values
+    weight = random_weight(name, 3, 5 * block, seed=2)
+    assert weight.column_unit == block
+    part = weight.column_slice(block, 4 * block)
+    assert part.shape == (3, 3 * block)
+    assert np.array_equal(part.values(), weight.values()[:, block : 4 * block])
+    assert weight.column_slice(0, 0).values().shape == (3, 0)
+    if block > 1:
+        with pytest.raises(FormatError, match=f"divide its blocks of {block}"):
+            weight.column_slice(1, block)
+
+
+def test_columns_have_their_scales() -> None:
+    generator = np.random.default_rng(3)
+    codes = random_weight("f8_e4m3", 5, 22, seed=4)
+    blocks = BlockScales(generator.random((3, 6), np.float32), 2, 4, first_row=1)
+    scaled = replace(codes, scales=blocks)
+    assert scaled.column_unit == 4
+    for first, stop in ((0, 8), (8, 20), (12, 22), (20, 22)):
+        part = scaled.column_slice(first, stop)
+        assert np.array_equal(part.values(), scaled.values()[:, first:stop])
+    with pytest.raises(FormatError, match="columns 0 to 21 divide"):
+        scaled.column_slice(0, 21)
+
+
+@pytest.mark.parametrize("neighbours", [True, False])
+@pytest.mark.parametrize("zeros", [True, False])
+def test_columns_have_the_scales_of_their_groups(neighbours: bool, zeros: bool) -> None:
+    generator = np.random.default_rng(5)
+    format = get_format("f16")
+    stored = generator.random((4, 3)).astype(np.float16).view(np.uint8)
+    scales = GroupScales(
+        stored,
+        format,
+        4,
+        zero=3,
+        zeros=generator.integers(0, 9, (4, 3)).astype(np.int16) if zeros else None,
+        group_of=None if neighbours else generator.integers(0, 3, 12),
+        first_row=1,
+    )
+    data = generator.integers(0, 255, (3, 12)).astype(np.uint8)
+    weight = Weight(U8, (3, 12), data, scales=scales)
+    assert weight.column_unit == (4 if neighbours else 1)
+    part = weight.column_slice(4, 12)
+    assert np.array_equal(part.values(), weight.values()[:, 4:12])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -37,6 +38,17 @@ def test_an_unknown_family_is_named_with_those_known_and_the_nearest() -> None:
 def test_an_unknown_architecture_of_a_gguf_file() -> None:
     with pytest.raises(UnsupportedModelError, match="nearest is 'gemma3'"):
         make_spec(gguf_config_files("gemma3n"))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "family"), [("deepseek32", "deepseek_v32"), ("deepseek4", "deepseek_v4")]
+)
+def test_a_family_that_is_not_read_from_gguf_files(architecture: str, family: str) -> None:
+    """The gguf package knows neither name: it goes no further than deepseek2."""
+    assert architecture not in gguf.MODEL_ARCH_NAMES.values()
+    with pytest.raises(UnsupportedModelError, match=f"is family {family}.* GGUF") as caught:
+        make_spec(gguf_config_files(architecture))
+    assert "safetensors" in caught.value.remedy
 
 
 def test_a_config_that_asks_for_code_of_its_own_is_refused() -> None:
@@ -293,6 +305,11 @@ _ROPE_KEYS = (
 _SECTIONS = ("rope_parameters", "rope_scaling", "text_config", "quantization_config")
 # So small that a spec of as many layers is made quickly.
 _LAYERS = st.one_of(st.integers(0, 8), st.just("2"), st.none())
+
+
+def test_a_context_beyond_32_bits_with_angles_that_depend_on_it() -> None:
+    files = tiny_config_files("llama-dynamic").changed(max_position_embeddings=1 << 31)
+    _assert_usable(spec_of_config(files))
 
 
 @settings(max_examples=400, deadline=None)

@@ -21,7 +21,10 @@ from tests.support.tiny_models import TinyModel
 BLOCK = (8, 8)  # of whole blocks, which transformers takes for granted
 BLOCK_OF_EXPERTS = 32
 # What is published in fp8; all else but the experts is in bfloat16 or float32.
-_IN_FLOAT8 = (".wq_a.", ".wq_b.", ".wkv.", ".wo_a.", ".wo_b.", ".shared_experts.")
+_IN_FLOAT8 = (
+    *(".wq_a.", ".wq_b.", ".wkv.", ".wo_a.", ".wo_b.", ".shared_experts."),
+    *(".e_proj.", ".h_proj."),
+)
 _RENAMED = {
     "model.embed_tokens.": "embed.",
     "model.norm.": "norm.",
@@ -105,7 +108,8 @@ def write_published(folder: Path, *, quantised: bool = False) -> dict[str, torch
     model = PUBLISHED.build()
     model.save_pretrained(folder)
     path = folder / "model.safetensors"
-    values = {_published(name): value for name, value in load_file(path).items()}
+    values = {published_name(name): value for name, value in load_file(path).items()}
+    values |= _prediction_layer(values)
     stored: dict[str, torch.Tensor] = {}
     for name, value in dict(values).items():
         found = _quantised(name, value) if quantised else None
@@ -116,7 +120,6 @@ def write_published(folder: Path, *, quantised: bool = False) -> dict[str, torch
         stored[name], stored[f"{name.removesuffix('weight')}scale"] = codes, scales
         dequantise: Any = Fp8Dequantize(None)._dequantize_one
         values[name] = dequantise(codes, scales, torch.float32)
-    stored["mtp.0.attn_norm.weight"] = torch.ones(64)
     save_file(stored, path, metadata={"format": "pt"})
     rewrite_config(folder, {**_CONFIG, **(_quantization() if quantised else {})})
     return values
@@ -136,7 +139,30 @@ def config_of(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _published(name: str) -> str:
+def _prediction_layer(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A layer of multi-token prediction, of the model's own tensors: the attention of the first
+    layer, which has a window alone, and the experts of the third, chosen by score."""
+    found = {
+        f"mtp.0.{name.removeprefix(stem)}": value.clone()
+        for stem, parts in {
+            "layers.0.": ("attn", "hc_attn"),
+            "layers.2.": ("ffn", "hc_ffn"),
+        }.items()
+        for name, value in values.items()
+        if name.startswith(tuple(f"{stem}{part}" for part in parts))
+    }
+    generator = torch.Generator().manual_seed(7)
+    for name in ("e_proj", "h_proj"):
+        found[f"mtp.0.{name}.weight"] = torch.randn((64, 64), generator=generator) / 8
+    for name in ("enorm", "hnorm", "norm"):
+        found[f"mtp.0.{name}.weight"] = values["norm.weight"].clone()
+    for name in ("fn", "base", "scale"):
+        found[f"mtp.0.hc_head_{name}"] = values[f"hc_head_{name}"].clone()
+    return found
+
+
+def published_name(name: str) -> str:
+    """DeepSeek's name of a tensor that transformers has written."""
     for written, published in _RENAMED.items():
         name = name.replace(written, published)
     return name

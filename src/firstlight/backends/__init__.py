@@ -85,6 +85,42 @@ def _devices(name: str, entry: _Entry) -> tuple[str, ...]:
     return tuple(f"{name}:{place}" for place in module.all_places()) if entry.places else (name,)
 
 
+def rank_devices(name: str) -> tuple[str, ...]:
+    """The devices that a name stands for: itself, or those of a range, which compute a model
+    together ("torch:TYPE:FIRST-LAST").
+
+    Raises:
+        DeviceError: it is no range, or not all of its devices are there.
+    """
+    backend_name, _, place = name.partition(":")
+    kind, colon, numbers = place.rpartition(":")
+    entry = _BACKENDS.get(backend_name)
+    if entry is None or not (entry.places and colon and "-" in numbers):
+        return (name,)
+    first, _, last = numbers.partition("-")
+    whole = all(each.isascii() and each.isdigit() and len(each) < 6 for each in (first, last))
+    if not whole or int(last) < int(first):
+        raise DeviceError(
+            f"device {name!r}",
+            f"{numbers!r} is no range of devices",
+            f"Give the first and the last, as {backend_name}:{kind}:0-1",
+        )
+    try:
+        module = import_module(entry.module)
+    except ImportError as error:
+        raise _missing(name, entry, error) from error
+    places = module.places_of_range(kind, int(first), int(last))
+    return tuple(f"{backend_name}:{each}" for each in places)
+
+
+def _missing(name: str, entry: _Entry, error: ImportError) -> DeviceError:
+    """Why a backend cannot be imported."""
+    reason = f"{entry.needs} does not load ({error})"
+    if entry.needs and find_spec(entry.needs) is None:
+        reason = f"firstlight was installed without {entry.part}"
+    return DeviceError(f"device {name!r}", reason, entry.remedy)
+
+
 def open_device(name: str, *, exact: bool = False, check_kernels: bool = True) -> Backend:
     """The backend of that name, ready for use.
 
@@ -111,16 +147,18 @@ def open_device(name: str, *, exact: bool = False, check_kernels: bool = True) -
             "firstlight has no backend of that name",
             f"Choose one of: {', '.join(_BACKENDS)}",
         )
+    if len(rank_devices(name)) > 1:
+        raise DeviceError(
+            f"device {name!r}", "stands for several devices, and here one is needed", "Name one"
+        )
     try:
         kind = getattr(import_module(entry.module), entry.backend)
     except ImportError as error:
-        reason = f"{entry.needs} does not load ({error})"
-        if entry.needs and find_spec(entry.needs) is None:
-            reason = f"firstlight was installed without {entry.part}"
+        missing = _missing(name, entry, error)
         if entry.instead is None:
-            raise DeviceError(f"device {name!r}", reason, entry.remedy) from error
+            raise missing from error
         _warn_once(
-            f"device {name!r}: {reason}. Running on the {entry.instead} backend, slowly. "
+            f"{missing.subject}: {missing.reason}. Running on the {entry.instead} backend, slowly. "
             f"{entry.remedy}."
         )
         return open_device(entry.instead, exact=exact, check_kernels=check_kernels)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 
 from firstlight import __version__
 from firstlight.backends.kernel import DEFINITION, Choice, Kernel, Parameter, Tuned, tuned
+from firstlight.errors import DeviceError
 from firstlight.formats.base import Floats, Weight
 from firstlight.host.ceilings import Ceilings, cached_ceilings, measure_ceilings, read_ceilings
 from firstlight.host.memory import total_memory
 from firstlight.host.processor import processor, usable_cores
+from firstlight.ops.collective import RankGroup
 from firstlight.ops.contract import get_op
 from firstlight.ops.interface import Ops, PackedWeight, Tensor
 from firstlight.ops.shape import Shape
@@ -77,9 +80,34 @@ class Backend(Ops):
         storage = {"float32": np.float32, "bfloat16": np.uint16}[dtype]
         return np.zeros((pages, page_tokens, *entry), storage)
 
+    def forgo_replay(self) -> None:
+        """Give no `replayer`: every op of every step is asked for by itself."""
+
+    def remarks(self) -> tuple[str, ...]:
+        """What else is to be said of how steps ran, beside `usage`: a line each."""
+        return ()
+
     def total_memory(self) -> int:
         """Bytes of memory that tensors could ever have."""
         return total_memory()
+
+    @property
+    def on_host(self) -> bool:
+        """Whether tensors lie in the host's memory."""
+        return True
+
+    def join_ranks(self, rank: int, ranks: int, folder: Path, seconds: float) -> RankGroup:
+        """Take part, as one of several processes with a device each, in what they compute together.
+
+        Args:
+            folder: that every rank can reach and nobody else, empty at first.
+            seconds: how long a rank waits for the others.
+
+        Raises:
+            DeviceError: this backend's devices cannot.
+            RanksError: not all ranks have come in time.
+        """
+        raise DeviceError(f"device {self.name!r}", "it computes by itself", "Name one device")
 
     # What the device is ------------------------------------------------------------------
 

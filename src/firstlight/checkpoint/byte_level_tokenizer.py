@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as LibraryTokenizer
 
 _VERSION = 1
-"""Of what `_build` makes of the same metadata; raised when that changes."""
+"""Of what `byte_level_library` makes of the same metadata; raised when that changes."""
 
 
 def byte_level_tokenizer(metadata: TokenizerMetadata, header_end: int = 0) -> HuggingFaceTokenizer:
@@ -44,11 +44,9 @@ def byte_level_tokenizer(metadata: TokenizerMetadata, header_end: int = 0) -> Hu
             firstlight does not know.
     """
     cuts = word_patterns(metadata)
-    special = {*metadata.ids_of_type(CONTROL), *metadata.named_ids.values()}
-    added = sorted(special.union(metadata.ids_of_type(USER_DEFINED)))
 
     def build() -> LibraryTokenizer:
-        return _build(metadata, cuts, special, added)
+        return byte_level_library(metadata)
 
     library: LibraryTokenizer | QuickLibrary
     if len(metadata.tokens) < WORTH_KEEPING or not header_end:
@@ -76,11 +74,17 @@ def byte_level_tokenizer(metadata: TokenizerMetadata, header_end: int = 0) -> Hu
     )
 
 
-def _build(
-    metadata: TokenizerMetadata, cuts: Sequence[str], special: Container[int], added: Sequence[int]
-) -> LibraryTokenizer:
+def byte_level_library(metadata: TokenizerMetadata) -> LibraryTokenizer:
+    """The tokenizer as the library runs it, without what it puts before and behind a text.
+
+    Raises:
+        TokenizerError: as `byte_level_tokenizer`.
+    """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+    cuts = word_patterns(metadata)
+    special = {*metadata.ids_of_type(CONTROL), *metadata.named_ids.values()}
+    added = sorted(special.union(metadata.ids_of_type(USER_DEFINED)))
     tokens = list(metadata.tokens)
     vocabulary = _vocabulary(tokens, set(added))
     merges = _merges(metadata)

@@ -16,6 +16,7 @@ from firstlight.errors import FirstlightError
 
 if TYPE_CHECKING:
     from firstlight.checkpoint.checkpoint import Checkpoint
+    from firstlight.checkpoint.piece_tokenizer import PieceVocabulary, SpacePrefix
 
 _GEMMA = ("gemma", "gemma2", "gemma3", "gemma3n")
 _WORTH_KEEPING = 1 << 16
@@ -41,7 +42,33 @@ def load_gguf_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def _piece_tokenizer(metadata: TokenizerMetadata, header_end: int) -> Tokenizer:
-    from firstlight.checkpoint.piece_tokenizer import PieceTokenizer, PieceVocabulary, SpacePrefix
+    from firstlight.checkpoint.piece_tokenizer import PieceTokenizer
+
+    vocabulary, space_prefix = piece_vocabulary(metadata, header_end)
+    table = vocabulary.table
+    names = {name: table[i].decode("utf-8", "replace") for name, i in metadata.named_ids.items()}
+    return PieceTokenizer(
+        vocabulary,
+        space_prefix=space_prefix,
+        adds_beginning=metadata.flag("add_bos_token", True),
+        adds_end=metadata.flag("add_eos_token", False),
+        end_ids=metadata.end_ids,
+        chat_template=metadata.chat_template(names),
+    )
+
+
+def piece_vocabulary(
+    metadata: TokenizerMetadata, header_end: int = 0
+) -> tuple[PieceVocabulary, SpacePrefix]:
+    """The pieces of a file of kind `llama`, and where a space is put that the text does not have.
+
+    Args:
+        header_end: where the file's metadata end; 0: keep no table of the pieces.
+
+    Raises:
+        TokenizerError: they are missing or damaged.
+    """
+    from firstlight.checkpoint.piece_tokenizer import PieceVocabulary
 
     architecture = metadata.text("general.architecture")
     is_gemma = architecture in _GEMMA
@@ -59,7 +86,6 @@ def _piece_tokenizer(metadata: TokenizerMetadata, header_end: int) -> Tokenizer:
     space_prefix: SpacePrefix = "each part" if architecture == "phi3" else "at start"
     if is_gemma or not metadata.flag("add_space_prefix", True):
         space_prefix = "never"
-    names = {name: table[i].decode("utf-8", "replace") for name, i in metadata.named_ids.items()}
     vocabulary = PieceVocabulary(
         table=table,
         ranks=memoryview(ranks),  # type: ignore[arg-type]
@@ -70,14 +96,7 @@ def _piece_tokenizer(metadata: TokenizerMetadata, header_end: int) -> Tokenizer:
         added_ids=added_ids,
         special_ids=frozenset(control).union(metadata.named_ids.values()),
     )
-    return PieceTokenizer(
-        vocabulary,
-        space_prefix=space_prefix,
-        adds_beginning=metadata.flag("add_bos_token", True),
-        adds_end=metadata.flag("add_eos_token", False),
-        end_ids=metadata.end_ids,
-        chat_template=metadata.chat_template(names),
-    )
+    return vocabulary, space_prefix
 
 
 def _piece_table(metadata: TokenizerMetadata, is_gemma: bool, header_end: int) -> PieceTable:

@@ -85,7 +85,7 @@ def quantized_tensors(
     suffixes = dict.fromkeys(_CODES[kind.layout] for kind in kinds)
     for name, info in tensors.items():
         for suffix in suffixes:
-            if name.endswith(suffix) and _holds_codes(info, suffix, tensors):
+            if name.endswith(suffix) and _holds_codes(info, suffix):
                 module = name.removesuffix(suffix)
                 found[f"{module}.weight"] = _chosen(_Module(module, tensors, info), kinds)
     return found
@@ -110,10 +110,9 @@ def logical_tensors(
     return found
 
 
-def _holds_codes(info: TensorInfo, suffix: str, tensors: Mapping[str, TensorInfo]) -> bool:
-    if suffix != ".weight":
-        return True
-    return info.format in ("i8", "u8") and f"{info.name}_scale" in tensors
+def _holds_codes(info: TensorInfo, suffix: str) -> bool:
+    """Whether it is a matrix of codes, even if what belongs to it is missing."""
+    return suffix != ".weight" or (info.format in ("i8", "u8") and len(info.shape) > 1)
 
 
 @dataclass(frozen=True)

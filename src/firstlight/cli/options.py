@@ -54,8 +54,8 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device",
         default="cpu",
-        help="chip to run on: cpu, numpy, or one of PyTorch's: torch, torch:cpu, torch:TYPE:INDEX "
-        "(default: cpu)",
+        help="chip to run on: cpu, numpy, or one of PyTorch's: torch, torch:cpu, torch:TYPE:INDEX, "
+        "or torch:TYPE:FIRST-LAST for several that share the model (default: cpu)",
     )
     group.add_argument(
         "--weights", metavar="FORMAT", help="convert weights on loading: int8, int4, bf16, f32"
@@ -72,6 +72,11 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         "--no-cache",
         action="store_true",
         help="pack weights in memory, and keep nothing on disk (see firstlight cache)",
+    )
+    group.add_argument(
+        "--no-graphs",
+        action="store_true",
+        help="ask a device of PyTorch's for every op of every step, and replay none from a graph",
     )
     _add_tuning(group)
 
@@ -213,6 +218,7 @@ def load_model(arguments: argparse.Namespace, use: Use, **more: Any) -> Language
         use=use,
         cache=not arguments.no_cache,
         tune=arguments.tune,
+        graphs=not arguments.no_graphs,
         **more,
     )
 

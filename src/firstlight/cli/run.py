@@ -96,6 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
         _say(arguments, speed.line())
     if arguments.verbose:
         print(usage_table(model.backend.usage()), file=sys.stderr)
+        for remark in model.backend.remarks():
+            print(remark, file=sys.stderr)
     return 0
 
 
@@ -193,6 +195,7 @@ def _result(
         from firstlight.cli.report import usage_rows
 
         result["ops"] = usage_rows(model.backend.usage())
+        result["remarks"] = list(model.backend.remarks())
     return result
 
 

@@ -233,6 +233,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
             endpoint=arguments.endpoint,
             cache=not arguments.no_cache,
             tune=arguments.tune,
+            graphs=not arguments.no_graphs,
         )
         for name, model in zip(names, arguments.models, strict=True)
     }
@@ -261,13 +262,13 @@ def _devices(arguments: argparse.Namespace) -> list[str]:
     devices = [each.strip() for each in given.split(",")]
     if not all(devices):
         _refuse("replicas", f"is {given!r}", "Give devices with commas between, as cpu,cpu")
-    from firstlight.backends import open_device
+    from firstlight.backends import open_device, rank_devices
     from firstlight.loading import conversion_target
 
     conversion_target(arguments.weights)
     # What is misspelt is said before anything is fetched.
     for device in dict.fromkeys(devices):
-        open_device(device)
+        open_device(rank_devices(device)[0])
     return devices
 
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firstlight.checkpoint.checkpoint import Checkpoint
-from firstlight.conversion.outputs import Output, outputs_of
-from firstlight.conversion.record import NAME, Record, Square, key_of, open_record
+from firstlight.conversion.outputs import AnyOutput, outputs_of
+from firstlight.conversion.record import NAME, Record, key_of, open_record
 from firstlight.conversion.schemes import Plain, Target
 from firstlight.conversion.shard_file import shard_file, unwritable
 from firstlight.conversion.small_files import check_small_files, model_dtype, write_small_files
+from firstlight.conversion.square import Square
 from firstlight.conversion.writing import write_output
 from firstlight.errors import FirstlightError
 from firstlight.model.families.registry import make_spec
@@ -32,7 +33,7 @@ class Shard:
     """A file of the converted checkpoint."""
 
     name: str
-    outputs: tuple[Output, ...]
+    outputs: tuple[AnyOutput, ...]
     nbytes: int
 
 
@@ -105,8 +106,7 @@ def convert_checkpoint(
         record = open_record(folder, key_of(checkpoint, target, outputs, shard_bytes))
         left = [shard for shard in shards if not record.finished(shard.name, shard.nbytes)]
         _check_space(folder, sum(shard.nbytes for shard in left))
-        total = sum(checkpoint.tensors[_stored_name(each)].nbytes // _share(each)
-                    for shard in left for each in shard.outputs)  # fmt: skip
+        total = sum(each.read_bytes(checkpoint) for shard in left for each in shard.outputs)
         with show(f"Converting to {target.name}", total=total) as advance:
             for shard in left:
                 entries = tuple(e for each in shard.outputs for e in each.entries(checkpoint))
@@ -145,9 +145,9 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 def _shards(
-    outputs: tuple[Output, ...], checkpoint: Checkpoint, shard_bytes: int
+    outputs: tuple[AnyOutput, ...], checkpoint: Checkpoint, shard_bytes: int
 ) -> tuple[Shard, ...]:
-    groups: list[list[Output]] = [[]]
+    groups: list[list[AnyOutput]] = [[]]
     sizes = [0]
     for output in outputs:
         size = sum(entry.nbytes for entry in output.entries(checkpoint))
@@ -164,16 +164,6 @@ def _shards(
     )
     triples = zip(names, groups, sizes, strict=True)
     return tuple(Shard(name, tuple(group), size) for name, group, size in triples)
-
-
-def _stored_name(output: Output) -> str:
-    return output.name if output.source is None else output.source.name
-
-
-def _share(output: Output) -> int:
-    """Of the stored tensor, one part in so many."""
-    source = output.source
-    return source.stack.count if source is not None and source.stack is not None else 1
 
 
 def _write_index(folder: Path, shards: tuple[Shard, ...], checkpoint: Checkpoint) -> None:

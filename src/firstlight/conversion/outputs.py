@@ -10,11 +10,12 @@ from firstlight.checkpoint.checkpoint import Checkpoint
 from firstlight.checkpoint.safetensors import BITS
 from firstlight.conversion.schemes import Plain, Scheme, Target
 from firstlight.conversion.shard_file import TensorEntry
+from firstlight.conversion.stacked import StackedOutput
 from firstlight.errors import UnsupportedModelError
 from firstlight.formats.plain import BF16, F32
 from firstlight.formats.registry import get_format
 from firstlight.model.families.registry import published_spec
-from firstlight.model.spec import ExpertsSpec, ModelSpec, TensorSource
+from firstlight.model.spec import ExpertsSpec, GroupedQuerySpec, ModelSpec, TensorSource
 
 _PLAIN = ("f32", "f16", "bf16")
 
@@ -31,6 +32,8 @@ class Output:
         scheme: how it is written, where it is not copied.
         layer: number of the layer it belongs to; None: to none.
         offset: added to its values.
+        head: its rows are those of heads with so many each, whose neighbours turn together; they
+            are written with the first half's values first. None: rows stay in order.
     """
 
     name: str
@@ -39,10 +42,19 @@ class Output:
     scheme: Scheme | None = None
     layer: int | None = None
     offset: float = 0.0
+    head: int | None = None
 
     @property
     def module(self) -> str:
         return self.name.removesuffix(".weight")
+
+    def read_bytes(self, checkpoint: Checkpoint) -> int:
+        """Of the checkpoint."""
+        if self.source is None:
+            return checkpoint.tensors[self.name].nbytes
+        stack = self.source.stack
+        parts = 1 if stack is None else stack.count
+        return checkpoint.tensors[self.source.name].nbytes // parts
 
     def entries(self, checkpoint: Checkpoint) -> tuple[TensorEntry, ...]:
         """The tensors that it becomes in the file."""
@@ -58,38 +70,46 @@ class Output:
         )
 
 
-def outputs_of(checkpoint: Checkpoint, spec: ModelSpec, target: Target) -> tuple[Output, ...]:
+AnyOutput = Output | StackedOutput
+
+
+def outputs_of(checkpoint: Checkpoint, spec: ModelSpec, target: Target) -> tuple[AnyOutput, ...]:
     """Every tensor of the converted checkpoint, in the order of use; what the model does not use
     (a layer for drafts, another model's part) comes last and stays as it is.
 
     Raises:
         UnsupportedModelError: the model's tensors have no published layout that could be written.
     """
-    published = published_spec(checkpoint, spec)
+    published = published_spec(checkpoint, spec, apart=not isinstance(target.scheme, Plain))
     merged: dict[str, list[tuple[TensorSource, TensorSource]]] = {}
     for pair in zip(spec.sources(), published.sources(), strict=True):
         merged.setdefault(pair[1].name, []).append(pair)
     experts, layers = _experts(spec), _layers(spec)
-    found = []
+    heads = _reordered(spec, published)
+    found: list[AnyOutput] = []
     for name, parts in merged.items():
         first, named = parts[0]
         layer = layers.get(first)
         if first.integers or (len(first.shape) == 1 and _is_plain(name, checkpoint)):
             found.append(Output(name, checkpoint.tensors[name].shape, layer=layer))
             continue
+        if named.stack is not None and isinstance(target.scheme, Plain):
+            found.append(_stacked(parts, target.scheme, layer))
+            continue
         source = _whole(parts, checkpoint)
         scheme = _scheme(first, checkpoint, target, spec, first in experts)
         if len(source.shape) == 2 and not scheme.takes(*source.shape):
             scheme = _kept_scheme(first, checkpoint)
         offset = source.offset - named.offset
-        found.append(Output(name, source.shape, source, scheme, layer, offset))
+        head = heads.get(first)
+        found.append(Output(name, source.shape, source, scheme, layer, offset, head))
     used = {source.name for source in spec.sources()} | {
         source.scales for source in spec.sources() if source.scales is not None
     }
     return (*found, *_unused(checkpoint, used))
 
 
-def left_out(outputs: Iterable[Output], target: Target) -> list[str]:
+def left_out(outputs: Iterable[AnyOutput], target: Target) -> list[str]:
     """Modules whose matrices are not written as the target says."""
     schemes = (target.scheme, target.experts)
     return [
@@ -102,6 +122,39 @@ def left_out(outputs: Iterable[Output], target: Target) -> list[str]:
 def _is_plain(name: str, checkpoint: Checkpoint) -> bool:
     info = checkpoint.tensors.get(name)
     return checkpoint.kind == "safetensors" and info is not None and info.format in _PLAIN
+
+
+def _reordered(spec: ModelSpec, published: ModelSpec) -> Mapping[TensorSource, int]:
+    """Tensors of queries and keys whose rows lie in another order than they are published in."""
+    found: dict[TensorSource, int] = {}
+    for ours, theirs in zip(spec.layers, published.layers, strict=True):
+        one, other = ours.attention, theirs.attention
+        if not isinstance(one, GroupedQuerySpec) or not isinstance(other, GroupedQuerySpec):
+            continue
+        # Layers that turn nothing have their rows in the order of all others.
+        rope = one.rope or next(iter(spec.ropes()), None)
+        if rope is None or not rope.interleaved or (other.rope or rope) == one.rope:
+            continue
+        for linear in (one.query, one.key):
+            found |= {each: one.head_size for each in (linear.weight, linear.bias) if each}
+    return found
+
+
+def _stacked(
+    parts: list[tuple[TensorSource, TensorSource]], scheme: Plain, layer: int | None
+) -> StackedOutput:
+    """A published tensor of stacked matrices, of all its parts."""
+    named = parts[0][1]
+    assert named.stack is not None
+    members: dict[int, dict[int, TensorSource]] = {}
+    for source, name in parts:
+        assert name.stack is not None
+        members.setdefault(name.stack.index, {})[name.first_row or 0] = source
+    inner = tuple(
+        tuple(each[first] for first in sorted(each)) for _, each in sorted(members.items())
+    )
+    transposed = named.stack.transposed
+    return StackedOutput(named.name, named.stored_shape, inner, transposed, scheme, layer)
 
 
 def _whole(parts: list[tuple[TensorSource, TensorSource]], checkpoint: Checkpoint) -> TensorSource:

@@ -10,30 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from firstlight.checkpoint.checkpoint import Checkpoint
-from firstlight.conversion.outputs import Output
+from firstlight.conversion.outputs import AnyOutput
 from firstlight.conversion.schemes import Target
+from firstlight.conversion.square import Square
 from firstlight.errors import FirstlightError
 from firstlight.formats.registry import ENCODING
 from firstlight.host.cache import write_atomically
 
 NAME = "conversion.json"
 _LAYOUT = 1
-
-
-@dataclass(frozen=True)
-class Square:
-    """Sums over a matrix: of its squared values, and of their squared changes."""
-
-    values: float
-    errors: float
-
-    @property
-    def relative(self) -> float:
-        """Root mean square of the change over that of the values."""
-        return float((self.errors / self.values) ** 0.5) if self.values else 0.0
-
-    def __add__(self, other: Square) -> Square:
-        return Square(self.values + other.values, self.errors + other.errors)
 
 
 @dataclass
@@ -103,7 +88,7 @@ def _other(folder: Path, reason: str) -> FirstlightError:
 
 
 def key_of(
-    checkpoint: Checkpoint, target: Target, outputs: tuple[Output, ...], shard_bytes: int
+    checkpoint: Checkpoint, target: Target, outputs: tuple[AnyOutput, ...], shard_bytes: int
 ) -> str:
     """All that decides what is written."""
     files = []

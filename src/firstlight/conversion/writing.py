@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from math import prod
+from math import lcm, prod
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from firstlight.checkpoint.checkpoint import Checkpoint
-from firstlight.conversion.outputs import Output
-from firstlight.conversion.record import Square
+from firstlight.conversion.outputs import AnyOutput, Output
 from firstlight.conversion.schemes import Scheme
 from firstlight.conversion.shard_file import ShardFile
+from firstlight.conversion.square import Square
+from firstlight.conversion.stacked import StackedOutput, write_stacked
 from firstlight.errors import FormatError
 from firstlight.formats.base import Bytes, Weight
 from firstlight.formats.plain import F32
@@ -32,7 +36,7 @@ Encoded = tuple[int, tuple[Bytes, ...], Square]
 
 
 def write_output(
-    output: Output, checkpoint: Checkpoint, shard: ShardFile, advance: Callable[[int], None]
+    output: AnyOutput, checkpoint: Checkpoint, shard: ShardFile, advance: Callable[[int], None]
 ) -> Square | None:
     """Write one tensor of the model.
 
@@ -45,6 +49,9 @@ def write_output(
     Raises:
         FormatError: values cannot be expressed.
     """
+    if isinstance(output, StackedOutput):
+        square = write_stacked(output, checkpoint, shard, advance)
+        return square if len(output.shape) == 3 else None
     if output.source is None or output.scheme is None:
         _copy(output.name, checkpoint, shard, advance)
         return None
@@ -78,7 +85,7 @@ def write_output(
 def _in_parallel(output: Output, checkpoint: Checkpoint, scheme: Scheme) -> Iterator[Encoded]:
     """Pieces in their order, at most two a thread encoded ahead."""
     rows, columns = output.shape
-    multiple = scheme.row_multiple
+    multiple = lcm(scheme.row_multiple, output.head or 1)
     step = max(1, _PIECE_VALUES // columns // multiple) * multiple
     encode = partial(_encode, output, checkpoint, scheme)
     ranges = iter([(start, min(start + step, rows)) for start in range(0, rows, step)])
@@ -102,6 +109,8 @@ def _encode(
 ) -> Encoded:
     assert output.source is not None
     weight = stored_rows(output.source, checkpoint, start, stop)
+    if output.head is not None:
+        weight = replace(weight, data=_halves(weight.data, output.head))
     if output.offset:
         values = weight.decode() + np.float32(output.offset)
         weight = Weight(F32, weight.shape, values.view(np.uint8), weight.name)
@@ -116,9 +125,17 @@ def _encode(
     return stop, tuple(np.ascontiguousarray(part) for part in data), square
 
 
+def _halves(rows: NDArray[Any], head: int) -> NDArray[Any]:
+    """Rows of heads whose neighbours turn together, as rows that turn with those half a head on."""
+    pairs = rows.reshape(-1, head // 2, 2, *rows.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
+
+
 def _write_vector(output: Output, checkpoint: Checkpoint, shard: ShardFile) -> None:
     assert output.source is not None and output.scheme is not None
     values = stored_vector(output.source, checkpoint).astype(np.float32)
+    if output.head is not None:
+        values = _halves(values, output.head)
     if output.offset:
         values = values + np.float32(output.offset)
     data = np.ascontiguousarray(values).reshape(1, -1).view(np.uint8)

@@ -12,7 +12,9 @@ from dataclasses import asdict
 
 import numpy as np
 
-from firstlight.engine.batching import make_batch, row_numbers, wanted_rows
+from firstlight.engine.batching import Rows, make_batch, row_numbers, wanted_rows
+from firstlight.engine.choosing import Choosing, Chosen
+from firstlight.engine.decode_step import DecodeSteps
 from firstlight.engine.options import (
     PAGE_TOKENS,
     PROMPT_BUDGET,
@@ -28,7 +30,7 @@ from firstlight.engine.parameters import (
 )
 from firstlight.engine.prediction import PredictorProposer
 from firstlight.engine.prefix_cache import PrefixCache
-from firstlight.engine.sampler import check_logit_bias, sample
+from firstlight.engine.sampler import check_logit_bias, checked_token
 from firstlight.engine.scheduler import Scheduler, Slice
 from firstlight.engine.sequence import (
     AllowedTokens,
@@ -126,6 +128,7 @@ class Engine:
         )
         self.pages = PageAllocator(decoder.groups, capacities, page_tokens)
         self._state = decoder.new_state(capacities, page_tokens, state_dtype)
+        self._decode_steps = DecodeSteps(decoder, self._state, self.pages)
         self._replay_length = replay_length(decoder.spec)
         self._totals = Totals()
         self._predicting: PredictorProposer | None = None
@@ -177,6 +180,7 @@ class Engine:
         priority: int = 0,
         tenant: str = "",
         wants_logits: bool = False,
+        wants_scores: int | None = None,
         receive_prompt_logits: ReceivePromptLogits | None = None,
         receive: Callable[[Progress], bool] | None = None,
         allowed: AllowedTokens | None = None,
@@ -188,9 +192,9 @@ class Engine:
                 as if it had been here all the time.
             priority: higher ones are computed first.
             tenant: state is shared between sequences of one tenant only.
-            wants_logits, receive_prompt_logits, receive, allowed: see `Sequence`. With
-                `receive_prompt_logits` the whole prompt is computed, whatever is there of it; with
-                a `max_tokens` of 0 nothing else is.
+            wants_logits, wants_scores, receive_prompt_logits, receive, allowed: see `Sequence`.
+                With `receive_prompt_logits` the whole prompt is computed, whatever is there of it;
+                with a `max_tokens` of 0 nothing else is.
 
         Raises:
             RequestError: the prompt is empty, too long, or has ids outside the vocabulary; or
@@ -211,6 +215,7 @@ class Engine:
             priority=priority,
             tenant=tenant,
             wants_logits=wants_logits,
+            wants_scores=wants_scores,
         )
         sequence.length_floor = self._length_floor(len(prompt), sequence.length)
         if sequence.output_ids:
@@ -345,40 +350,52 @@ class Engine:
 
     def _compute(self, slices: list[Slice]) -> list[Progress]:
         decoder, ops = self.decoder, self.decoder.ops
-        hidden = decoder.hidden(make_batch(slices, self.pages), self._state)
-        progress: list[Progress] = []
+        replayed = None if self._predicting else self._decode_steps.logits(slices)
+        hidden = None
+        if replayed is None:
+            hidden = decoder.hidden(make_batch(slices, self.pages), self._state)
+        choosing = Choosing(ops)
         for run in wanted_rows(slices):
             numbers = row_numbers(run)
-            logits = ops.download(decoder.logits(hidden, numbers)) if len(numbers) else _NO_LOGITS
-            likeliest = logits.argmax(axis=1).tolist() if len(numbers) else []
-            row = 0
-            for rows in run:
-                mine = logits[row : row + rows.count]
-                if rows.prompt:
-                    self._give_prompt_logits(rows.part.sequence, rows.position, mine)
-                else:
-                    progress += self._advance(rows.part, mine, likeliest[row : row + rows.count])
-                row += rows.count
+            if not len(numbers):
+                continue
+            if replayed is None:
+                logits = decoder.logits(hidden, numbers)
+            else:
+                logits = ops.take_rows(replayed, numbers)
+            if any(rows.prompt for rows in run):
+                self._give_prompt_logits(run, ops.download(logits))
+            choosing.ask(logits, run)
+        chosen = choosing.bring()
+        progress: list[Progress] = []
+        for part in slices:
+            progress += self._advance(part, chosen.get(part, []))
         if self._predicting is not None:
             self._predicting.follow(slices, hidden)
+            for part in slices:
+                self.scheduler.slide(part.sequence)
         return progress
 
-    def _give_prompt_logits(self, sequence: Sequence, position: int, logits: Floats) -> None:
-        receive = sequence.receive_prompt_logits
-        if sequence.finish is None and receive is not None:
-            receive(position, logits)
-            sequence.prompt_logits_given = position + len(logits)
+    def _give_prompt_logits(self, run: list[Rows], logits: Floats) -> None:
+        first = 0
+        for rows in run:
+            sequence = rows.part.sequence
+            receive = sequence.receive_prompt_logits
+            if rows.prompt and sequence.finish is None and receive is not None:
+                receive(rows.position, logits[first : first + rows.count])
+                sequence.prompt_logits_given = rows.position + rows.count
+            first += rows.count
 
-    def _advance(self, part: Slice, logits: Floats, likeliest: list[int]) -> list[Progress]:
-        """Choose a sequence's next tokens. What was computed counts only from here on, so that
+    def _advance(self, part: Slice, chosen: list[Chosen]) -> list[Progress]:
+        """Take in a sequence's next tokens. What was computed counts only from here on, so that
         nothing is lost where a step is interrupted: the same would be computed again."""
         sequence = part.sequence
         if sequence.finish is not None:  # cancelled meanwhile
             return [Progress(sequence, None)]
         progress: list[Progress] = []
-        if len(logits):
+        if chosen:
             try:
-                self._choose(part, logits, likeliest, progress)
+                self._take(part, chosen, progress)
             except FirstlightError as error:
                 sequence.finish, sequence.error = "error", error
         else:
@@ -394,25 +411,17 @@ class Engine:
             self.pages.cut(sequence.pages, sequence.length)
         return progress or [Progress(sequence, None)]
 
-    def _choose(
-        self, part: Slice, logits: Floats, likeliest: list[int], progress: list[Progress]
-    ) -> None:
-        """Tokens from each row's logits, as long as the row was computed from the right ones."""
+    def _take(self, part: Slice, chosen: list[Chosen], progress: list[Progress]) -> None:
+        """Tokens of each row, as long as the row was computed from the right ones."""
         sequence, proposal = part.sequence, part.proposal
         accepted = 0
-        for index, row in enumerate(logits):
-            token = sample(
-                row,
-                sequence.sampling,
-                sequence.prompt_ids,
-                sequence.output_ids,
-                sequence.length,
-                None if sequence.allowed is None else sequence.allowed(sequence.output_ids),
-                likeliest[index],
-            )
+        for index, row in enumerate(chosen):
+            if row.error is not None:
+                raise row.error
+            token = checked_token(row.token)
             self._append(sequence, token)
             self._mark_computed(sequence, sequence.length - 1)
-            progress.append(Progress(sequence, token, row if sequence.wants_logits else None))
+            progress.append(Progress(sequence, token, row.logits, row.score))
             if sequence.receive is not None and sequence.receive(progress[-1]):
                 sequence.finish = "stop"
             if index == len(proposal) or proposal[index] != token:
@@ -442,11 +451,9 @@ class Engine:
 
     def _mark_computed(self, sequence: Sequence, length: int) -> None:
         sequence.computed = length
-        self.scheduler.computed(sequence)
+        # The predictor's layer writes its entries last, of positions behind a window too.
+        self.scheduler.computed(sequence, written=self._predicting is None)
 
     def _must_replay(self, sequence: Sequence) -> bool:
         limit = self._replay_length
         return limit is not None and sequence.length_floor <= limit < sequence.length
-
-
-_NO_LOGITS = np.empty((0, 0), np.float32)

@@ -10,15 +10,14 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from firstlight.engine.pages import PageAllocator
-from firstlight.engine.sampler import sample
+from firstlight.engine.sampler import choice_of
 from firstlight.engine.scheduler import Slice
 from firstlight.engine.sequence import Sequence
 from firstlight.errors import FirstlightError
-from firstlight.formats.base import Floats
 from firstlight.model.batch import Batch, Integers
 from firstlight.model.decoder import State
 from firstlight.model.predictor import Predictor
-from firstlight.ops import Tensor
+from firstlight.ops import Tensor, TokenChoice
 
 _NONE = np.empty(0, np.int32)
 
@@ -146,12 +145,14 @@ class PredictorProposer:
             for row, (_, draft) in enumerate(drafts):
                 draft.hidden, draft.row = shared, row
         hidden = drafts[0][1].hidden
-        logits = self._ops.download(self._predictor.logits(hidden, _rows_of(drafts)))
-        for row, (sequence, draft) in zip(logits, drafts, strict=True):
+        logits = self._predictor.logits(hidden, _rows_of(drafts))
+        choices = tuple(_choice(sequence, draft) for sequence, draft in drafts)
+        tokens = self._ops.download(self._ops.choose_tokens(logits, choices)).tolist()
+        for (_, draft), token in zip(drafts, tokens, strict=True):
             # Logits that no token can be drawn from guess nothing; what becomes of the sequence is
             # for the model's own to decide.
-            with suppress(FirstlightError):
-                draft.guesses.append(_choose(row, sequence, draft))
+            if token >= 0:
+                draft.guesses.append(int(token))
 
     def _holds(self, sequence: Sequence, length: int) -> bool:
         return bool(sequence.pages.pages) and self._pages.reaches(sequence.pages, length)
@@ -193,15 +194,13 @@ def _rows_of(drafts: list[tuple[Sequence, _Draft]]) -> Integers:
     return np.array([draft.row for _, draft in drafts], np.int32)
 
 
-def _choose(logits: Floats, sequence: Sequence, draft: _Draft) -> int:
+def _choice(sequence: Sequence, draft: _Draft) -> TokenChoice:
     """What the sampler would take after the guesses so far."""
     output = [*sequence.output_ids, *draft.guesses]
-    return sample(
-        logits,
-        sequence.sampling,
-        sequence.prompt_ids,
-        output,
-        draft.length + len(draft.guesses),
-        None if sequence.allowed is None else sequence.allowed(output),
-        int(logits.argmax()),
-    )
+    allowed = None
+    if sequence.allowed is not None:
+        # What may follow the guesses is asked again when they have come true, and fails then.
+        with suppress(FirstlightError):
+            allowed = sequence.allowed(output)
+    length = draft.length + len(draft.guesses)
+    return choice_of(sequence.sampling, sequence.prompt_ids, output, length, allowed)

@@ -109,12 +109,17 @@ class Scheduler:
         if sequence not in self.waiting:
             self.add(sequence)
 
-    def computed(self, sequence: Sequence) -> None:
+    def computed(self, sequence: Sequence, *, written: bool = True) -> None:
         """Let others find the pages of a sequence that are whole now, and free what it no longer
-        sees."""
+        sees; the latter by `slide` later, where something is yet to be written there."""
         if sequence.computed // self._pages.page_tokens > sequence.pages.published:
             for index in self._prefixes.publish(sequence):
                 self._computing.pop(sequence.pages.keys[index], None)
+        if written:
+            self.slide(sequence)
+
+    def slide(self, sequence: Sequence) -> None:
+        """Free what a sequence no longer sees."""
         self._pages.slide(sequence.pages, sequence.computed)
 
     def plan(self) -> list[Slice]:

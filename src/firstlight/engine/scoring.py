@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from firstlight.engine.sampler import largest
 from firstlight.formats.base import Floats
+from firstlight.ops.drawing import largest
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from firstlight.engine.pages import PageTable
 from firstlight.engine.parameters import SamplingParameters, StopConditions
+from firstlight.engine.scoring import TokenScore
 from firstlight.errors import FirstlightError
 from firstlight.formats.base import Floats
 
@@ -47,7 +48,9 @@ class Sequence:
             sequence is longer: the prompt's, or what it was when its state was last made anew.
         finish: why the sequence ended, or None while it has not.
         error: what went wrong where `finish` is "error".
-        wants_logits: log probabilities are asked for, so the sampler hands the logits on.
+        wants_logits: each new token comes with the logits that it was chosen from.
+        wants_scores: each new token comes with its log probability and those of so many likeliest;
+            None: it does not.
         prompt_logits_given: tokens whose logits `receive_prompt_logits` has had.
         begun: it has held pages.
         awaited: key of a page that another sequence is to compute first.
@@ -70,6 +73,7 @@ class Sequence:
     finish: FinishReason | None = None
     error: FirstlightError | None = None
     wants_logits: bool = False
+    wants_scores: int | None = None
     token_ids: list[int] = field(init=False)
     prompt_logits_given: int = 0
     begun: bool = False
@@ -106,8 +110,10 @@ class Progress:
         token_id: a token chosen, or None while the prompt is not yet computed whole, and where
             no token could be chosen (see `Sequence.error`).
         logits: float32 [vocabulary] that it was chosen from, where the sequence wants them.
+        score: of the token, where the sequence wants it.
     """
 
     sequence: Sequence
     token_id: int | None
     logits: Floats | None = None
+    score: TokenScore | None = None

@@ -69,6 +69,13 @@ class Scales(Protocol):
     def from_row(self, start: int) -> Scales:
         """Those of the rows from `start` on."""
 
+    @property
+    def column_unit(self) -> int:
+        """Columns from one place where they can be divided to the next."""
+
+    def of_columns(self, start: int, stop: int) -> Scales:
+        """Those of columns start:stop, which divide no block."""
+
     def check(self, label: str, rows: int, columns: int) -> None:
         """FormatError, with that label, where they are too few for so many rows and columns."""
 
@@ -101,6 +108,14 @@ class BlockScales:
 
     def from_row(self, start: int) -> BlockScales:
         return replace(self, first_row=self.first_row + start)
+
+    @property
+    def column_unit(self) -> int:
+        return self.columns
+
+    def of_columns(self, start: int, stop: int) -> BlockScales:
+        first, end = start // self.columns, -(-stop // self.columns)
+        return replace(self, values=np.ascontiguousarray(self.values[:, first:end]))
 
     def check(self, label: str, rows: int, columns: int) -> None:
         last = -(-(self.first_row + rows) // self.rows)
@@ -184,3 +199,25 @@ class Weight:
         scales = None if self.scales is None else self.scales.from_row(start)
         shape = (stop - start, self.columns)
         return Weight(self.format, shape, self.data[start:stop], self.name, scales)
+
+    @property
+    def column_unit(self) -> int:
+        """Columns from one place where the matrix can be divided as it is stored to the next."""
+        blocks = self.format.block_values
+        return blocks if self.scales is None else math.lcm(blocks, self.scales.column_unit)
+
+    def column_slice(self, start: int, stop: int) -> Weight:
+        """Columns start:stop of a matrix, copied; FormatError where that divides a block."""
+        unit = self.column_unit
+        if start % unit or (stop % unit and stop != self.columns):
+            raise FormatError(
+                f"{self.name or 'a weight'} in {self.format.name}",
+                f"columns {start} to {stop} divide its blocks of {unit}",
+                "Convert it with --weights bf16",
+            )
+        blocks = self.data.reshape(self.rows, -1, self.format.block_bytes)
+        values = self.format.block_values
+        data = np.ascontiguousarray(blocks[:, start // values : stop // values])
+        scales = None if self.scales is None else self.scales.of_columns(start, stop)
+        shape = (*self.shape[:-1], stop - start)
+        return Weight(self.format, shape, data.reshape(self.rows, -1), self.name, scales)

@@ -70,6 +70,19 @@ class GroupScales:
     def from_row(self, start: int) -> GroupScales:
         return replace(self, first_row=self.first_row + start)
 
+    @property
+    def column_unit(self) -> int:
+        return self.group if self.group_of is None else 1
+
+    def of_columns(self, start: int, stop: int) -> GroupScales:
+        if self.group_of is not None:
+            return replace(self, group_of=self.group_of[start:stop])
+        first, end = start // self.group, -(-stop // self.group)
+        size = self.format.block_bytes
+        zeros = None if self.zeros is None else np.ascontiguousarray(self.zeros[:, first:end])
+        data = np.ascontiguousarray(self.data[:, first * size : end * size])
+        return replace(self, data=data, zeros=zeros)
+
     def check(self, label: str, rows: int, columns: int) -> None:
         groups = -(-columns // self.group)
         few = len(self.data) < self.first_row + rows

@@ -19,26 +19,32 @@ from numpy.typing import DTypeLike, NDArray
 # Of x86-64, and of Arm with small pages of 4 KiB.
 HUGE_PAGE_BYTES = 2 << 20
 
+# Of an array, what is left in small pages at its beginning.
+SMALL_BYTES = 64 << 10
+
 
 def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """An array of zeros. One of at least a huge page begins at a multiple of its size, on Linux.
+    """An array of zeros. Of one that is larger than a huge page, all but the first 64 KiB and what
+    lies beyond the last whole huge page is in huge pages, on Linux.
 
-    Memory is taken only as it is written; what lies beyond the last whole huge page is taken in
-    small ones, so that an array takes no more than its size.
+    Memory is taken only as it is written. A model writes the beginning of dozens of such arrays
+    for its first token: in huge pages, the system would clear a hundred megabytes for that.
     """
     count, item = math.prod(shape), np.dtype(dtype).itemsize
     size = count * item
-    if size < HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if size < HUGE_PAGE_BYTES + SMALL_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return np.zeros(shape, dtype)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     try:
         mapping = mmap.mmap(-1, size + HUGE_PAGE_BYTES, flags=flags)
     except OSError:
         return np.zeros(shape, dtype)
-    start = -np.frombuffer(mapping, np.uint8).ctypes.data % HUGE_PAGE_BYTES
+    address = np.frombuffer(mapping, np.uint8).ctypes.data
+    start = -(address + SMALL_BYTES) % HUGE_PAGE_BYTES
+    huge = (size - SMALL_BYTES) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
     # A system without huge pages refuses; the memory is as good without.
     with contextlib.suppress(OSError):
-        mapping.madvise(mmap.MADV_HUGEPAGE, start, size // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES)
+        mapping.madvise(mmap.MADV_HUGEPAGE, start + SMALL_BYTES, huge)
     return np.frombuffer(mapping, dtype, count, start).reshape(shape)
 
 

@@ -42,6 +42,8 @@ class Angles:
 
     def _made(self, rope: RopeSpec, stride: int, back: bool) -> Floats:
         batch = self._batch
+        if not stride and not back and rope in batch.angles:
+            return batch.angles[rope]
         if not stride:
             table = cosines_and_sines(rope, batch.positions, batch.lengths)
             return table * np.array([1, -1], np.float32)[:, None] if back else table

@@ -13,15 +13,33 @@ from firstlight.model.angles import Angles
 from firstlight.model.batch import Batch
 from firstlight.model.feed_forward import feed_forward
 from firstlight.model.parts import norm, product
-from firstlight.model.residual import Connection, connection, merged, repeated, through
+from firstlight.model.residual import (
+    Connection,
+    PartialSum,
+    connection,
+    merged_rows,
+    partial_sum,
+    repeated,
+    summed,
+    through,
+)
 from firstlight.model.rope_spec import RopeSpec
 from firstlight.model.spec import (
     LayerSpec,
     ModelSpec,
 )
 from firstlight.model.stream import group_streams
+from firstlight.model.vocabulary import embed_part, join_vocabulary
 from firstlight.model.weights import Weights
-from firstlight.ops import ExpertsBlock, FeedForwardBlock, Head, Ops, PagedRows, Tensor
+from firstlight.ops import (
+    Collective,
+    ExpertsBlock,
+    FeedForwardBlock,
+    Head,
+    Ops,
+    PagedRows,
+    Tensor,
+)
 
 # For each layer, the pages of each of its streams, as `Decoder.streams` has them.
 State = tuple[tuple[Tensor, ...], ...]
@@ -37,6 +55,8 @@ class Layer:
     groups: tuple[int, ...]
     attention_connection: Connection | None
     feed_forward_connection: Connection | None
+    attention_sum: PartialSum | None
+    feed_forward_sum: PartialSum | None
 
 
 class Decoder:
@@ -45,11 +65,20 @@ class Decoder:
     Attributes:
         streams: for each layer, the streams it keeps; those of a predictor's layer last.
         groups: streams that share stride and window, and so page tables.
+        ropes: those of its layers, each once.
         after_pass: called after each pass through the layers.
+
+    Args:
+        ranks: what joins this rank with the others that have the rest of the model, where `spec`
+            is a part of one.
     """
 
-    def __init__(self, spec: ModelSpec, weights: Weights, ops: Ops) -> None:
+    def __init__(
+        self, spec: ModelSpec, weights: Weights, ops: Ops, ranks: Collective | None = None
+    ) -> None:
+        assert (ranks is None) == (spec.part is None)
         self.spec = spec
+        self.ranks = ranks
         self.weights = weights
         self.ops = ops
         self.after_pass: Callable[[], None] | None = None
@@ -62,6 +91,7 @@ class Decoder:
         self._layers = tuple(
             self.make_layer(index, layer, weights) for index, layer in enumerate(spec.layers)
         )
+        self.ropes = tuple(dict.fromkeys(each.rope for each in self._layers if each.rope))
         self._end = connection(spec.connection, weights)
         self._head = Head(
             product(spec.head, weights),
@@ -101,14 +131,18 @@ class Decoder:
 
     def logits(self, hidden: Tensor, wanted: NDArray[np.int32]) -> Tensor:
         """Logits float32 [len(wanted), vocabulary_size] of some rows of what `hidden` gave."""
-        return self.ops.logits(hidden, self._head, wanted)
+        if self._end is not None:
+            hidden, wanted = merged_rows(self.ops, hidden, wanted, self._end)
+        logits = self.ops.logits(hidden, self._head, wanted)
+        return logits if self.ranks is None else join_vocabulary(self.spec, self.ranks, logits)
 
     def hidden(self, batch: Batch, state: State) -> Tensor:
         """Compute every row of the batch, up to the output head, and write its entries into the
         state.
 
         Returns:
-            The residual stream after the last layer, float32 [rows, hidden_size].
+            The residual stream after the last layer, float32 [rows, hidden_size]; or all of them,
+            [rows, streams, hidden_size].
         """
         rows, angles = self.rows_and_angles(batch)
         x = self.embed(batch.token_ids)
@@ -118,12 +152,15 @@ class Decoder:
             x = self.run_layer(layer, x, pages, rows, angles, batch.token_ids)
         if self.after_pass is not None:
             self.after_pass()
-        return x if self._end is None else merged(self.ops, x, self._end)
+        return x
 
     def expert_blocks(self) -> tuple[ExpertsBlock | None, ...]:
         """Of each layer, or None where it has no experts."""
         blocks = (layer.feed_forward for layer in self._layers)
         return tuple(each if isinstance(each, ExpertsBlock) else None for each in blocks)
+
+    def check(self) -> None:
+        """DeviceError where nothing can be computed any more, which only some decoders know."""
 
     # Parts of a step -------------------------------------------------------------------------
 
@@ -134,7 +171,10 @@ class Decoder:
 
     def embed(self, token_ids: NDArray[np.int32]) -> Tensor:
         """The residual stream before the first layer: float32 [rows, hidden_size]."""
-        x = self.ops.embed(self._embedding, token_ids)
+        if self.ranks is None:
+            x = self.ops.embed(self._embedding, token_ids)
+        else:
+            x = embed_part(self.ops, self.spec, self.ranks, self._embedding, token_ids)
         factor = self.spec.embedding_scale
         return x if factor == 1.0 else self.ops.scale(x, factor)
 
@@ -152,12 +192,15 @@ class Decoder:
 
         def attend(x: Tensor) -> Tensor:
             mine = tuple(rows[group] for group in layer.groups)
-            return attention.attend(ops, x, layer.attention, pages, mine, layer.rope, angles)
+            y = attention.attend(ops, x, layer.attention, pages, mine, layer.rope, angles)
+            return summed(ops, self.ranks, x, y, layer.attention_sum)
 
         def feed(x: Tensor) -> Tensor:
             if isinstance(layer.feed_forward, ExpertsBlock):
-                return ops.experts_block(x, layer.feed_forward, token_ids)
-            return ops.feed_forward_block(x, layer.feed_forward)
+                y = ops.experts_block(x, layer.feed_forward, token_ids)
+            else:
+                y = ops.feed_forward_block(x, layer.feed_forward)
+            return summed(ops, self.ranks, x, y, layer.feed_forward_sum)
 
         x = through(ops, x, layer.attention_connection, attend)
         return through(ops, x, layer.feed_forward_connection, feed)
@@ -171,4 +214,6 @@ class Decoder:
             tuple(self._group_of[index, stream] for stream in range(len(self.streams[index]))),
             connection(layer.attention_residual.connection, weights),
             connection(layer.feed_forward_residual.connection, weights),
+            partial_sum(layer.attention_residual, weights),
+            partial_sum(layer.feed_forward_residual, weights),
         )

@@ -35,7 +35,7 @@ def feed_forward_block(
         down=product(spec.down, weights),
         activation=spec.activation,
         pre_norm=norm(residual.pre_norm, weights),
-        post_norm=norm(residual.post_norm, weights),
+        post_norm=norm(residual.block_norm, weights),
         residual_scale=residual.block_scale,
     )
 
@@ -54,8 +54,9 @@ def experts_block(spec: ExpertsSpec, residual: ResidualSpec, weights: Weights) -
         shared_gate=None if spec.shared_gate is None else product(spec.shared_gate, weights),
         weighted_before=spec.weighted_before,
         pre_norm=norm(residual.pre_norm, weights),
-        post_norm=norm(residual.post_norm, weights),
+        post_norm=norm(residual.block_norm, weights),
         residual_scale=residual.block_scale,
+        first=spec.first,
         use=np.zeros(len(spec.experts), np.int64),
         places=np.zeros((len(spec.experts), 3, 2), np.int64),
     )

@@ -39,7 +39,7 @@ class KeptMatrix:
 
     @property
     def in_place(self) -> bool:
-        """Whether it is used as it lies in the checkpoint."""
+        """Whether it is used as it lies in the checkpoint, or such columns of it as are wanted."""
         return (
             not self.packed and self.format.name == self.stored.name and lies_in_rows(self.source)
         )

@@ -133,7 +133,8 @@ def _frequency_groups(rope: RopeSpec, lengths: Integers) -> Integers | None:
     the length does not matter."""
     match rope.scaling:
         case DynamicScaling(_, original_length):
-            return np.maximum(lengths, original_length).astype(np.int32)
+            longest = int(np.iinfo(np.int32).max)
+            return np.maximum(lengths, min(original_length, longest)).astype(np.int32)
         case LongRopeScaling() as scaling:
             longer = lengths > scaling.original_length
             return np.where(longer, scaling.original_length + 1, 0).astype(np.int32)

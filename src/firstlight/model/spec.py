@@ -7,7 +7,7 @@ Nothing else in firstlight knows one model from another.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache, cached_property
 from math import prod
 from typing import Any
@@ -57,6 +57,8 @@ class TensorSource:
             None: as the others.
         integers: it holds whole numbers that are no weights.
         folded: rows of the tensor lie on two axes, the first this long.
+        first_column: where this part's columns start in those of the tensor; None: it has all.
+        all_columns: columns of the tensor, where this has a part of them.
     """
 
     name: str
@@ -70,10 +72,22 @@ class TensorSource:
     kept: str | None = None
     integers: bool = False
     folded: int | None = None
+    first_column: int | None = None
+    all_columns: int | None = None
+
+    @property
+    def with_all_columns(self) -> TensorSource:
+        """The same rows, whole."""
+        if self.first_column is None:
+            return self
+        shape = (*self.shape[:-1], self.all_columns or self.shape[-1])
+        return replace(self, shape=shape, first_column=None, all_columns=None)
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """Shape of the checkpoint's tensor; of values, where these have scales of their own."""
+        if self.first_column is not None:
+            return self.with_all_columns.stored_shape
         rows = self.shape[0] if self.fused_rows is None else self.fused_rows
         shape = (rows, *self.shape[1:])
         if self.folded is not None:
@@ -283,6 +297,8 @@ class ExpertsSpec:
             together); None: there is none.
         shared_gate: product [n, hidden_size] -> [n, 1], whose sigmoid weighs the shared expert.
         weighted_before: a weight is the factor of what goes into an expert, not of its result.
+        first: number of the first of `experts` among those that the router knows, where it is one
+            rank that has these and others have the rest.
     """
 
     routing: RoutingSpec
@@ -291,6 +307,12 @@ class ExpertsSpec:
     shared: ExpertSpec | None = None
     shared_gate: LinearSpec | None = None
     weighted_before: bool = False
+    first: int = 0
+
+    @property
+    def count(self) -> int:
+        """Experts that the router knows, on all ranks."""
+        return self.routing.router.weight.shape[0]
 
     @property
     def width(self) -> int:
@@ -302,7 +324,7 @@ class ExpertsSpec:
     @property
     def share(self) -> float:
         """Of its experts, those that a token goes to."""
-        return self.routing.numbers.top_k / len(self.experts)
+        return self.routing.numbers.top_k / self.count
 
 
 AttentionSpec = GroupedQuerySpec | LatentAttentionSpec | CompressedAttentionSpec
@@ -316,17 +338,30 @@ class ResidualSpec:
     Attributes:
         connection: where there are several streams: what of them is x, and how the block's result
             joins them (its scale is then one).
+        partial: what the block gives is one rank's part of a sum, which is normed and joined when
+            it is whole (`model/residual.py`).
     """
 
     pre_norm: NormSpec | None
     post_norm: NormSpec | None = None
     scale: float = 1.0
     connection: HyperConnectionSpec | None = None
+    partial: bool = False
+
+    @property
+    def joining_scale(self) -> float | None:
+        """The factor of what joins the stream; None: a connection joins it."""
+        return self.scale if self.connection is None else None
 
     @property
     def block_scale(self) -> float | None:
         """The factor with which a block itself joins the stream; None: something else joins it."""
-        return self.scale if self.connection is None else None
+        return None if self.partial else self.joining_scale
+
+    @property
+    def block_norm(self) -> NormSpec | None:
+        """The norm of a block's result that is the block's own."""
+        return None if self.partial else self.post_norm
 
 
 @dataclass(frozen=True)
@@ -340,24 +375,49 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
+class SumSpec:
+    """A product of an embedding plus one of a hidden state, each [hidden_size, hidden_size]."""
+
+    embedding: LinearSpec
+    hidden: LinearSpec
+
+
+@dataclass(frozen=True)
 class PredictorSpec:
     """A layer behind the last that predicts the token after the next: multi-token prediction
     (DeepSeek-V3, arXiv:2412.19437, section 2.2, equations 21 to 23).
 
     Of a position's last hidden state h and the embedding e of the token that follows it, the layer
     sees join([embedding_norm(e), hidden_norm(h)]). It has state of its own, and the model's
-    embedding and head.
+    embedding and head. Where there are several residual streams (DeepSeek-V4), h is each of them by
+    itself, and what the layer sees and makes is as many.
 
     Attributes:
-        join: [hidden_size, 2 * hidden_size].
+        join: [hidden_size, 2 * hidden_size]; with several streams a sum.
         final_norm: before the head.
+        connection: how the layer's streams become one before that norm; None: there is one.
     """
 
     embedding_norm: NormSpec
     hidden_norm: NormSpec
-    join: LinearSpec
+    join: LinearSpec | SumSpec
     layer: LayerSpec
     final_norm: NormSpec
+    connection: HyperConnectionSpec | None = None
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """What one of several ranks has of a model.
+
+    Attributes:
+        rank, ranks: this one's number, and how many there are.
+        vocabulary: of the rows of embedding and head, where those of each rank begin, and the end.
+    """
+
+    rank: int
+    ranks: int
+    vocabulary: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -375,6 +435,8 @@ class ModelSpec:
             one throughout.
         notes: what of the checkpoint is left out, a sentence each, for people.
         predictor: what guesses tokens ahead; None: nothing, or it is not wanted.
+        part: which part of the model this is, where several ranks compute it together; None: it is
+            whole.
     """
 
     family: str
@@ -391,6 +453,7 @@ class ModelSpec:
     connection: HyperConnectionSpec | None = None
     notes: tuple[str, ...] = ()
     predictor: PredictorSpec | None = None
+    part: ModelPart | None = None
 
     @property
     def all_layers(self) -> tuple[LayerSpec, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 from firstlight.errors import CheckpointError, FormatError
 from firstlight.formats.base import Format, Weight
 from firstlight.formats.mxfp4_pair import BLOCK_VALUES, CODE_BYTES, join_mxfp4
+from firstlight.formats.plain import F32
 from firstlight.formats.registry import get_format
 from firstlight.model.spec import TensorSource
 from firstlight.model.tensor_files import TensorFiles
@@ -18,10 +19,24 @@ _SCALE_FORMATS = ("u8", "f8_e8m0")
 
 
 def stored_format(source: TensorSource, files: TensorFiles) -> Format:
-    """Of a tensor's values; FormatError where it is not known."""
+    """Of a tensor's values; FormatError where it is not known. A part of its columns that divides
+    blocks is given in float32."""
+    if source.first_column is not None and _divides_blocks(source, column_unit(source, files)):
+        return F32
     if source.scales is not None:
         return get_format("mxfp4")
     return files.format_of(source.name)
+
+
+def column_unit(source: TensorSource, files: TensorFiles) -> int:
+    """Columns of a stored matrix from one place where it can be divided as it is to the next."""
+    return stored_rows(source.with_all_columns, files, 0, 1).column_unit
+
+
+def _divides_blocks(source: TensorSource, unit: int) -> bool:
+    first = source.first_column or 0
+    stop = first + source.shape[-1]
+    return bool(first % unit or (stop % unit and stop != source.all_columns))
 
 
 def lies_in_rows(source: TensorSource) -> bool:
@@ -31,11 +46,13 @@ def lies_in_rows(source: TensorSource) -> bool:
 
 
 def stored_rows(source: TensorSource, files: TensorFiles, start: int, stop: int) -> Weight:
-    """Rows start:stop of a matrix, a view of the file where it lies in rows.
+    """Rows start:stop of a matrix, a view of the file where it lies in rows and has all columns.
 
     Raises:
         FormatError: the storage format cannot be read, or a scale is not a number.
     """
+    if source.first_column is not None:
+        return _some_columns(source, stored_rows(source.with_all_columns, files, start, stop))
     if source.scales is not None:
         return _joined_rows(source, files, start, stop)
     first = _first_row(source)
@@ -155,6 +172,16 @@ def _first_row(source: TensorSource) -> int:
     rows = source.fused_rows or source.shape[0]
     stacked = 0 if source.stack is None else source.stack.index * rows
     return stacked + (source.first_row or 0)
+
+
+def _some_columns(source: TensorSource, rows: Weight) -> Weight:
+    first = source.first_column or 0
+    stop = first + source.shape[-1]
+    if not _divides_blocks(source, rows.column_unit):
+        return rows.column_slice(first, stop)
+    values = np.ascontiguousarray(rows.decode()[:, first:stop])
+    data = values.view(np.uint8).reshape(len(values), -1)
+    return Weight(F32, values.shape, data, source.name)
 
 
 def _transposed_rows(source: TensorSource, stored: Weight, start: int, stop: int) -> Weight:

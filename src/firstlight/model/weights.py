@@ -143,11 +143,11 @@ def _tables(spec: ModelSpec, files: TensorFiles) -> dict[TensorSource, NDArray[n
             continue
         source = experts.routing.hash_table
         table = files.integers(source.name)
-        if table.size and not 0 <= table.min() <= table.max() < len(experts.experts):
+        if table.size and not 0 <= table.min() <= table.max() < experts.count:
             raise CheckpointError(
                 files.location,
                 f"tensor {source.name!r} names experts from {table.min()} to {table.max()}, and "
-                f"there are {len(experts.experts)}",
+                f"there are {experts.count}",
                 "Check that the config file and the weights belong to the same model",
             )
         tables[source] = table.astype(np.int32)

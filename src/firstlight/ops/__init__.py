@@ -3,6 +3,7 @@
 from firstlight.ops import (
     attention,
     attention_with_sinks,
+    choose_tokens,
     columns,
     compressed_attention,
     elementwise,
@@ -13,6 +14,8 @@ from firstlight.ops import (
     selected_latent_attention,
 )
 from firstlight.ops.attention_block import AttentionBlock
+from firstlight.ops.choose_tokens import TokenChoice
+from firstlight.ops.collective import Collective, RankGroup, RanksError
 from firstlight.ops.contract import Cost, Op, Tolerance, all_ops, get_op
 from firstlight.ops.experts_block import Expert, ExpertsBlock
 from firstlight.ops.feed_forward_block import FeedForwardBlock
@@ -20,7 +23,7 @@ from firstlight.ops.gating import ClampedSwish, Gating
 from firstlight.ops.head import Head
 from firstlight.ops.head_linear import HeadProduct
 from firstlight.ops.hyper_connections import ConnectionNumbers
-from firstlight.ops.interface import Ops, PackedWeight, Tensor
+from firstlight.ops.interface import Ops, PackedWeight, Replayer, Tensor
 from firstlight.ops.latent_attention_block import LatentAttentionBlock
 from firstlight.ops.paging import PagedRows
 from firstlight.ops.parts import LayerNorm, Norm, Product
@@ -30,6 +33,7 @@ from firstlight.ops.sparse_latent_attention_block import Indexer, SparseLatentAt
 __all__ = [
     "AttentionBlock",
     "ClampedSwish",
+    "Collective",
     "ConnectionNumbers",
     "Cost",
     "Expert",
@@ -47,13 +51,18 @@ __all__ = [
     "PackedWeight",
     "PagedRows",
     "Product",
+    "RankGroup",
+    "RanksError",
+    "Replayer",
     "Routing",
     "SparseLatentAttentionBlock",
     "Tensor",
+    "TokenChoice",
     "Tolerance",
     "all_ops",
     "attention",
     "attention_with_sinks",
+    "choose_tokens",
     "columns",
     "compressed_attention",
     "elementwise",

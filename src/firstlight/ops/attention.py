@@ -216,14 +216,16 @@ def attend(
         if window is not None:
             hidden |= entries[None, :] <= positions[:, None] - window
         scores[..., hidden] = -np.inf
-        weights = _weights(scores, rounding) if sink is None else weights_beside(scores, sink)
+        weights = (
+            softmax_weights(scores, rounding) if sink is None else weights_beside(scores, sink)
+        )
         mixed = np.einsum("kgrt,tkd->rkgd", weights, value, optimize=True)
         out[start:stop] = mixed.reshape(len(query), heads, value_size)
     return out
 
 
-def _weights(scores: NDArray[np.float64], rounding: Rounding) -> NDArray[np.float64]:
-    """The softmax of scores."""
+def softmax_weights(scores: NDArray[np.float64], rounding: Rounding) -> NDArray[np.float64]:
+    """The softmax of scores, rounded as `attend` says."""
     weights: NDArray[np.float64]
     if rounding == "none":
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))

@@ -48,7 +48,7 @@ class ExpertsBlock:
     Attributes:
         router: product of the normed stream [n, hidden_size] -> [n, experts].
         routing: from the router's results to weights.
-        experts: all of the same sizes.
+        experts: all of the same sizes; those that are here, where others are elsewhere.
         gating: what joins each expert's gate and up.
         correction: as in `route`.
         hash_table: int32 [vocabulary, top_k] on the host: the experts of each token id, for layers
@@ -60,6 +60,8 @@ class ExpertsBlock:
         pre_norm, post_norm: of the stream before the block, and of the block's result; None:
             not normed.
         residual_scale: factor of what is added to the stream; None: as in `join_residual`.
+        first: number of the first of `experts` among those that the router knows. A row that goes
+            to others gets nothing for them here.
         use: int64 [experts] on the host, to which the rows that go to each are added; None: they
             are not counted.
         places: int64 [experts, 3, 2] on the host: address and size of each expert's gate, up and
@@ -79,22 +81,23 @@ class ExpertsBlock:
     pre_norm: Norm | None = None
     post_norm: Norm | None = None
     residual_scale: float | None = 1.0
+    first: int = 0
     use: NDArray[np.int64] | None = None
     places: NDArray[np.int64] | None = None
 
 
 def _experts_block_cost(x: Tensor, block: ExpertsBlock, token_ids: Integers) -> Cost:
     rows = x.shape[0]
-    count, top_k = len(block.experts), block.routing.top_k
+    here, count, top_k = len(block.experts), block.router.weight.shape[0], block.routing.top_k
     always = [block.router]
     if block.shared is not None:
         always += [block.shared.gate, block.shared.up, block.shared.down]
     expert = block.experts[0]
     each = (expert.gate, expert.up, expert.down)
     # Every expert that a token goes to is read once: so many, if tokens choose independently.
-    needed = count * (1 - (1 - top_k / count) ** rows)
+    needed = here * (1 - (1 - top_k / count) ** rows)
     moved = product_bytes(*always) + round(needed * product_bytes(*each)) + 8 * x.size
-    multiplied = product_values(*always) + top_k * product_values(*each)
+    multiplied = product_values(*always) + top_k * here // count * product_values(*each)
     return Cost(moved, 2 * rows * multiplied + 12 * x.size)
 
 
@@ -116,6 +119,9 @@ def experts_block(ops: Ops, x: Tensor, block: ExpertsBlock, token_ids: Integers)
     arXiv:2002.05202, equation 6), the weights w_i those of `route`; the shared expert E_s as in
     DeepSeekMoE (Dai et al. 2024, arXiv:2401.06066, equation 9).
 
+    Where experts lie on several devices, each has the whole router, and the sum is of those that
+    are here: E_first, E_first+1 and so on.
+
     Each row's sum goes through the experts in ascending order, the shared one last, so that it does
     not depend on the other rows. Only experts that some row goes to are computed, each once for all
     of its rows.
@@ -134,6 +140,7 @@ def experts_block(ops: Ops, x: Tensor, block: ExpertsBlock, token_ids: Integers)
     chosen = None if block.hash_table is None else block.hash_table[token_ids]
     logits = apply_product(ops, normed, block.router)
     weights = ops.download(ops.route(logits, block.routing, block.correction, chosen))
+    weights = weights[:, block.first : block.first + len(block.experts)]
     if block.use is not None:
         block.use[...] += np.count_nonzero(weights, axis=0)
     out = ops.upload(np.zeros(x.shape, np.float32))

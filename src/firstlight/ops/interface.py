@@ -9,14 +9,15 @@ What each op means, with shapes and sources, stands with its definition.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.formats.base import Bytes, Floats, Format, Weight
 from firstlight.ops.attention_block import AttentionBlock
+from firstlight.ops.choose_tokens import TokenChoice
 from firstlight.ops.elementwise import Activation
 from firstlight.ops.experts_block import ExpertsBlock
 from firstlight.ops.feed_forward_block import FeedForwardBlock
@@ -33,6 +34,19 @@ Tensor = Any
 PackedWeight = Any
 
 
+class Replayer(Protocol):
+    """A computation whose requests to a device are recorded and replayed: one for each combination
+    of shapes and dtypes that its arrays have."""
+
+    @property
+    def possible(self) -> bool:
+        """Whether anything may still be replayed."""
+
+    def __call__(self, *arrays: NDArray[Any]) -> Tensor | None:
+        """The computation's result, valid up to the next call; None where it has to be asked for
+        in the ordinary way this time. What it writes may have been written in part then."""
+
+
 class Ops(ABC):
     """Everything that the decoder asks of a chip."""
 
@@ -47,6 +61,10 @@ class Ops(ABC):
     @abstractmethod
     def download(self, tensor: Tensor) -> Floats:
         """A tensor as a host array."""
+
+    def download_together(self, tensors: list[Tensor]) -> list[NDArray[Any]]:
+        """The same of several; where a device computes by itself, it is waited for once."""
+        return [self.download(tensor) for tensor in tensors]
 
     @abstractmethod
     def pack(self, weight: Weight) -> PackedWeight:
@@ -94,6 +112,16 @@ class Ops(ABC):
         self, pages: int, page_tokens: int, entry: tuple[int, ...], dtype: str
     ) -> Tensor:
         """Zeroed pages of a stream [pages, page_tokens, *entry]; dtype float32 or bfloat16."""
+
+    def replayer(self, compute: Callable[..., Tensor]) -> Replayer | None:
+        """Replays a computation; None where the device has no such thing, or is not to use it.
+
+        Args:
+            compute: takes arrays of the host, or what stands for them: it gives them to ops and
+                does not look into them. All else that it uses stays where it is. Doing it twice is
+                the same as doing it once.
+        """
+        return None
 
     @abstractmethod
     def usage(self) -> Mapping[tuple[str, str], tuple[int, float]]:
@@ -322,3 +350,12 @@ class Ops(ABC):
 
     def logits(self, x: Tensor, head: Head, wanted: NDArray[np.int32]) -> Tensor:
         return self.call("logits", x, head, wanted)
+
+    def choose_tokens(self, logits: Tensor, choices: tuple[TokenChoice, ...]) -> Tensor:
+        return self.call("choose_tokens", logits, choices)
+
+    def likeliest_tokens(self, logits: Tensor, count: int) -> Tensor:
+        return self.call("likeliest_tokens", logits, count)
+
+    def token_log_probabilities(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        return self.call("token_log_probabilities", logits, tokens)

@@ -54,6 +54,12 @@ def bfloat16_for_bfloat16(format: Format) -> Rounding:
     return "bfloat16" if format.name == "bf16" else "none"
 
 
+def bfloat16_for_float8(format: Format) -> Rounding:
+    """Of kernels that multiply bfloat16 by fp8, whose every code is a value of bfloat16 too; what
+    scales a block of them multiplies the float32 sum over its columns."""
+    return "bfloat16" if format.name == "f8_e4m3" else "none"
+
+
 def round_activations(x: Floats, rounding: Rounding) -> Floats:
     """x as a product sees it.
 
@@ -81,7 +87,8 @@ def mixed16(steps: Floats) -> Floats:
     Values of a group of 32 columns of a row become whole multiples of one step:
     round_to_even(value * (1 / step)) * step, each operation a float32 rounding. Of the largest
     magnitudes of the group's eight quads (columns 4i to 4i + 3) the third in order sets the step:
-    the least whole number of which it is at most 127 times. So a multiple needs a single byte but
+    the least whole number of which it is at most 127 times, and which has at most four significant
+    bits (kernels spare a multiplication by that). So a multiple needs a single byte but
     in the two quads with the largest values, where it may need two, and outliers cost their
     neighbours nothing. A last group of fewer columns is one that ends with zeros.
     """
@@ -90,9 +97,16 @@ def mixed16(steps: Floats) -> Floats:
     groups = padded.shape[1] // MIXED16_GROUP
     quads = padded.reshape(rows, groups, MIXED16_GROUP // _QUAD, _QUAD)
     third = np.sort(np.abs(quads).max(axis=3), axis=2)[:, :, -3, None, None]
-    step = np.maximum(1, np.ceil(third / np.float32(_MOST_MULTIPLE))).astype(np.float32)
+    step = _four_bits(np.maximum(1, np.ceil(third / np.float32(_MOST_MULTIPLE))))
     rounded = np.rint(quads * (np.float32(1) / step)) * step
     return rounded.reshape(padded.shape)[:, :columns]
+
+
+def _four_bits(least: Floats) -> Floats:
+    """The least whole numbers of at most four significant bits that are no less than these."""
+    unit = np.exp2(np.maximum(0, np.frexp(least)[1] - 4)).astype(np.float32)
+    rounded: Floats = (np.ceil(least / unit) * unit).astype(np.float32)
+    return rounded
 
 
 def fixed16(x: Floats) -> tuple[Floats, Floats]:

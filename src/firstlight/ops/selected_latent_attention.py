@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.formats.base import Floats
-from firstlight.ops.attention import StreamPages
+from firstlight.ops.attention import StreamPages, softmax_weights
 from firstlight.ops.contract import Cost, Tolerance, define
 from firstlight.ops.paging import PagedRows
+from firstlight.ops.rounding import Rounding, round_activations
 from firstlight.ops.select_entries import entries_seen
 
 Integers = NDArray[np.int32]
@@ -60,7 +61,22 @@ def selected_latent_attention(
     Returns:
         float32 [rows, heads, value_size]; scores and sums in float64.
     """
-    count, heads, _ = queries.shape
+    return attend_selected(queries, entries, value_size, rows, selected, scale, "none")
+
+
+def attend_selected(
+    queries: Floats,
+    entries: StreamPages,
+    value_size: int,
+    rows: PagedRows,
+    selected: Integers,
+    scale: float,
+    rounding: Rounding,
+) -> Floats:
+    """`selected_latent_attention` with the rounding of `ops.attention.attend`."""
+    count, heads, size = queries.shape
+    rounded = round_activations(queries.reshape(-1, size), rounding)
+    queries = rounded.reshape(count, heads, size)
     out = np.empty((count, heads, value_size), np.float32)
     for sequence in range(rows.sequences):
         start, stop = rows.row_starts[sequence : sequence + 2]
@@ -71,7 +87,5 @@ def selected_latent_attention(
             chosen = selected[row][selected[row] >= 0]
             key = seen[chosen].astype(np.float64)
             scores = scale * (queries[row].astype(np.float64) @ key.T)
-            scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-            scores /= scores.sum(axis=-1, keepdims=True)
-            out[row] = scores @ key[:, :value_size]
+            out[row] = softmax_weights(scores, rounding) @ key[:, :value_size]
     return out

@@ -40,6 +40,7 @@ class ModelOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     update: bool = False
     cache: bool = True
     tune: float | None = 0.0
+    graphs: bool = True
 
 
 class Launch(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -57,14 +57,15 @@ def main() -> int:
     connection = Connection(launch.address, launch.key)
     linger = 0.0
     try:
-        with BeatsMeanwhile(connection):
-            worker, ready = load(launch.device, launch.options)
+        try:
+            with BeatsMeanwhile(connection):
+                worker, ready = load(launch.device, launch.options)
+        except FirstlightError as error:
+            connection.send(Failed(type(error).__name__, error.subject, error.reason, error.remedy))
+            linger = _FAREWELL_SECONDS
+            return LOAD_FAILED
         connection.send(ready)
         serve(worker, connection)
-    except FirstlightError as error:
-        connection.send(Failed(type(error).__name__, error.subject, error.reason, error.remedy))
-        linger = _FAREWELL_SECONDS
-        return LOAD_FAILED
     finally:
         connection.close(linger)
     return 0
@@ -115,6 +116,7 @@ def serve(worker: Worker, connection: Connection) -> None:
                 continue
             connection.send(steps)
         elif time.monotonic() >= beat_at:
+            worker.check()
             connection.send(Beat(worker.statistics()))
         else:
             continue

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 import msgspec
 
+from firstlight.engine import scoring
 from firstlight.engine.engine import Engine
 from firstlight.engine.parameters import SamplingParameters, StopConditions
 from firstlight.engine.sampler import largest, log_probabilities
@@ -77,6 +78,10 @@ class Worker:
         self._prompts, self._tokens, self._refusals = [], [], []
         return steps
 
+    def check(self) -> None:
+        """DeviceError where the engine can compute nothing any more."""
+        self.engine.decoder.check()
+
     def statistics(self) -> Statistics:
         """How things stand, and the totals."""
         now = asdict(self.engine.statistics())
@@ -93,7 +98,7 @@ class Worker:
             output_ids=message.output_ids,
             priority=request.priority,
             tenant=request.tenant,
-            wants_logits=request.log_probabilities is not None,
+            wants_scores=request.log_probabilities,
             receive_prompt_logits=(
                 None if request.prompt_log_probabilities is None else running.receive_prompt_logits
             ),
@@ -119,7 +124,7 @@ class Worker:
                     index,
                     progress.token_id,
                     sequence.finish if last else None,
-                    running.score(progress),
+                    _message(progress.score),
                 )
             )
         elif sequence.finish == "length":  # only the prompt was asked for
@@ -160,12 +165,6 @@ class _Running:
     def __post_init__(self) -> None:
         self.prompt_scores = None if self.request.prompt_log_probabilities is None else []
 
-    def score(self, progress: Progress) -> TokenScore | None:
-        wanted = self.request.log_probabilities
-        if wanted is None or progress.logits is None or progress.token_id is None:
-            return None
-        return score(log_probabilities(progress.logits), progress.token_id, wanted)
-
     def receive_prompt_logits(self, position: int, logits: Floats) -> None:
         """Score the tokens of the prompt that come after these rows."""
         wanted, scores = self.request.prompt_log_probabilities, self.prompt_scores
@@ -173,6 +172,12 @@ class _Running:
         following = self.request.prompt_ids[position + 1 : position + 1 + len(logits)]
         for row, token in zip(logits, following, strict=False):
             scores.append(score(log_probabilities(row), token, wanted))
+
+
+def _message(score: scoring.TokenScore | None) -> TokenScore | None:
+    if score is None:
+        return None
+    return TokenScore(score.log_probability, [LogProbability(*each) for each in score.likeliest])
 
 
 def score(values: Floats, token_id: int, wanted: int) -> TokenScore:

@@ -16,8 +16,10 @@ native/tests/ reads the file. All numbers in it are little-endian::
     text        uint32 bytes, and these in UTF-8
 
 Arguments bear the names of the definition's parameters. A weight `w` becomes `w`, its bytes, with
-`w.format` and `w.columns`; a PagedRows `rows` becomes `rows.row_starts` and so on, and so does any
-other group of numbers. What is None is left out.
+`w.format` and `w.columns`, and `w.scales`, `w.scales.rows`, `w.scales.columns` and
+`w.scales.first_row` if it has scales of blocks, `w.groups`, `w.groups.factor` and
+`w.groups.divisor` if it is NVFP4; a PagedRows `rows` becomes `rows.row_starts` and so on, and so
+does any other group of numbers. What is None is left out.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ import numpy as np
 
 from firstlight.backends.numpy.backend import NumpyBackend
 from firstlight.formats.base import BlockScales, Weight
+from firstlight.formats.group_scales import GroupScales
 from firstlight.host.cache import write_atomically
 from firstlight.ops.contract import Op, all_ops
 from firstlight.ops.paging import PagedRows
@@ -41,6 +44,8 @@ from firstlight.ops.rounding import Rounding
 from firstlight.verify.cases import Case, StreamArgument, cases_of
 
 _MAGIC = b"firstlight cases 2\n"
+# Kernels of these would be of Python here as well, and their choices are no arrays.
+_CHOOSING = ("choose_tokens", "likeliest_tokens", "token_log_probabilities")
 _KINDS = {np.dtype(np.float32): b"f", np.dtype(np.int32): b"i", np.dtype(np.uint16): b"h",
           np.dtype(np.uint8): b"b"}  # fmt: skip
 
@@ -52,7 +57,8 @@ _ROUNDINGS: dict[str, tuple[Rounding, ...]] = {
 
 
 def write_cases(path: Path, *, quick: bool = False) -> int:
-    """Write the cases of every op that is no composite, with the definitions' results.
+    """Write the cases of every op that is no composite and chooses no tokens, with the definitions'
+    results.
 
     Args:
         path: the file; whole when this returns, and not there at all where it raises.
@@ -70,7 +76,7 @@ def write_cases(path: Path, *, quick: bool = False) -> int:
         nonlocal count
         file.write(_MAGIC)
         for op in all_ops():
-            if op.composite:
+            if op.composite or op.name in _CHOOSING:
                 continue
             for case in cases_of(op.name):
                 if case.quick or not quick:
@@ -130,6 +136,13 @@ def _fields(name: str, argument: Any) -> Iterator[tuple[str, Any]]:
             yield f"{name}.scales", argument.scales.values
             yield f"{name}.scales.rows", argument.scales.rows
             yield f"{name}.scales.columns", argument.scales.columns
+            yield f"{name}.scales.first_row", argument.scales.first_row
+        if isinstance(argument.scales, GroupScales):
+            factor, divisor = argument.scales.factor, argument.scales.divisor
+            own = slice(argument.scales.first_row, argument.scales.first_row + argument.rows)
+            yield f"{name}.groups", np.ascontiguousarray(argument.scales.data[own])
+            yield f"{name}.groups.factor", 1.0 if factor is None else factor
+            yield f"{name}.groups.divisor", 1.0 if divisor is None else divisor
     elif isinstance(argument, PagedRows):
         for part in ("row_starts", "positions", "page_table", "page_tokens"):
             yield f"{name}.{part}", getattr(argument, part)

@@ -1,4 +1,4 @@
-"""Types of the C++ extension (native/module.cpp, native/module_blocks.cpp)."""
+"""Types of the C++ extension (native/module*.cpp)."""
 
 from typing import Any
 
@@ -13,8 +13,18 @@ def packed_bytes(format: str, rows: int, columns: int) -> int | None: ...
 
 class Matrix:
     def __init__(
-        self, format: str, data: _Array, rows: int, columns: int, packed: bool
+        self,
+        format: str,
+        data: _Array,
+        rows: int,
+        columns: int,
+        packed: bool,
+        scales: _Array | None = None,
+        scale_rows: int = 1,
+        scale_columns: int = 1,
+        scale_first_row: int = 0,
     ) -> None: ...
+    def scale_groups(self, scales: _Array, factor: float, divides: bool) -> None: ...
     @property
     def format(self) -> str: ...
     @property
@@ -35,6 +45,16 @@ class Matrix:
 class PagedRows:
     def __init__(
         self, row_starts: _Array, positions: _Array, page_table: _Array, page_tokens: int
+    ) -> None: ...
+
+class PagedStream:
+    def __init__(
+        self,
+        pages: _Array,
+        row_starts: _Array,
+        positions: _Array,
+        page_table: _Array,
+        page_tokens: int,
     ) -> None: ...
 
 class Product:
@@ -61,7 +81,8 @@ class AttentionBlock:
         window: int,
         soft_cap: float,
         interleaved: bool,
-        residual_scale: float,
+        residual_scale: float | None,
+        sinks: _Array | None = None,
     ) -> None: ...
 
 class FeedForwardBlock:
@@ -73,7 +94,7 @@ class FeedForwardBlock:
         activation: str,
         pre_norm: Norm | None,
         post_norm: Norm | None,
-        residual_scale: float,
+        residual_scale: float | None,
     ) -> None: ...
 
 class ExpertsBlock:
@@ -94,9 +115,32 @@ class ExpertsBlock:
         correction: _Array | None,
         pre_norm: Norm | None,
         post_norm: Norm | None,
-        residual_scale: float,
+        residual_scale: float | None,
         use: _Array | None = None,
         places: _Array | None = None,
+        clamp: tuple[float, float, float] | None = None,
+    ) -> None: ...
+
+class LatentBlock:
+    def __init__(
+        self,
+        latent_size: int,
+        plain_size: int,
+        rope_size: int,
+        value_size: int,
+        query_down: Product | None,
+        query_down_norm: Norm | None,
+        query: Product,
+        latent: Product,
+        latent_norm: Norm | None,
+        key_up: list[Product],
+        value_up: list[Product],
+        output: Product,
+        scale: float,
+        interleaved: bool,
+        pre_norm: Norm | None,
+        post_norm: Norm | None,
+        residual_scale: float,
     ) -> None: ...
 
 class Head:
@@ -108,6 +152,8 @@ class Kernels:
     def __init__(self, level: str, threads: int, exact: bool = False) -> None: ...
     @property
     def multiplies_bfloat16(self) -> bool: ...
+    @property
+    def multiplies_float8(self) -> bool: ...
     def linear(
         self,
         x: _Array,
@@ -129,6 +175,15 @@ class Kernels:
     def pack(self, format: str, data: _Array, rows: int, columns: int, out: _Array) -> None: ...
     def rms_norm(self, x: _Array, weight: _Array | None, epsilon: float, out: _Array) -> None: ...
     def gate(self, gate_values: _Array, up: _Array, activation: str, out: _Array) -> None: ...
+    def clamped_gate(
+        self,
+        gate_values: _Array,
+        up: _Array,
+        limit: float,
+        slope: float,
+        offset: float,
+        out: _Array,
+    ) -> None: ...
     def add(self, x: _Array, y: _Array, scale: float, out: _Array) -> None: ...
     def scale(self, x: _Array, factor: float, out: _Array) -> None: ...
     def soft_cap(self, x: _Array, cap: float, out: _Array) -> None: ...
@@ -159,6 +214,34 @@ class Kernels:
         round_to_bfloat16: bool = False,
         tile_queries: int = 0,
         head_parts: int = 0,
+        sinks: _Array | None = None,
+    ) -> None: ...
+    def select_entries(
+        self,
+        queries: _Array,
+        weights: _Array,
+        keys: PagedStream,
+        stride: int,
+        top_k: int,
+        out: _Array,
+    ) -> None: ...
+    def selected_attention(
+        self, queries: _Array, entries: PagedStream, selected: _Array, scale: float, out: _Array
+    ) -> None: ...
+    def compressed_attention(
+        self,
+        queries: _Array,
+        keys: PagedStream,
+        window: int,
+        entries: PagedStream,
+        stride: int,
+        chosen: _Array | None,
+        scale: float,
+        sinks: _Array,
+        out: _Array,
+    ) -> None: ...
+    def pool_runs(
+        self, entries: PagedStream, stride: int, before: PagedStream | None, out: _Array
     ) -> None: ...
     def attention_block(
         self,
@@ -175,6 +258,15 @@ class Kernels:
     def feed_forward_block(self, block: FeedForwardBlock, x: _Array, out: _Array) -> None: ...
     def experts_block(
         self, block: ExpertsBlock, x: _Array, chosen: _Array | None, out: _Array
+    ) -> None: ...
+    def latent_block(
+        self,
+        block: LatentBlock,
+        x: _Array,
+        entries: _Array,
+        rows: PagedRows,
+        cosine_sine: _Array,
+        out: _Array,
     ) -> None: ...
     def logits(self, head: Head, x: _Array, wanted: _Array, out: _Array) -> None: ...
     def measure_bandwidth(self, bytes: int) -> tuple[float, str]: ...

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from firstlight.backends.base import Backend, Choice
+from firstlight.backends.base import Backend, Choice, Kernel
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.blocks import BlockKernels
+from firstlight.backends.cpu.entries import EntryKernels
 from firstlight.backends.cpu.kernels import CpuKernels
 from firstlight.backends.cpu.latent import LatentKernels
+from firstlight.backends.cpu.latent_block import LatentBlockKernels
 from firstlight.backends.cpu.packed import (
     LAYOUT,
     PANEL_ROWS,
@@ -32,10 +34,22 @@ from firstlight.formats.base import Bytes, Format, Weight
 from firstlight.host.ceilings import Ceilings, measure_ceilings
 from firstlight.host.huge_pages import zeros
 from firstlight.host.processor import usable_cores
+from firstlight.ops.choose_tokens import (
+    choose_tokens,
+    likeliest_tokens,
+    token_log_probabilities,
+)
 from firstlight.ops.interface import PackedWeight
 from firstlight.ops.shape import Shape
 
 LEVEL_VARIABLE = "FIRSTLIGHT_CPU_LEVEL"
+
+
+# Logits are on the host already, so that there is nothing to gain but NumPy's own speed.
+_ON_HOST = tuple(
+    Kernel(op.__name__, "host", op)
+    for op in (choose_tokens, likeliest_tokens, token_log_probabilities)
+)
 
 
 def available_levels() -> tuple[str, ...]:
@@ -90,7 +104,18 @@ class CpuBackend(Backend):
         self._attention = TunedAttention()
         blocks = BlockKernels(self.native, kernels.rounding, self._attention)
         latent = LatentKernels(self.native, exact)
-        super().__init__((*kernels.all(), *latent.all(), *blocks.all()))
+        entries = EntryKernels(self.native, exact)
+        latent_blocks = LatentBlockKernels(self.native, kernels.rounding)
+        super().__init__(
+            (
+                *kernels.all(),
+                *latent.all(),
+                *entries.all(),
+                *blocks.all(),
+                *latent_blocks.all(),
+                *_ON_HOST,
+            )
+        )
         self._matrices = TunedMatrices()
         self._linear_choices: dict[Shape, Choice] = {}
 

@@ -1,38 +1,31 @@
-"""The cpu backend's kernels of whole blocks: one call of the extension each.
-
-What the extension needs of a block, and of the rows of a step, is checked and handed over once. It
-is kept among the attributes of the block, or of the rows, and so lives as long as those.
-"""
+"""The cpu backend's kernels of whole blocks: one call of the extension each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.backends.base import Kernel
 from firstlight.backends.cpu import _native
-from firstlight.backends.cpu.arrays import NO_WINDOW, are_floats, are_integers, are_pages, are_rows
-from firstlight.backends.cpu.matrices import matrix_of
+from firstlight.backends.cpu.arrays import NO_WINDOW, are_floats, are_integers, are_pages
+from firstlight.backends.cpu.block_parts import (
+    CannotMake,
+    made_of,
+    norm_of,
+    product_of,
+    rows_of,
+)
 from firstlight.backends.cpu.tuned_attention import TunedAttention
 from firstlight.formats.base import Floats
 from firstlight.ops.attention_block import AttentionBlock
 from firstlight.ops.experts_block import Expert, ExpertsBlock
 from firstlight.ops.feed_forward_block import FeedForwardBlock
-from firstlight.ops.gating import ClampedSwish
+from firstlight.ops.gating import ClampedSwish, Gating
 from firstlight.ops.head import Head
 from firstlight.ops.paging import PagedRows
-from firstlight.ops.parts import Norm, Product
 from firstlight.ops.rounding import RoundingOf
-
-Made = TypeVar("Made")
-_KEPT = "_cpu_made"
-
-
-class _CannotMake(Exception):
-    """The extension cannot read a part of a block."""
 
 
 class BlockKernels:
@@ -88,8 +81,8 @@ class BlockKernels:
         cosine_sine: Floats | None,
     ) -> bool:
         return (
-            _kept(block, _attention_block) is not None
-            and _kept(rows, _rows) is not None
+            made_of(block, _attention_block) is not None
+            and made_of(rows, rows_of) is not None
             and are_floats(x)
             and are_pages(keys)
             and are_pages(values)
@@ -106,18 +99,18 @@ class BlockKernels:
         cosine_sine: Floats | None,
     ) -> Floats:
         out = np.empty(x.shape, np.float32)
-        made, made_rows = _kept(block, _attention_block), _kept(rows, _rows)
+        made, made_rows = made_of(block, _attention_block), made_of(rows, rows_of)
         assert made is not None and made_rows is not None
         tuning = self._tuned.values(len(x), block.heads, keys, values, rows, block.window)
         self._native.attention_block(made, x, keys, values, made_rows, cosine_sine, out, **tuning)
         return out
 
     def accepts_feed_forward_block(self, x: Floats, block: FeedForwardBlock) -> bool:
-        return _kept(block, _feed_forward_block) is not None and are_floats(x)
+        return made_of(block, _feed_forward_block) is not None and are_floats(x)
 
     def feed_forward_block(self, x: Floats, block: FeedForwardBlock) -> Floats:
         out = np.empty(x.shape, np.float32)
-        made = _kept(block, _feed_forward_block)
+        made = made_of(block, _feed_forward_block)
         assert made is not None
         self._native.feed_forward_block(made, x, out)
         return out
@@ -125,96 +118,78 @@ class BlockKernels:
     def accepts_experts_block(
         self, x: Floats, block: ExpertsBlock, token_ids: NDArray[np.int32]
     ) -> bool:
-        return _kept(block, _experts_block) is not None and are_floats(x)
+        return made_of(block, _experts_block) is not None and are_floats(x)
 
     def experts_block(self, x: Floats, block: ExpertsBlock, token_ids: NDArray[np.int32]) -> Floats:
         out = np.empty(x.shape, np.float32)
-        made = _kept(block, _experts_block)
+        made = made_of(block, _experts_block)
         assert made is not None
         chosen = None if block.hash_table is None else block.hash_table[token_ids]
         self._native.experts_block(made, x, chosen, out)
         return out
 
     def accepts_logits(self, x: Floats, head: Head, wanted: NDArray[np.int32]) -> bool:
-        return _kept(head, _head) is not None and are_floats(x) and are_integers(wanted)
+        return made_of(head, _head) is not None and are_floats(x) and are_integers(wanted)
 
     def logits(self, x: Floats, head: Head, wanted: NDArray[np.int32]) -> Floats:
         out = np.empty((len(wanted), head.product.weight.shape[0]), np.float32)
-        made = _kept(head, _head)
+        made = made_of(head, _head)
         assert made is not None
         self._native.logits(made, x, wanted, out)
         return out
 
 
-def _kept(given: Any, make: Callable[[Any], Made]) -> Made | None:
-    """What `make` makes of it, made at the first use; None where the extension cannot read it."""
-    kept = given.__dict__
-    if _KEPT not in kept:
-        try:
-            kept[_KEPT] = make(given)
-        except _CannotMake:
-            kept[_KEPT] = None
-    made: Made | None = kept[_KEPT]
-    return made
-
-
-def _rows(rows: PagedRows) -> _native.PagedRows:
-    if not are_rows(rows):
-        raise _CannotMake
-    return _native.PagedRows(rows.row_starts, rows.positions, rows.page_table, rows.page_tokens)
-
-
 def _attention_block(block: AttentionBlock) -> _native.AttentionBlock:
-    if block.sinks is not None or block.residual_scale is None:
-        raise _CannotMake
+    if not (block.sinks is None or (are_floats(block.sinks) and block.soft_cap is None)):
+        raise CannotMake
     return _native.AttentionBlock(
         heads=block.heads,
         key_value_heads=block.key_value_heads,
         head_size=block.head_size,
-        query=_product(block.query),
-        key=_product(block.key),
-        value=_product(block.value),
-        output=_product(block.output),
+        query=product_of(block.query),
+        key=product_of(block.key),
+        value=product_of(block.value),
+        output=product_of(block.output),
         scale=block.scale,
-        pre_norm=_norm(block.pre_norm),
-        post_norm=_norm(block.post_norm),
-        query_norm=_norm(block.query_norm),
-        key_norm=_norm(block.key_norm),
+        pre_norm=norm_of(block.pre_norm),
+        post_norm=norm_of(block.post_norm),
+        query_norm=norm_of(block.query_norm),
+        key_norm=norm_of(block.key_norm),
         window=NO_WINDOW if block.window is None else block.window,
         soft_cap=_soft_cap(block.soft_cap),
         interleaved=block.interleaved,
         residual_scale=block.residual_scale,
+        sinks=block.sinks,
     )
 
 
 def _feed_forward_block(block: FeedForwardBlock) -> _native.FeedForwardBlock:
-    if block.residual_scale is None:
-        raise _CannotMake
     return _native.FeedForwardBlock(
-        gate=_product(block.gate),
-        up=_product(block.up),
-        down=_product(block.down),
+        gate=product_of(block.gate),
+        up=product_of(block.up),
+        down=product_of(block.down),
         activation=block.activation,
-        pre_norm=_norm(block.pre_norm),
-        post_norm=_norm(block.post_norm),
+        pre_norm=norm_of(block.pre_norm),
+        post_norm=norm_of(block.post_norm),
         residual_scale=block.residual_scale,
     )
 
 
 def _experts_block(block: ExpertsBlock) -> _native.ExpertsBlock:
-    if block.weighted_before or isinstance(block.gating, ClampedSwish):
-        raise _CannotMake
+    if block.weighted_before:
+        raise CannotMake
     if not (block.correction is None or are_floats(block.correction)):
-        raise _CannotMake
-    if block.residual_scale is None:
-        raise _CannotMake
-    routing = block.routing
+        raise CannotMake
+    if len(block.experts) != block.router.weight.shape[0]:
+        raise CannotMake
+    routing, gating = block.routing, block.gating
     return _native.ExpertsBlock(
-        router=_product(block.router),
+        router=product_of(block.router),
         products=[product for expert in block.experts for product in _expert(expert)],
         shared=[] if block.shared is None else _expert(block.shared),
-        shared_gate=None if block.shared_gate is None else _product(block.shared_gate),
-        activation=block.gating,
+        shared_gate=None if block.shared_gate is None else product_of(block.shared_gate),
+        activation="silu" if isinstance(gating, ClampedSwish) else gating,
+        clamp=_clamp(gating),
         top_k=routing.top_k,
         score=routing.score,
         groups=routing.groups,
@@ -223,42 +198,32 @@ def _experts_block(block: ExpertsBlock) -> _native.ExpertsBlock:
         renormalised=routing.renormalised,
         scale=routing.scale,
         correction=block.correction,
-        pre_norm=_norm(block.pre_norm),
-        post_norm=_norm(block.post_norm),
+        pre_norm=norm_of(block.pre_norm),
+        post_norm=norm_of(block.post_norm),
         residual_scale=block.residual_scale,
         use=block.use,
         places=block.places,
     )
 
 
+def _clamp(gating: Gating) -> tuple[float, float, float] | None:
+    if not isinstance(gating, ClampedSwish):
+        return None
+    return gating.limit, gating.slope, gating.offset
+
+
 def _expert(expert: Expert) -> list[_native.Product]:
-    return [_product(each) for each in (expert.gate, expert.up, expert.down)]
+    return [product_of(each) for each in (expert.gate, expert.up, expert.down)]
 
 
 def _head(head: Head) -> _native.Head:
     return _native.Head(
-        _product(head.product), _norm(head.norm), head.scale, _soft_cap(head.soft_cap)
+        product_of(head.product), norm_of(head.norm), head.scale, _soft_cap(head.soft_cap)
     )
-
-
-def _product(product: Product) -> _native.Product:
-    weight, bias = product.weight, product.bias
-    matrix = matrix_of(weight)
-    if matrix is None or not (bias is None or are_floats(bias)):
-        raise _CannotMake
-    return _native.Product(matrix, bias)
-
-
-def _norm(norm: Norm | None) -> _native.Norm | None:
-    if norm is None:
-        return None
-    if not (norm.weight is None or are_floats(norm.weight)):
-        raise _CannotMake
-    return _native.Norm(norm.size, norm.epsilon, norm.weight)
 
 
 def _soft_cap(cap: float | None) -> float:
     """As the extension takes it, where 0 is none."""
     if cap is not None and not cap > 0:
-        raise _CannotMake
+        raise CannotMake
     return cap or 0.0

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from firstlight.backends.base import Kernel, Parameter
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.arrays import NO_WINDOW, are_floats, are_integers, are_pages, are_rows
-from firstlight.backends.cpu.matrices import knows, matrix_of, stored_matrix
+from firstlight.backends.cpu.matrices import matrix_of, stored_matrix
 from firstlight.backends.cpu.packed import PackedMatrix, packed_bytes
 from firstlight.backends.cpu.tuned_attention import ATTENTION_PARAMETERS, allows_attention
 from firstlight.backends.cpu.tuned_matrices import (
@@ -19,11 +19,13 @@ from firstlight.backends.cpu.tuned_matrices import (
     tune_for,
 )
 from firstlight.formats.base import Floats, Format, Weight
+from firstlight.formats.float8 import F8_E4M3
 from firstlight.ops import elementwise
 from firstlight.ops.attention import state_format
 from firstlight.ops.elementwise import Activation
+from firstlight.ops.gating import ClampedSwish
 from firstlight.ops.paging import PagedRows
-from firstlight.ops.rounding import Rounding, bfloat16_for_bfloat16
+from firstlight.ops.rounding import Rounding, bfloat16_for_bfloat16, bfloat16_for_float8
 
 _Packed = Weight | PackedMatrix
 
@@ -70,18 +72,22 @@ class CpuKernels:
         self._native = native
         self._packed = packed
         self._bfloat16 = native.multiplies_bfloat16 and not exact
+        self._float8 = native.multiplies_float8 and not exact
 
     def all(self) -> tuple[Kernel, ...]:
         """Every kernel, in order of preference within an op."""
         return (
             *self._of_packed_weights(),
             *self._of_bfloat16(),
+            *self._of_float8(),
             *self._of_stored_weights_and_state(),
         )
 
     def rounding(self, format: Format) -> Rounding:
         """How the product that is preferred for weights of a format rounds its activations."""
         if self._bfloat16 and format.name == "bf16":
+            return "bfloat16"
+        if self._float8 and format.name == F8_E4M3.name:
             return "bfloat16"
         return fixed_point(format) if self._packed else "none"
 
@@ -125,6 +131,21 @@ class CpuKernels:
             ),
         )
 
+    def _of_float8(self) -> tuple[Kernel, ...]:
+        if not self._float8:
+            return ()
+        return (
+            Kernel(
+                "linear",
+                "float8",
+                self.linear_bfloat16,
+                self.accepts_linear_float8,
+                rounding=bfloat16_for_float8,
+                parameters=LINEAR_PARAMETERS,
+                allows=allows_linear,
+            ),
+        )
+
     def _of_stored_weights_and_state(self) -> tuple[Kernel, ...]:
         return (
             Kernel(
@@ -149,6 +170,7 @@ class CpuKernels:
                 allows=allows_attention,
             ),
             Kernel("gate", "vector", self.gate, self.accepts_gate),
+            Kernel("clamped_gate", "vector", self.clamped_gate, self.accepts_clamped_gate),
             Kernel(
                 "add",
                 "vector",
@@ -188,10 +210,14 @@ class CpuKernels:
     ) -> bool:
         return weight.format.name == "bf16" and self.accepts_linear(x, weight, bias)
 
+    def accepts_linear_float8(self, x: Floats, weight: _Packed, bias: Floats | None = None) -> bool:
+        return weight.format.name == F8_E4M3.name and self.accepts_linear(x, weight, bias)
+
     def linear_bfloat16(
         self, x: Floats, weight: _Packed, bias: Floats | None = None, **tuning: int
     ) -> Floats:
-        """With activations rounded to bfloat16, as the weights are. Tunings as in `linear`."""
+        """With activations rounded to bfloat16, which holds the weights' values, or their codes'.
+        Tunings as in `linear`."""
         return self._product(x, weight, bias, tuning, round_to_bfloat16=True)
 
     def _product(
@@ -222,13 +248,14 @@ class CpuKernels:
     ) -> bool:
         return (
             isinstance(weight, Weight)
-            and not knows(weight.format)
+            and stored_matrix(weight) is None
             and are_floats(x)
             and (bias is None or are_floats(bias))
         )
 
     def linear_decoded(self, x: Floats, weight: Weight, bias: Floats | None = None) -> Floats:
-        """For formats without a decoder in the extension: decoded by NumPy, a few rows a time."""
+        """For what the extension cannot read (formats, and scales, of which it has no decoder):
+        decoded by NumPy, a few rows a time."""
         out = np.empty((len(x), len(weight.data)), np.float32)
         step = max(1, _DECODED_VALUES // max(1, weight.columns))
         for start in range(0, len(weight.data), step):
@@ -273,6 +300,15 @@ class CpuKernels:
     def gate(self, gate_values: Floats, up: Floats, activation: Activation) -> Floats:
         out = np.empty_like(up)
         self._native.gate(gate_values, up, activation, out)
+        return out
+
+    def accepts_clamped_gate(self, gate_values: Floats, up: Floats, numbers: ClampedSwish) -> bool:
+        return are_floats(gate_values) and are_floats(up)
+
+    def clamped_gate(self, gate_values: Floats, up: Floats, numbers: ClampedSwish) -> Floats:
+        out = np.empty_like(up)
+        limit, slope, offset = numbers.limit, numbers.slope, numbers.offset
+        self._native.clamped_gate(gate_values, up, limit, slope, offset, out)
         return out
 
     def accepts_add(self, x: Floats, y: Floats, scale: float = 1.0) -> bool:
@@ -369,6 +405,7 @@ class CpuKernels:
             window,
             soft_cap,
             round_to_bfloat16=False,
+            sinks=None,
             **tuning,
         )
 
@@ -408,6 +445,7 @@ class CpuKernels:
             window,
             soft_cap,
             round_to_bfloat16=True,
+            sinks=None,
             **tuning,
         )
 
@@ -423,13 +461,14 @@ def attend(
     soft_cap: float | None = None,
     *,
     round_to_bfloat16: bool,
-    tile_queries: int = 0,
-    head_parts: int = 0,
+    sinks: Floats | None = None,
+    **tuning: int,
 ) -> Floats:
     """The extension's paged attention: float32 [rows, heads, value_size].
 
-    `round_to_bfloat16`: queries and the softmax's weights, as keys and values are. The last two
-    change how long it takes, and no bit.
+    `round_to_bfloat16`: queries and the softmax's weights, as keys and values are. `sinks`: as in
+    `attention_with_sinks`. `tuning`: ATTENTION_PARAMETERS, which change how long it takes, and no
+    bit.
     """
     out = np.empty((*queries.shape[:2], values.shape[-1]), np.float32)
     native.attention(
@@ -445,7 +484,7 @@ def attend(
         soft_cap or 0.0,
         out,
         round_to_bfloat16=round_to_bfloat16,
-        tile_queries=tile_queries,
-        head_parts=head_parts,
+        sinks=sinks,
+        **tuning,
     )
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -12,9 +12,9 @@ from firstlight.backends.base import Kernel
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.arrays import are_floats, are_pages, are_rows
 from firstlight.backends.cpu.kernels import attend, fixed_point
-from firstlight.backends.cpu.matrices import knows
+from firstlight.backends.cpu.matrices import matrix_in_place
 from firstlight.backends.cpu.packed import ALIGNMENT, PANEL_ROWS, PackedMatrix, packed_bytes
-from firstlight.formats.base import Bytes, Floats, Weight
+from firstlight.formats.base import BlockScales, Floats, Weight
 from firstlight.formats.plain import F32
 from firstlight.ops.attention import state_format
 from firstlight.ops.paging import PagedRows
@@ -24,7 +24,7 @@ _KEPT = "_cpu_heads"
 
 
 @dataclass(frozen=True)
-class _Part:
+class HeadPart:
     """Which rows of each head, as in `head_linear`."""
 
     heads: int
@@ -78,7 +78,7 @@ class LatentKernels:
         return (
             isinstance(weight, PackedMatrix)
             and _are_heads(x)
-            and _in_panels(weight, _Part(x.shape[1], first, size, transposed))
+            and in_panels(weight, HeadPart(x.shape[1], first, size, transposed))
         )
 
     def accepts_head_linear(
@@ -94,7 +94,7 @@ class LatentKernels:
     ) -> Floats:
         """A product for each head; what it multiplies by is laid out once, and kept."""
         count, heads, _ = x.shape
-        matrices = _matrices_of(weight, _Part(heads, first, size, transposed))
+        matrices = matrices_of_heads(weight, HeadPart(heads, first, size, transposed))
         # Each head's rows side by side, as products take and give them.
         inputs = np.ascontiguousarray(x.transpose(1, 0, 2))
         outputs = np.empty((heads, count, matrices[0].rows), np.float32)
@@ -166,12 +166,12 @@ def _are_heads(x: Floats) -> bool:
     return are_floats(x) and x.ndim == 3 and x.shape[1] > 0 and x.shape[0] > 0
 
 
-def _matrices_of(weight: Weight | PackedMatrix, part: _Part) -> tuple[_native.Matrix, ...]:
+def matrices_of_heads(weight: Weight | PackedMatrix, part: HeadPart) -> tuple[_native.Matrix, ...]:
     """The extension's matrix of each head, kept among the weight's own attributes."""
     kept = weight.__dict__
-    made = cast("dict[_Part, tuple[_native.Matrix, ...]]", kept.setdefault(_KEPT, {}))
+    made = cast("dict[HeadPart, tuple[_native.Matrix, ...]]", kept.setdefault(_KEPT, {}))
     if part not in made:
-        if isinstance(weight, PackedMatrix) and _in_panels(weight, part):
+        if isinstance(weight, PackedMatrix) and in_panels(weight, part):
             made[part] = tuple(_panels(weight, part, head) for head in range(part.heads))
         else:
             stored = weight.unpack() if isinstance(weight, PackedMatrix) else weight
@@ -179,7 +179,7 @@ def _matrices_of(weight: Weight | PackedMatrix, part: _Part) -> tuple[_native.Ma
     return made[part]
 
 
-def _in_panels(weight: PackedMatrix, part: _Part) -> bool:
+def in_panels(weight: PackedMatrix, part: HeadPart) -> bool:
     """Whether each head's rows are whole panels, at addresses that panels may have."""
     places = (weight.rows // part.heads, part.first, part.size)
     if part.transposed or any(place % PANEL_ROWS for place in places):
@@ -193,7 +193,7 @@ def _panel_bytes(weight: PackedMatrix) -> int:
     return size
 
 
-def _panels(weight: PackedMatrix, part: _Part, head: int) -> _native.Matrix:
+def _panels(weight: PackedMatrix, part: HeadPart, head: int) -> _native.Matrix:
     """A head's rows where they lie."""
     panel = _panel_bytes(weight)
     begin = (head * (weight.rows // part.heads) + part.first) // PANEL_ROWS * panel
@@ -201,19 +201,18 @@ def _panels(weight: PackedMatrix, part: _Part, head: int) -> _native.Matrix:
     return _native.Matrix(weight.format.name, data, part.size, weight.columns, True)
 
 
-def _matrix(weight: Weight, part: _Part, head: int) -> _native.Matrix:
+def _matrix(weight: Weight, part: HeadPart, head: int) -> _native.Matrix:
     """Where the file lies, if the extension can read that; else a copy, in float32 unless single
     values can be moved as they are."""
     start = head * (weight.rows // part.heads) + part.first
     rows = weight.row_slice(start, start + part.size)
-    readable = knows(weight.format) and weight.scales is None
-    if readable and not part.transposed:
-        return _native.Matrix(
-            weight.format.name, np.ascontiguousarray(rows.data), part.size, weight.columns, False
-        )
-    if readable and weight.format.block_values == 1:
-        data = _transposed(rows.data, weight.format.block_bytes)
-        return _native.Matrix(weight.format.name, data, weight.columns, part.size, False)
+    if part.transposed:
+        moved = _transposed(rows)
+        made = None if moved is None else matrix_in_place(moved)
+    else:
+        made = matrix_in_place(replace(rows, data=np.ascontiguousarray(rows.data)))
+    if made is not None:
+        return made
     values = rows.decode()
     if part.transposed:
         values = values.T
@@ -221,8 +220,18 @@ def _matrix(weight: Weight, part: _Part, head: int) -> _native.Matrix:
     return _native.Matrix(F32.name, data, values.shape[0], values.shape[1], False)
 
 
-def _transposed(data: Bytes, value_bytes: int) -> Bytes:
-    """uint8 [rows, columns * value_bytes] -> [columns, rows * value_bytes]."""
-    rows = len(data)
-    values = data.reshape(rows, -1, value_bytes).swapaxes(0, 1)
-    return np.ascontiguousarray(values).reshape(-1, rows * value_bytes)
+def _transposed(weight: Weight) -> Weight | None:
+    """The same values with rows for columns; None where single ones, or their scales, cannot be
+    moved as they are."""
+    format, scales = weight.format, weight.scales
+    if format.block_values != 1 or not (scales is None or isinstance(scales, BlockScales)):
+        return None
+    if scales is not None:
+        first, rest = divmod(scales.first_row, scales.rows)
+        if rest:
+            return None
+        blocks = scales.values[first : first + -(-weight.rows // scales.rows)]
+        scales = BlockScales(np.ascontiguousarray(blocks.T), scales.columns, scales.rows)
+    values = weight.data.reshape(weight.rows, -1, format.block_bytes).swapaxes(0, 1)
+    data = np.ascontiguousarray(values).reshape(weight.columns, -1)
+    return Weight(format, (weight.columns, weight.rows), data, weight.name, scales)

@@ -17,7 +17,7 @@ _LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
-class _Softmax:
+class Softmax:
     """How scores become weights.
 
     Attributes:
@@ -93,7 +93,7 @@ class AttentionKernels:
         window: int | None,
         soft_cap: float | None,
     ) -> torch.Tensor:
-        softmax = _Softmax(scale, soft_cap, narrow=True)
+        softmax = Softmax(scale, soft_cap, narrow=True)
         return self._attend(queries, keys, values, rows, window, softmax)
 
     def attention(
@@ -106,7 +106,7 @@ class AttentionKernels:
         window: int | None,
         soft_cap: float | None,
     ) -> torch.Tensor:
-        return self._attend(queries, keys, values, rows, window, _Softmax(scale, soft_cap))
+        return self._attend(queries, keys, values, rows, window, Softmax(scale, soft_cap))
 
     def attention_with_sinks(
         self,
@@ -118,7 +118,7 @@ class AttentionKernels:
         window: int | None,
         sinks: torch.Tensor,
     ) -> torch.Tensor:
-        return self._attend(queries, keys, values, rows, window, _Softmax(scale, sinks=sinks))
+        return self._attend(queries, keys, values, rows, window, Softmax(scale, sinks=sinks))
 
     def accepts_latent_bfloat16(
         self,
@@ -141,7 +141,7 @@ class AttentionKernels:
         scale: float,
     ) -> torch.Tensor:
         shared = entries.unsqueeze(2)
-        softmax = _Softmax(scale, narrow=True)
+        softmax = Softmax(scale, narrow=True)
         return self._attend(queries, shared, None, rows, None, softmax, value_size)
 
     def latent_attention(
@@ -153,7 +153,7 @@ class AttentionKernels:
         scale: float,
     ) -> torch.Tensor:
         shared = entries.unsqueeze(2)
-        return self._attend(queries, shared, None, rows, None, _Softmax(scale), value_size)
+        return self._attend(queries, shared, None, rows, None, Softmax(scale), value_size)
 
     def _attend(
         self,
@@ -162,7 +162,7 @@ class AttentionKernels:
         values: torch.Tensor | None,
         rows: PagedRows,
         window: int | None,
-        softmax: _Softmax,
+        softmax: Softmax,
         value_size: int = 0,
     ) -> torch.Tensor:
         """Attention of all rows; without `values` they are the first `value_size` of the keys."""
@@ -170,14 +170,15 @@ class AttentionKernels:
         size = value_size if values is None else values.shape[3]
         out = torch.empty((count, heads, size), dtype=torch.float32, device=queries.device)
         for reading in readings(rows, window, heads, self._transfer):
-            key = _gather(keys, reading)
-            value = key[:, :, :size] if values is None else _gather(values, reading)
-            mixed = _mix(queries.index_select(0, reading.rows), key, value, reading, softmax)
+            key = gather(keys, reading)
+            value = key[:, :, :size] if values is None else gather(values, reading)
+            query = queries.index_select(0, reading.rows)
+            mixed = mix(query, key, value, reading.hidden, softmax)
             out.index_copy_(0, reading.rows, mixed)
         return out
 
 
-def _gather(pages: torch.Tensor, reading: Reading) -> torch.Tensor:
+def gather(pages: torch.Tensor, reading: Reading) -> torch.Tensor:
     """[pieces * key-value heads, seen, size]: what the pieces see of a stream."""
     _, _, heads, size = pages.shape
     pieces, seen = reading.slots.shape
@@ -189,17 +190,22 @@ def _gather(pages: torch.Tensor, reading: Reading) -> torch.Tensor:
     return found.reshape(pieces * heads, seen, size)
 
 
-def _mix(
+def mix(
     queries: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    reading: Reading,
-    softmax: _Softmax,
+    hidden: torch.Tensor,
+    softmax: Softmax,
 ) -> torch.Tensor:
-    """float32 [pieces * count, heads, value size] of the same rows' queries."""
-    pieces, seen = reading.slots.shape
+    """float32 [pieces * count, heads, value size] of these rows' queries, [.., heads, size].
+
+    Args:
+        key, value: [pieces * key-value heads, seen, size or value size].
+        hidden: bool [pieces, count, seen]; what a row must not see.
+    """
+    pieces, count, seen = hidden.shape
     _, heads, size = queries.shape
-    shared, count = len(key) // pieces, reading.count
+    shared = len(key) // pieces
     group = heads // shared
     # Query heads that share a key head stand below one another, as rows of one product.
     query = queries.reshape(pieces, count, shared, group, size).permute(0, 2, 3, 1, 4)
@@ -208,14 +214,14 @@ def _mix(
     scores = scores.reshape(pieces, shared, group, count, seen) * softmax.scale
     if softmax.soft_cap is not None:
         scores = softmax.soft_cap * torch.tanh(scores / softmax.soft_cap)
-    scores = scores.masked_fill(reading.hidden[:, None, None], -math.inf)
+    scores = scores.masked_fill(hidden[:, None, None], -math.inf)
     weights, total = _weights(scores, softmax)
     mixed = _product(weights.reshape(pieces * shared, group * count, seen), value, softmax.narrow)
     mixed = mixed.reshape(pieces, shared, group, count, -1) / total
     return mixed.permute(0, 3, 1, 2, 4).reshape(pieces * count, heads, -1)
 
 
-def _weights(scores: torch.Tensor, softmax: _Softmax) -> tuple[torch.Tensor, torch.Tensor]:
+def _weights(scores: torch.Tensor, softmax: Softmax) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights [..., seen] that are not divided yet, and what by, [..., 1]."""
     if softmax.narrow:
         scores = scores * _LOG2_E

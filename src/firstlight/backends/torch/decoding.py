@@ -16,6 +16,7 @@ import torch
 
 from firstlight.backends.torch.transfer import as_tensor
 from firstlight.formats.base import Floats
+from firstlight.formats.codes import E2M1, pack_nibbles
 from firstlight.formats.iq4 import LEVELS
 from firstlight.formats.registry import get_format
 
@@ -244,6 +245,26 @@ def _e4m3_values() -> Floats:
     return get_format("f8_e4m3").decode(np.arange(256, dtype=np.uint8))
 
 
+# Bare codes, whose scales lie elsewhere --------------------------------------------------------
+
+
+def _u4(blocks: torch.Tensor) -> torch.Tensor:
+    return nibbles_in_turn(blocks).float()
+
+
+def _u8(blocks: torch.Tensor) -> torch.Tensor:
+    return blocks.float()
+
+
+def _e2m1(blocks: torch.Tensor) -> torch.Tensor:
+    return look_up(table("e2m1", blocks.device, _e2m1_values), nibbles_in_turn(blocks))
+
+
+def _e2m1_values() -> Floats:
+    codes = np.arange(16, dtype=np.uint8)
+    return E2M1.decode(pack_nibbles(codes))
+
+
 @cache
 def block_decoders() -> dict[str, Decoder]:
     """The formats, other than PLAIN, that are decoded on the device."""
@@ -267,5 +288,8 @@ def block_decoders() -> dict[str, Decoder]:
         "tq1_0": _tq1_0,
         "tq2_0": _tq2_0,
         "f8_e4m3": _f8_e4m3,
+        "u4": _u4,
+        "u8": _u8,
+        "e2m1": _e2m1,
         **CODEBOOKS,
     }

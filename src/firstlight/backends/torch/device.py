@@ -15,7 +15,7 @@ import torch
 from firstlight.backends.torch.quirks import HOST, INSTEAD, quirk_of
 from firstlight.errors import DeviceError
 from firstlight.host.memory import available_memory, total_memory
-from firstlight.host.processor import processor
+from firstlight.host.processor import processor, usable_cores
 
 _USE_INSTEAD = f"Use --device {INSTEAD} or --device cpu"
 
@@ -75,7 +75,42 @@ def all_places() -> tuple[str, ...]:
     return (*found, HOST.type)
 
 
-def _is_accelerator(device: torch.device) -> bool:
+def places_of_range(kind: str, first: int, last: int) -> tuple[str, ...]:
+    """The devices of a type from one index to another, one for each rank of a model. Of the host's
+    processor, which is one device, every rank gets its share.
+
+    Raises:
+        DeviceError: there are not so many, or PyTorch knows no such type.
+    """
+    name, count = f"device 'torch:{kind}:{first}-{last}'", last - first + 1
+    try:
+        device = torch.device(kind)
+    except RuntimeError as error:
+        raise DeviceError(
+            name,
+            f"PyTorch {torch.__version__} knows no type of that name",
+            "Name a type as PyTorch writes it, or install the plug-in of the chip's maker",
+        ) from error
+    if quirk_of(device).on_host:
+        most = max(2, usable_cores())
+        if count > most:
+            raise DeviceError(
+                name, f"{count} ranks have no core each", f"Use at most {most}: 0-{most - 1}"
+            )
+        return (kind,) * count
+    there = torch.accelerator.device_count() if is_accelerator(device) else last + 1
+    if last >= there:
+        which = f"one, {kind}:0" if there == 1 else f"{there}, numbered from 0"
+        raise DeviceError(
+            name,
+            f"of that type there {'are' if there > 1 else 'is'} {which if there else 'none'}",
+            "See which there are: firstlight devices",
+        )
+    return tuple(f"{kind}:{index}" for index in range(first, last + 1))
+
+
+def is_accelerator(device: torch.device) -> bool:
+    """Whether `torch.accelerator` speaks for it."""
     current = torch.accelerator.current_accelerator()
     return current is not None and current.type == device.type
 
@@ -91,7 +126,7 @@ def synchronize(device: torch.device) -> None:
     """Wait until everything asked of the device is done."""
     if quirk_of(device).on_host:
         return
-    if _is_accelerator(device):
+    if is_accelerator(device):
         torch.accelerator.synchronize(device)
     elif (wait := _ask(device, "synchronize")) is not None:
         wait()
@@ -117,7 +152,7 @@ def memory_of(device: torch.device) -> tuple[int, int]:
     quirk = quirk_of(device)
     if quirk.memory is not None:
         return quirk.memory()
-    if not quirk.on_host and _is_accelerator(device):
+    if not quirk.on_host and is_accelerator(device):
         with contextlib.suppress(Exception):
             free, total = torch.accelerator.get_memory_info(device)
             with contextlib.suppress(Exception):
@@ -149,3 +184,13 @@ def widens_bfloat16(device: torch.device) -> bool:
         # A device without it may say so in any way.
         return False
     return plain.to(HOST).tolist() == wanted == batched.to(HOST).tolist()
+
+
+def has_doubles(device: torch.device) -> bool:
+    """Whether float64 numbers can be summed there."""
+    try:
+        numbers = torch.tensor([1.0, 2.0**-40], dtype=torch.float64).to(device)
+        return torch.cumsum(numbers, 0).to(HOST).tolist() == [1.0, 1.0 + 2.0**-40]
+    except Exception:
+        # A device without it may say so in any way.
+        return False

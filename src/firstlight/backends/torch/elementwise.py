@@ -21,6 +21,16 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, epsilon: float) -> to
     return normed if weight is None else normed * weight
 
 
+def layer_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
+) -> torch.Tensor:
+    # The mean of what is left is what the first mean was rounded by.
+    centred = x - x.mean(-1, keepdim=True)
+    centred = centred - centred.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    return centred * torch.rsqrt(variance + epsilon) * weight + bias
+
+
 def rotary(x: torch.Tensor, cosine_sine: torch.Tensor, interleaved: bool) -> torch.Tensor:
     half = cosine_sine.shape[2]
     cosine, sine = cosine_sine[:, None, 0], cosine_sine[:, None, 1]
@@ -83,7 +93,8 @@ class RowKernels:
     def all(self) -> tuple[Kernel, ...]:
         """Every kernel."""
         alone = (
-            rms_norm, rotary, gate, clamped_gate, add, scale, soft_cap, take_columns, join_columns,
+            rms_norm, layer_norm, rotary, gate, clamped_gate, add, scale, soft_cap, take_columns,
+            join_columns,
         )  # fmt: skip
         return (
             *(Kernel(run.__name__, "plain", run) for run in alone),

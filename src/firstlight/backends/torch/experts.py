@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,12 +11,12 @@ from torch.nn import functional
 
 from firstlight.backends.base import Kernel
 from firstlight.backends.torch.elementwise import add, clamped_gate, gate, rms_norm
-from firstlight.backends.torch.products import ProductKernels
+from firstlight.backends.torch.matrix import DeviceMatrix
 from firstlight.backends.torch.transfer import Transfer
 from firstlight.ops.experts_block import Expert, ExpertsBlock
 from firstlight.ops.gating import ClampedSwish, Gating
 from firstlight.ops.parts import Norm, Product
-from firstlight.ops.rounding import bfloat16_for_bfloat16, no_rounding
+from firstlight.ops.rounding import RoundingOf
 from firstlight.ops.routing import Routing
 
 Integers = NDArray[np.int32]
@@ -23,17 +25,26 @@ Integers = NDArray[np.int32]
 _LEAST_SUM = 1e-20
 
 
+class Products(Protocol):
+    """What experts need of products."""
+
+    def product(
+        self, x: torch.Tensor, weight: DeviceMatrix, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x @ weight.T + bias."""
+
+
 class ExpertsKernels:
     """The kernels of one device.
 
     Args:
-        narrow: whether `products` rounds activations for bfloat16 weights.
+        rounding: of activations by `products`.
     """
 
-    def __init__(self, transfer: Transfer, products: ProductKernels, narrow: bool) -> None:
+    def __init__(self, transfer: Transfer, products: Products, rounding: RoundingOf) -> None:
         self._transfer = transfer
         self._products = products
-        self._rounding = bfloat16_for_bfloat16 if narrow else no_rounding
+        self._rounding = rounding
 
     def all(self) -> tuple[Kernel, ...]:
         """Every kernel."""
@@ -57,17 +68,24 @@ class ExpertsKernels:
     ) -> torch.Tensor:
         """One wait for the device, to learn which experts are needed."""
         normed = _norm(x, block.pre_norm)
-        chosen = None if block.hash_table is None else block.hash_table[token_ids]
-        logits = self._product(normed, block.router)
-        places, weights = self._choose(logits, block.routing, block.correction, chosen)
+        places, weights = self.choose_for(normed, block, token_ids)
         out = self._experts(normed, block, places, weights)
         if block.shared is not None:
-            shared = self._expert(normed, block.shared, block.gating)
+            shared = self.expert(normed, block.shared, block.gating)
             if block.shared_gate is not None:
-                shared = torch.sigmoid(self._product(normed, block.shared_gate)) * shared
+                shared = torch.sigmoid(self.product(normed, block.shared_gate)) * shared
             out = out + shared
         out = _norm(out, block.post_norm)
         return out if block.residual_scale is None else add(x, out, block.residual_scale)
+
+    def choose_for(
+        self, normed: torch.Tensor, block: ExpertsBlock, token_ids: Integers
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(int64, float32), both [n, top_k]: the experts of each row of the normed stream, and
+        their weights."""
+        chosen = None if block.hash_table is None else block.hash_table[token_ids]
+        logits = self.product(normed, block.router)
+        return self._choose(logits, block.routing, block.correction, chosen)
 
     def _experts(
         self, x: torch.Tensor, block: ExpertsBlock, places: torch.Tensor, weights: torch.Tensor
@@ -86,27 +104,32 @@ class ExpertsKernels:
         factors = weights.reshape(-1).index_select(0, pairs)[:, None]
         if block.weighted_before:
             given = given * factors
-        result = torch.empty_like(given)
-        counts = np.bincount(numbers, minlength=len(block.experts))
-        start = 0
+        counts = np.bincount(numbers, minlength=block.router.weight.shape[0])
+        ends = np.cumsum(counts)
+        here = range(block.first, block.first + len(block.experts))
+        # What goes to experts of other ranks gives nothing here.
+        whole = len(here) == len(counts)
+        result = torch.empty_like(given) if whole else torch.zeros_like(given)
         for index in np.flatnonzero(counts).tolist():
-            stop = start + int(counts[index])
-            part = given[start:stop]
-            result[start:stop] = self._expert(part, block.experts[index], block.gating)
-            start = stop
+            if index in here:
+                mine = slice(int(ends[index] - counts[index]), int(ends[index]))
+                expert = block.experts[index - block.first]
+                result[mine] = self.expert(given[mine], expert, block.gating)
         if not block.weighted_before:
             result = result * factors
         return result.index_select(0, back).reshape(count, top_k, x.shape[1]).sum(1)
 
-    def _expert(self, x: torch.Tensor, expert: Expert, gating: Gating) -> torch.Tensor:
-        gate_values, up = self._product(x, expert.gate), self._product(x, expert.up)
+    def expert(self, x: torch.Tensor, expert: Expert, gating: Gating) -> torch.Tensor:
+        """One expert's result for every row of x."""
+        gate_values, up = self.product(x, expert.gate), self.product(x, expert.up)
         if isinstance(gating, ClampedSwish):
             joined = clamped_gate(gate_values, up, gating)
         else:
             joined = gate(gate_values, up, gating)
-        return self._product(joined, expert.down)
+        return self.product(joined, expert.down)
 
-    def _product(self, x: torch.Tensor, product: Product) -> torch.Tensor:
+    def product(self, x: torch.Tensor, product: Product) -> torch.Tensor:
+        """A product of the layer."""
         return self._products.product(x, product.weight, product.bias)
 
     def _choose(

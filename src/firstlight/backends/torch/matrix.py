@@ -10,9 +10,15 @@ import numpy as np
 import torch
 
 from firstlight.backends.torch.decoding import PLAIN, block_decoders
+from firstlight.backends.torch.group_scales import (
+    DeviceGroupScales,
+    decodes_scales,
+    put_group_scales,
+)
 from firstlight.backends.torch.quirks import HOST
 from firstlight.backends.torch.transfer import Transfer, as_array
-from firstlight.formats.base import BlockScales, Bytes, Floats, Format, Weight
+from firstlight.formats.base import BlockScales, Floats, Format, Scales, Weight
+from firstlight.formats.group_scales import GroupScales
 from firstlight.formats.plain import F32
 
 
@@ -34,8 +40,14 @@ class DeviceScales:
     def multiply(self, values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Values [len(rows), columns] of those rows of the weight, each rounded once."""
         blocks = torch.div(rows + self.first_row, self.rows, rounding_mode="floor")
-        factors = self.values.index_select(0, blocks).repeat_interleave(self.columns, 1)
+        wide = min(self.columns, values.shape[1])
+        factors = self.values.index_select(0, blocks).repeat_interleave(wide, 1)
         return values * factors[:, : values.shape[1]]
+
+    def on_host(self) -> BlockScales:
+        """The same as a weight of the host has them."""
+        values: Floats = self.values.to(HOST).numpy()
+        return BlockScales(values, self.rows, self.columns, self.first_row)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +66,7 @@ class DeviceMatrix:
     shape: tuple[int, ...]
     data: torch.Tensor
     name: str = ""
-    scales: DeviceScales | None = None
+    scales: DeviceScales | DeviceGroupScales | None = None
 
     @property
     def rows(self) -> int:
@@ -101,16 +113,14 @@ class DeviceMatrix:
         scales = self.scales
         if scales is None:
             return Weight(self.format, self.shape, stored, self.name)
-        values: Floats = scales.values.to(HOST).numpy()
-        blocks = BlockScales(values, scales.rows, scales.columns, scales.first_row)
-        return Weight(self.format, self.shape, stored, self.name, blocks)
+        return Weight(self.format, self.shape, stored, self.name, scales.on_host())
 
 
 def put_on_device(weight: Weight, transfer: Transfer) -> DeviceMatrix:
     """A weight on the device in its storage format; one that is not decoded there in float32."""
     format, shape, scales = weight.format, weight.shape, weight.scales
     known = format.name in PLAIN or format.name in block_decoders()
-    if not known or not (scales is None or isinstance(scales, BlockScales)):
+    if not (known and _scales_are_known(scales)):
         # f64 values become float32 numbers in every product anyway.
         if format.name != "f64":
             name, scaled = weight.name or "a weight", "" if scales is None else " with its scales"
@@ -122,17 +132,19 @@ def put_on_device(weight: Weight, transfer: Transfer) -> DeviceMatrix:
         data = transfer.load(np.array(weight.decode(), np.float32))
         return DeviceMatrix(F32, shape, data, weight.name)
     dtype = PLAIN.get(format.name)
-    stored = transfer.load(_aligned(weight.data, 1 if dtype is None else dtype.itemsize))
+    stored = transfer.load(weight.data, 1 if dtype is None else dtype.itemsize)
     if dtype is not None:
         stored = stored.reshape(-1).view(dtype).reshape(weight.rows, weight.columns)
-    if scales is None:
-        return DeviceMatrix(format, shape, stored, weight.name)
-    values = transfer.load(np.asarray(scales.values, np.float32))
-    on_device = DeviceScales(values, scales.rows, scales.columns, scales.first_row)
+    on_device: DeviceScales | DeviceGroupScales | None = None
+    if isinstance(scales, BlockScales):
+        values = transfer.load(np.asarray(scales.values, np.float32))
+        on_device = DeviceScales(values, scales.rows, scales.columns, scales.first_row)
+    elif isinstance(scales, GroupScales):
+        on_device = put_group_scales(scales, weight.rows, transfer)
     return DeviceMatrix(format, shape, stored, weight.name, on_device)
 
 
-def _aligned(data: Bytes, size: int) -> Bytes:
-    """The bytes at a multiple of an item's size: where they lie, but for files that put a tensor
-    anywhere."""
-    return data.copy() if data.ctypes.data % size else data
+def _scales_are_known(scales: Scales | None) -> bool:
+    if isinstance(scales, GroupScales):
+        return decodes_scales(scales)
+    return scales is None or isinstance(scales, BlockScales)

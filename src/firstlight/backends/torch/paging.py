@@ -14,6 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from firstlight.backends.torch.deferred_paging import (
+    is_deferred,
+    most_seen,
+    row_positions,
+    seen_slots,
+    slots_of,
+)
 from firstlight.backends.torch.transfer import Transfer
 from firstlight.ops.paging import PagedRows
 
@@ -50,11 +57,13 @@ def write_slots(rows: PagedRows, transfer: Transfer) -> torch.Tensor:
     """int64 [rows]: the entry of each row, counted through all pages of a stream."""
 
     def make() -> torch.Tensor:
+        if is_deferred(rows):
+            return slots_of(rows, row_positions(rows, transfer)[:, None], transfer)[:, 0]
         page_index = rows.positions // rows.page_tokens
         page = rows.page_table[rows.row_sequences(), page_index].astype(np.int64)
         return transfer.upload(page * rows.page_tokens + rows.positions % rows.page_tokens)
 
-    return _kept(rows, ("slots", transfer.device), make)
+    return kept(rows, ("slots", transfer.device), make)
 
 
 def readings(
@@ -63,13 +72,27 @@ def readings(
     """What attention with so many heads computes together."""
 
     def make() -> tuple[Reading, ...]:
+        if is_deferred(rows):
+            return tuple(_deferred_readings(rows, window, heads, transfer))
         table = transfer.upload(rows.page_table.astype(np.int64))
         return tuple(
             _reading(rows, group, seen, window, table, transfer)
             for seen, group in _groups(rows, window, heads)
         )
 
-    return _kept(rows, ("readings", transfer.device, window, heads), make)
+    return kept(rows, ("readings", transfer.device, window, heads), make)
+
+
+def _deferred_readings(
+    rows: PagedRows, window: int | None, heads: int, transfer: Transfer
+) -> Iterator[Reading]:
+    seen = padded(most_seen(rows, window))
+    slots, hidden = seen_slots(rows, window, seen, transfer)
+    each = torch.arange(len(slots), device=transfer.device)
+    together = max(1, MOST_SCORES // max(1, heads * seen))
+    for start in range(0, len(slots), together):
+        part = slice(start, start + together)
+        yield Reading(1, each[part], slots[part], hidden[part, None])
 
 
 @dataclass(frozen=True)
@@ -141,7 +164,7 @@ def _reading(
     return Reading(count, (start + each).reshape(-1), slots, hidden)
 
 
-def _kept(rows: PagedRows, key: tuple[object, ...], make: Callable[[], Made]) -> Made:
+def kept(rows: PagedRows, key: tuple[object, ...], make: Callable[[], Made]) -> Made:
     """Made once for these rows, and kept among their attributes."""
     made: dict[tuple[object, ...], Made] = rows.__dict__.setdefault(_KEPT, {})
     if key not in made:

@@ -114,7 +114,7 @@ def attention_block(
         compressor=_compressor(spec.compressor, weights),
         indexer=_indexer(spec.indexer, weights),
         pre_norm=norm(residual.pre_norm, weights),
-        post_norm=norm(residual.post_norm, weights),
+        post_norm=norm(residual.block_norm, weights),
         residual_scale=residual.block_scale,
     )
 

@@ -32,7 +32,7 @@ def attention_block(
         output=product(spec.output, weights),
         scale=spec.scale,
         pre_norm=norm(residual.pre_norm, weights),
-        post_norm=norm(residual.post_norm, weights),
+        post_norm=norm(residual.block_norm, weights),
         query_norm=norm(spec.query_norm, weights),
         key_norm=norm(spec.key_norm, weights),
         window=spec.window,

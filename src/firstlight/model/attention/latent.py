@@ -78,6 +78,6 @@ def _latent_block(
         scale=spec.scale,
         interleaved=spec.rope.interleaved,
         pre_norm=norm(residual.pre_norm, weights),
-        post_norm=norm(residual.post_norm, weights),
+        post_norm=norm(residual.block_norm, weights),
         residual_scale=residual.block_scale,
     )

@@ -27,6 +27,7 @@ from firstlight.ops.routing import Routing
 
 # Far beyond any published model.
 _LARGEST_MAGNITUDE = 1e3
+_LONGEST_TURNED = 1 << 16
 
 
 def spec(parts: Parts) -> ModelSpec:
@@ -228,7 +229,7 @@ def _layers_with_experts(parts: Parts) -> tuple[bool, ...]:
 
 
 def _rope(parts: Parts, interleaved: bool) -> RopeSpec:
-    size = parts.config.integer("qk_rope_head_dim")
+    size = parts.config.integer("qk_rope_head_dim", most=_LONGEST_TURNED)
     if size % 2:
         raise parts.config.error("qk_rope_head_dim", f"is {size}, which are not whole pairs")
     config = parts.config

@@ -21,6 +21,11 @@ from firstlight.model.compressed_spec import (
 )
 from firstlight.model.families.config import Config, shown
 from firstlight.model.families.deepseek_v4_names import names_of
+from firstlight.model.families.deepseek_v4_prediction import (
+    prediction_layers,
+    predictor_parts,
+    predictor_spec,
+)
 from firstlight.model.families.experts import experts_spec, routing_numbers, sizes
 from firstlight.model.families.parts import Parts
 from firstlight.model.families.rope import rope_spec
@@ -57,8 +62,18 @@ def spec(parts: Parts) -> ModelSpec:
     parts = parts.rename_whole(**names_of(parts.files.tensors))
     config = parts.config
     _check_variant(config)
+    layers, end, behind = _layers(parts), _end(parts), prediction_layers(parts)
+    predictor = None
+    if behind and behind[0].used:
+        inner = predictor_parts(parts)
+        predictor = predictor_spec(inner, _layers(inner)[0], _end(inner))
+    notes = tuple(each.note for each in behind)
+    return parts.model("deepseek_v4", layers, connection=end, notes=notes, predictor=predictor)
+
+
+def _layers(parts: Parts) -> tuple[LayerSpec, ...]:
     attention, feed_forward = _attention(parts), _feed_forward(parts)
-    layers = tuple(
+    return tuple(
         LayerSpec(
             attention(index),
             _residual(parts, "attention", index),
@@ -67,8 +82,6 @@ def spec(parts: Parts) -> ModelSpec:
         )
         for index in range(parts.layers)
     )
-    end = _connection(parts, "end", None)
-    return parts.model("deepseek_v4", layers, connection=end, notes=_left_out(parts))
 
 
 def _check_variant(config: Config) -> None:
@@ -212,14 +225,24 @@ def _ropes(parts: Parts) -> tuple[RopeSpec, RopeSpec]:
 
 
 def _residual(parts: Parts, role: str, layer: int) -> ResidualSpec:
-    return replace(parts.residual(role, layer), connection=_connection(parts, role, layer))
+    streams = _streams(parts)
+    connection = _connection(parts, role, layer, (2 + streams) * streams, 3)
+    return replace(parts.residual(role, layer), connection=connection)
 
 
-def _connection(parts: Parts, role: str, layer: int | None) -> HyperConnectionSpec:
-    """Of a layer's block; or of the model's end, which has no more than what is taken."""
-    config = parts.config
-    streams = config.integer("hc_mult", most=_MOST_STREAMS)
-    count, scales = ((2 + streams) * streams, 3) if layer is not None else (streams, 1)
+def _end(parts: Parts) -> HyperConnectionSpec:
+    """Of the model's end, which has no more than what is taken."""
+    return _connection(parts, "end", 0, _streams(parts), 1)
+
+
+def _streams(parts: Parts) -> int:
+    return parts.config.integer("hc_mult", most=_MOST_STREAMS)
+
+
+def _connection(
+    parts: Parts, role: str, layer: int, count: int, scales: int
+) -> HyperConnectionSpec:
+    config, streams = parts.config, _streams(parts)
 
     def source(part: str, *shape: int) -> TensorSource:
         return TensorSource(parts.tensor_name(f"{role}_{part}", layer), shape)
@@ -302,18 +325,3 @@ def _by_table(parts: Parts) -> tuple[bool, ...]:
         return tuple(name == "hash_moe" for name in names)
     first = config.integer("num_hash_layers", 3, least=0)
     return tuple(index < first for index in range(count))
-
-
-# Multi-token prediction ------------------------------------------------------------------------
-
-
-def _left_out(parts: Parts) -> tuple[str, ...]:
-    """A note on the layers behind the last, which predict further tokens for drafts."""
-    count = parts.config.integer("num_nextn_predict_layers", 0, least=0, most=64)
-    names = parts.files.tensors
-    prefixes = [f"{stem}mtp.{index}" for stem in ("", "model.") for index in range(count)]
-    return tuple(
-        f"{prefix}, a layer of multi-token prediction, is left out"
-        for prefix in prefixes
-        if any(name.startswith(f"{prefix}.") for name in names)
-    )

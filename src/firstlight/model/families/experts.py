@@ -140,22 +140,27 @@ def experts_spec(
 def _expert(parts: Parts, layer: int, index: int, sizes: Sizes, bias: bool) -> ExpertSpec:
     if parts.gguf and parts.has("experts_gate", layer):
         return _stacked_apart(parts, layer, index, sizes)
-    # Those with biases have no other layout.
-    if not parts.gguf and (
-        bias or parts.tensor_name("experts_gate_up", layer) in parts.files.tensors
-    ):
+    # Those with biases are published in no other layout; quantised ones are one by one.
+    stacked = parts.tensor_name("experts_gate_up", layer) in parts.files.tensors
+    if not parts.gguf and (stacked or (bias and not _one_by_one(parts, layer))):
         return _stacked_and_fused(parts, layer, index, sizes, bias)
     hidden = parts.hidden_size
 
     def product(role: str, rows: int, columns: int) -> LinearSpec:
         name = parts.tensor_name(role, layer, index)
-        return LinearSpec(TensorSource(f"{name}.weight", (rows, columns)))
+        weight = TensorSource(f"{name}.weight", (rows, columns))
+        return LinearSpec(weight, TensorSource(f"{name}.bias", (rows,)) if bias else None)
 
     return ExpertSpec(
         product("expert_gate", sizes.width, hidden),
         product("expert_up", sizes.width, hidden),
         product("expert_down", hidden, sizes.width),
     )
+
+
+def _one_by_one(parts: Parts, layer: int) -> bool:
+    first = f"{parts.tensor_name('expert_gate', layer, 0)}.weight"
+    return parts.apart or first in parts.files.tensors
 
 
 def _stacked_apart(parts: Parts, layer: int, index: int, sizes: Sizes) -> ExpertSpec:

@@ -54,6 +54,7 @@ class Parts:
         gguf: the tensors are named and laid out as in GGUF files.
         renamed: role -> tensor name where a family departs from the layout's common names.
         norm_offset: added to norm weights on loading.
+        apart: where the files have no experts yet, they are named one by one.
     """
 
     config: Config
@@ -61,6 +62,7 @@ class Parts:
     gguf: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
     norm_offset: float = 0.0
+    apart: bool = False
 
     def with_defaults(self, **defaults: Any) -> Parts:
         """The same where keys that the config lacks take a family's published defaults.

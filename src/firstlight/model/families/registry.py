@@ -13,6 +13,7 @@ from firstlight.checkpoint.quantization import quantization_of
 from firstlight.errors import CheckpointError, UnsupportedModelError
 from firstlight.model.families.config import Config, shown
 from firstlight.model.families.gguf import config_from_metadata
+from firstlight.model.families.gguf_published import published_config, same_model
 from firstlight.model.families.names import HUGGING_FACE
 from firstlight.model.families.parts import Parts
 from firstlight.model.spec import ModelSpec
@@ -43,6 +44,7 @@ class Family:
             same architecture; None: any.
         quantization: a method of quantisation that published checkpoints of it are stored in and
             that its tensors' names give away; others are refused.
+        stacked: its experts are published in one tensor of all.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Family:
     experts: bool = False
     quantization: str | None = None
     gating: int | None = None
+    stacked: bool = False
 
     def spec(self, parts: Parts) -> ModelSpec:
         """The family's own function from config and tensor names to a spec."""
@@ -67,7 +70,7 @@ FAMILIES = (
     Family("gemma2", ("gemma2",), ("gemma2",)),
     Family("gemma3", ("gemma3_text", "gemma3"), ("gemma3",)),
     Family("glm4_moe", ("glm4_moe",), ("glm4moe",), experts=True),
-    Family("gpt_oss", ("gpt_oss",), ("gpt-oss",), experts=True, quantization="mxfp4"),
+    Family("gpt_oss", ("gpt_oss",), ("gpt-oss",), experts=True, quantization="mxfp4", stacked=True),
     Family("granite", ("granite",), ("granite",)),
     Family("llama", ("llama",), ("llama",)),
     Family("mistral", ("mistral",), ()),
@@ -81,6 +84,11 @@ FAMILIES = (
     Family("qwen3_moe", ("qwen3_moe",), ("qwen3moe",), experts=True),
     Family("smollm3", ("smollm3",), ("smollm3",)),
 )
+
+
+# What newer converters call families in GGUF files that are read from safetensors alone: the
+# layouts of these files have no description or reader yet that ours could be compared with.
+_PUBLISHED_ONLY = {"deepseek32": "deepseek_v32", "deepseek4": "deepseek_v4"}
 
 
 def find_family(files: ModelFiles) -> Family:
@@ -112,6 +120,14 @@ def find_family(files: ModelFiles) -> Family:
                 known[kind] = family
     if name in known:
         return known[name]
+    if gguf and name in _PUBLISHED_ONLY:
+        raise UnsupportedModelError(
+            files.location,
+            f"its architecture {shown(name)} is family {_PUBLISHED_ONLY[name]}, which firstlight "
+            "does not read from GGUF files",
+            "Use the model as DeepSeek published it, in safetensors: `--weights int4` makes it "
+            "small on loading, `firstlight convert` once and for all",
+        )
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     reason = f"its family {shown(name)} is not one that firstlight knows: {', '.join(known)}"
     if nearest:
@@ -156,30 +172,43 @@ def spec_of_config(files: ModelFiles) -> ModelSpec:
     return family.spec(_parts(family, Config(files.location, files.config), files))
 
 
-def published_spec(files: ModelFiles, spec: ModelSpec) -> ModelSpec:
+def published_spec(files: ModelFiles, spec: ModelSpec, *, apart: bool = False) -> ModelSpec:
     """The same model with its tensors named and laid out as Hugging Face models are published:
-    experts one by one. `spec` itself where the files have that layout.
+    experts one by one, but for families that publish them stacked. `spec` itself where the files
+    have that layout.
+
+    Args:
+        apart: experts one by one in every family.
 
     Raises:
         UnsupportedModelError: the family publishes it in no layout that has the same parts.
     """
-    if files.kind != "gguf" and not any(source.stack for source in spec.sources()):
+    family = find_family(files)
+    stacks = [source for source in spec.sources() if source.stack is not None]
+    as_published = bool(stacks) == (family.stacked and not apart)
+    # In two tensors, codes and scales, it has a name of its own.
+    if files.kind != "gguf" and as_published and not any(each.scales for each in stacks):
         return spec
     named = _Unnamed(files.location)
-    family = find_family(files)
+    config: Config | None = Config(files.location, files.config)
     if files.kind == "gguf":
-        config = config_from_metadata(files.config, files, family.experts)
-        published = family.spec(Parts(config, named))
-    else:
-        published = family.spec(Parts(Config(files.location, files.config), named))
-    ours, theirs = spec.sources(), published.sources()
-    if [source.shape for source in ours] != [source.shape for source in theirs]:
+        config = config_as_published(files, spec)
+    published = None if config is None else family.spec(Parts(config, named, apart=apart))
+    if published is None or not same_model(spec, published):
         raise UnsupportedModelError(
             files.location,
-            f"its tensors do not correspond to those that family {family.name} is published with",
+            f"its numbers or tensors do not correspond to those that family {family.name} is "
+            "published with",
             "Use it as it is; `--weights` converts it while it is loaded",
         )
     return published
+
+
+def config_as_published(files: ModelFiles, spec: ModelSpec) -> Config | None:
+    """What config.json would say of a GGUF file's model; None where it has no words for it."""
+    config = config_from_metadata(files.config, files, find_family(files).experts)
+    values = published_config(config, spec)
+    return None if values is None else Config(files.location, values)
 
 
 @dataclass(frozen=True)

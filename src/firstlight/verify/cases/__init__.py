@@ -12,6 +12,11 @@ from firstlight.verify.cases.blocks import (
     feed_forward_block_cases,
     logits_cases,
 )
+from firstlight.verify.cases.choosing import (
+    choose_tokens_cases,
+    likeliest_tokens_cases,
+    token_log_probabilities_cases,
+)
 from firstlight.verify.cases.compressed import (
     compressed_attention_cases,
     pool_runs_cases,
@@ -60,6 +65,7 @@ _CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "attention": attention_cases,
     "attention_block": attention_block_cases,
     "attention_with_sinks": attention_with_sinks_cases,
+    "choose_tokens": choose_tokens_cases,
     "clamped_gate": clamped_gate_cases,
     "collapse_streams": collapse_streams_cases,
     "compressed_attention": compressed_attention_cases,
@@ -75,6 +81,7 @@ _CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "latent_attention": latent_attention_cases,
     "latent_attention_block": latent_attention_block_cases,
     "layer_norm": layer_norm_cases,
+    "likeliest_tokens": likeliest_tokens_cases,
     "linear": linear_cases,
     "logits": logits_cases,
     "pool_runs": pool_runs_cases,
@@ -89,6 +96,7 @@ _CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "stream_write": stream_write_cases,
     "take_columns": take_columns_cases,
     "take_rows": take_rows_cases,
+    "token_log_probabilities": token_log_probabilities_cases,
 }
 
 

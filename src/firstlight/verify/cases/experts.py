@@ -14,6 +14,7 @@ from firstlight.ops.parts import Norm, Product
 from firstlight.ops.routing import Routing
 from firstlight.verify.cases.attention import attention_cases
 from firstlight.verify.cases.base import Arguments, Case, normal
+from firstlight.verify.cases.scaled_weights import SCALED_WEIGHTS
 from firstlight.verify.random_weights import random_weight
 
 _VOCABULARY = 23
@@ -107,9 +108,11 @@ class _Shape:
     """What sets one case apart from another; see `ExpertsBlock`.
 
     Attributes:
-        formats: of gate, up and down, begun again where there are fewer.
+        formats: of gate, up and down, begun again where there are fewer; or names of
+            SCALED_WEIGHTS.
         columns: of the residual stream, and `width` within an expert.
         shared: width of the shared expert; 0: none.
+        here: first and end of the experts that the block has; None: all.
     """
 
     name: str
@@ -129,6 +132,7 @@ class _Shape:
     pre_norm: bool = True
     post_norm: bool = False
     residual_scale: float = 1.0
+    here: tuple[int, int] | None = None
     quick: bool = False
 
 
@@ -163,11 +167,36 @@ _SHAPES = (
         gating=ClampedSwish(0.5),
     ),
     _Shape("weighted before", 4, Routing(1, "sigmoid"), weighted_before=True, post_norm=True),
+    _Shape("some of the experts", 9, Routing(3), rows=11, shared=13, here=(4, 7), quick=True),
+    _Shape("the first experts, weighted before", 6, Routing(2), weighted_before=True, here=(0, 2)),
     _Shape("no norm, a residual scale", 4, Routing(2), pre_norm=False, residual_scale=0.22),
     _Shape("formats mixed", 4, Routing(2), ("q4_k", "q5_0", "q6_k"), 256, 512, 9, quick=True),
     _Shape("formats mixed, one row", 6, Routing(3), ("q4_k", "q8_0", "q4_0"), 256, 256, 1),
     _Shape("bf16", 5, Routing(2), ("bf16",), 192, 131, 21, shared=40, quick=True),
-    _Shape("mxfp4", 4, Routing(2), ("mxfp4",), 64, 96, 5),
+    _Shape("mxfp4", 4, Routing(2), ("mxfp4",), 64, 96, 5, quick=True),
+    _Shape(
+        "mxfp4, biases and a clamped gate, two rows",
+        *(5, Routing(3, renormalised=True), ("mxfp4",), 64, 32, 2),
+        gating=ClampedSwish(0.75, 1.702, 1.0),
+        biases=True,
+    ),
+    _Shape(
+        "int4 by few of many experts, and a weighed shared one",
+        *(23, Routing(1, "sigmoid"), ("q4_1",), 32, 64, 33),
+        shared=32,
+        shared_weighed=True,
+        residual_scale=0.5,
+    ),
+    _Shape(
+        "8-bit floats, weighted before",
+        *(4, Routing(2), ("f8_e4m3",), 67, 35, 17),
+        weighted_before=True,
+        post_norm=True,
+        gating="gelu_tanh",
+    ),
+    _Shape("fp8 in blocks", 4, Routing(2), ("f8_e4m3 in blocks",), 70, 42, 9, shared=22),
+    _Shape("nvfp4", 4, Routing(2), ("nvfp4 of two tensors, divided",), 66, 50, 9),
+    _Shape("int4", 4, Routing(2), ("int4 with zeros", "int4, reordered"), 66, 50, 9),
 )
 
 
@@ -182,7 +211,10 @@ def _experts_block(shape: _Shape) -> Case:
 
     def make(generator: np.random.Generator) -> Arguments:
         def product(format: str, rows: int, inputs: int, biased: bool = shape.biases) -> Product:
-            weight = random_weight(get_format(format), rows, inputs, generator)
+            if format in SCALED_WEIGHTS:
+                weight = SCALED_WEIGHTS[format](generator, rows, inputs)
+            else:
+                weight = random_weight(get_format(format), rows, inputs, generator)
             return Product(weight, normal(generator, rows) if biased else None)
 
         def expert(width: int) -> Expert:
@@ -196,11 +228,12 @@ def _experts_block(shape: _Shape) -> Case:
             return Norm(columns, 1e-6, (1 + normal(generator, columns) / 8) * size)
 
         top_k = shape.routing.top_k
+        first, stop = shape.here or (0, shape.experts)
         table = generator.integers(0, shape.experts, (_VOCABULARY, top_k)).astype(np.int32)
         block = ExpertsBlock(
             router=product("f32", shape.experts, columns),
             routing=shape.routing,
-            experts=tuple(expert(shape.width) for _ in range(shape.experts)),
+            experts=tuple(expert(shape.width) for _ in range(first, stop)),
             gating=shape.gating,
             correction=normal(generator, shape.experts) / 4 if shape.corrected else None,
             hash_table=table if shape.by_table else None,
@@ -210,6 +243,7 @@ def _experts_block(shape: _Shape) -> Case:
             pre_norm=norm() if shape.pre_norm else None,
             post_norm=norm() if shape.post_norm else None,
             residual_scale=shape.residual_scale,
+            first=first,
         )
         x = normal(generator, shape.rows, columns)
         tokens = generator.integers(0, _VOCABULARY, shape.rows).astype(np.int32)

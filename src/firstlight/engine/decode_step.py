@@ -1,0 +1,113 @@
+"""Steps that only decode, in a form that a device can record once and replay.
+
+They come in few shapes: rows and page tables are filled up to the next of a few numbers. What fills
+up is a row that is there already, once more: it writes the same entries to the same place.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from firstlight.engine.pages import NO_PAGE, PageAllocator
+from firstlight.engine.scheduler import Slice
+from firstlight.model.batch import Batch
+from firstlight.model.decoder import Decoder, State
+from firstlight.model.rope import cosines_and_sines
+from firstlight.ops import Tensor
+
+MOST_ROWS = 128
+"""Logits of all rows are in memory at once: with a large vocabulary a megabyte a row."""
+
+
+class DecodeSteps:
+    """The decode steps of one engine; `possible` where its device replays."""
+
+    def __init__(self, decoder: Decoder, state: State, pages: PageAllocator) -> None:
+        self._decoder = decoder
+        self._pages = pages
+        self._replay = None
+        # What is more than a decoder does more in a step than ask its device for ops.
+        if type(decoder) is Decoder and decoder.after_pass is None:
+            compute = partial(_logits, decoder, state, pages.page_tokens)
+            self._replay = decoder.ops.replayer(compute)
+
+    def logits(self, slices: list[Slice]) -> Tensor | None:
+        """Logits of each slice's row, float32 [at least as many rows, vocabulary], valid up to the
+        next step; None where the step is to be computed as any other."""
+        if self._replay is None or not self._replay.possible or not _only_decodes(slices):
+            return None
+        return self._replay(*self._arrays(slices))
+
+    def _arrays(self, slices: list[Slice]) -> list[np.ndarray[Any, Any]]:
+        """What `_logits` takes, filled up."""
+        rows = list(slices)
+        # What a row attends to is read again with it.
+        rows += [min(slices, key=lambda part: part.start)] * (padded_rows(len(rows)) - len(rows))
+        sequences = [part.sequence for part in rows]
+        starts = [part.start for part in rows]
+        positions = np.array(starts, np.int32)
+        pairs = list(zip(sequences, starts, strict=True))
+        lengths = np.array([max(each.length_floor, start + 1) for each, start in pairs], np.int32)
+        tokens = np.array([each.token_ids[start] for each, start in pairs], np.int32)
+        arrays: list[np.ndarray[Any, Any]] = [tokens, positions]
+        tables = [each.pages for each in sequences]
+        for group in range(len(self._pages.groups)):
+            table = self._pages.table_array(tables, group)
+            more = padded_pages(table.shape[1]) - table.shape[1]
+            arrays.append(np.pad(table, ((0, 0), (0, more)), constant_values=NO_PAGE))
+        ropes = self._decoder.ropes
+        arrays += (cosines_and_sines(rope, positions, lengths) for rope in ropes)
+        return arrays
+
+
+def _logits(
+    decoder: Decoder,
+    state: State,
+    page_tokens: int,
+    token_ids: Any,
+    positions: Any,
+    *more: Any,
+) -> Tensor:
+    """Logits of every row. All arrays may be deferred: nothing here looks into them."""
+    count, groups = len(positions), len(decoder.groups)
+    batch = Batch(
+        token_ids=token_ids,
+        positions=positions,
+        lengths=positions,
+        row_starts=np.arange(count + 1, dtype=np.int32),
+        page_tables=more[:groups],
+        page_tokens=page_tokens,
+        wanted=np.arange(count, dtype=np.int32),
+        angles=dict(zip(decoder.ropes, more[groups:], strict=True)),
+    )
+    return decoder.step(batch, state)
+
+
+def _only_decodes(slices: list[Slice]) -> bool:
+    """Whether each slice is one token that the next one is chosen after, and no more is wanted."""
+    return len(slices) <= MOST_ROWS and all(
+        part.tokens == 1
+        and part.completes
+        and part.sequence.stop.max_tokens != 0
+        and (part.sequence.receive_prompt_logits is None or part.sequence.output_ids)
+        for part in slices
+    )
+
+
+def padded_rows(count: int) -> int:
+    """1, 2, 4, 8, 16 and then multiples of 8, up to 64; behind that multiples of 16."""
+    if count <= 16:
+        return 1 << (count - 1).bit_length()
+    step = 8 if count <= 64 else 16
+    return -(-count // step) * step
+
+
+def padded_pages(count: int) -> int:
+    """Two numbers for each doubling: 1, 2, 3, 4, 6, 8, 12, 16 and so on."""
+    if count <= 1:
+        return 1
+    power = 1 << (count - 1).bit_length()
+    return power if count > power * 3 // 4 else power * 3 // 4

@@ -1,0 +1,40 @@
+"""Tiles of Triton's attention for steps that are recorded are those of any other step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from firstlight.ops.paging import PagedRows
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("window", [None, 1, 300])
+@pytest.mark.parametrize(("group", "size"), [(1, 16), (4, 16), (40, 16), (7, 2)])
+def test_tiles_of_positions_that_are_not_known_yet(
+    window: int | None, group: int, size: int
+) -> None:
+    from firstlight.backends.torch.deferred import Deferred
+    from firstlight.backends.torch.transfer import Transfer
+    from firstlight.backends.torch.triton.query_tiles import page_table, split_tiles, whole_tiles
+
+    positions = np.array([7, 500, 7, 0, 1000, 993], np.int32)
+    table = np.arange(6 * 20, dtype=np.int32).reshape(6, 20)
+    known = PagedRows(np.arange(7, dtype=np.int32), positions, table, 64)
+    deferred = PagedRows(
+        known.row_starts,
+        *(Deferred(torch.from_numpy(array), array.dtype) for array in (positions, table)),  # type: ignore[arg-type]
+        page_tokens=64,
+    )
+    transfer = Transfer(torch.device("cpu"))
+    expected = split_tiles(known, window, group, size, transfer)
+    found = split_tiles(deferred, window, group, size, transfer)
+    assert expected is not None and found is not None
+    assert torch.equal(found.numbers, expected.numbers)
+    assert torch.equal(found.rows, expected.rows)
+    assert found.numbers.dtype == found.rows.dtype == torch.int32
+    # Parts for all that the page table has room for: those too many are empty.
+    assert found.parts >= expected.parts
+    assert torch.equal(page_table(deferred, transfer), page_table(known, transfer))
+    assert whole_tiles(deferred, group, size, transfer) is None
