@@ -38,8 +38,8 @@ struct Float8Decoder {
     __m512i lower[2], upper[2], order;
 
     FIRSTLIGHT_INLINE Float8Decoder()
-        : lower{_mm512_load_si512(kFloat8Table.lower), _mm512_load_si512(kFloat8Table.lower + 64)},
-          upper{_mm512_load_si512(kFloat8Table.upper), _mm512_load_si512(kFloat8Table.upper + 64)},
+        : lower{_mm512_loadu_si512(kFloat8Table.lower), _mm512_load_si512(kFloat8Table.lower + 64)},
+          upper{_mm512_loadu_si512(kFloat8Table.upper), _mm512_load_si512(kFloat8Table.upper + 64)},
           order(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7)) {}
 
     // Codes in the order in which bytes are put together below, as two times 32 columns.
@@ -69,8 +69,8 @@ inline void decode_float8(const uint8_t* from, int64_t count, int64_t ahead, uin
         FIRSTLIGHT_FETCH_FAR(from + ahead + i);
         __m512i first, second;
         decoder.decode(load_codes(from + i, count - i), first, second);
-        _mm512_store_si512(to + 2 * i, first);
-        _mm512_store_si512(to + 2 * i + 64, second);
+        _mm512_storeu_si512(to + 2 * i, first);
+        _mm512_storeu_si512(to + 2 * i + 64, second);
     }
 }
 
@@ -103,7 +103,7 @@ inline void float8_products(const Float8Row* rows, const Float8Chunk& chunk, con
     const auto add_products = [&](const __m512i (&weights)[Rows], int64_t i) FIRSTLIGHT_INLINED {
         FIRSTLIGHT_UNROLL
         for (int x = 0; x < Inputs; ++x) {
-            const __m512i input = _mm512_load_si512(right + x * stride + i);
+            const __m512i input = _mm512_loadu_si512(right + x * stride + i);
             FIRSTLIGHT_UNROLL
             for (int r = 0; r < Rows; ++r) {
                 sum_of[r][x] = add_pairs(sum_of[r][x], weights[r], input);
@@ -118,8 +118,8 @@ inline void float8_products(const Float8Row* rows, const Float8Chunk& chunk, con
             if constexpr (Stored) {
                 decoder.decode(load_codes(rows[r].data + i, count), first[r], second[r]);
             } else {
-                first[r] = _mm512_load_si512(rows[r].data + 2 * i);
-                if (count > 32) second[r] = _mm512_load_si512(rows[r].data + 2 * i + 64);
+                first[r] = _mm512_loadu_si512(rows[r].data + 2 * i);
+                if (count > 32) second[r] = _mm512_loadu_si512(rows[r].data + 2 * i + 64);
             }
         }
         add_products(first, i);

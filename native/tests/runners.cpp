@@ -54,8 +54,14 @@ StoredMatrix packed_matrix(const Case& one, const std::string& name) {
 
 const FormatInfo* known_format(const Case& one, const char* name) {
     const std::string& format = one.text(std::string(name) + ".format");
-    // Kernels read whole groups of it only; the rest stays with the definition.
-    if (format == "e2m1" && integer(one, std::string(name) + ".columns") % 16) return nullptr;
+    // Kernels read whole groups of it only, and blocks of scales whose columns are whole steps or
+    // all there are; the rest stays with the definition.
+    const int64_t columns = integer(one, std::string(name) + ".columns");
+    if (format == "e2m1" && columns % 16) return nullptr;
+    if (one.array_or_null(std::string(name) + ".scales")) {
+        const int64_t block = integer(one, std::string(name) + ".scales.columns");
+        if (block % 32 && block < columns) return nullptr;
+    }
     for (const FormatInfo& info : kFormats) {
         if (format == info.name) return &info;
     }

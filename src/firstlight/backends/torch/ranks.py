@@ -50,13 +50,19 @@ class TorchRanks:
         os.environ.setdefault(f"{library.upper()}_SOCKET_IFNAME", _loopback_interface())
         with _others():
             store = distributed.FileStore(str(folder / "ranks"), ranks)  # type: ignore[attr-defined]
-            distributed.init_process_group(
-                library,
-                store=store,
-                rank=rank,
-                world_size=ranks,
-                timeout=timedelta(seconds=seconds),
-            )
+            try:
+                distributed.init_process_group(
+                    library,
+                    store=store,
+                    rank=rank,
+                    world_size=ranks,
+                    timeout=timedelta(seconds=seconds),
+                )
+            except BaseException:
+                # PyTorch names groups by a count of its own, which goes on where one fails: the
+                # next would have another name here than in ranks that are new.
+                distributed.distributed_c10d._world.group_count = 0
+                raise
         self._leave_threads = _share_threads(device, ranks)
 
     def sum(self, part: torch.Tensor) -> torch.Tensor:
