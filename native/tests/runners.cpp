@@ -82,7 +82,9 @@ bool packs_table(const Case& one) { return comes_in_panels(one, "table"); }
 bool multiplies_bfloat16(const KernelTable& kernels) { return kernels.multiplies_bfloat16; }
 bool is_bfloat16(const Case& one) { return one.text("weight.format") == "bf16"; }
 bool multiplies_float8(const KernelTable& kernels) { return kernels.multiplies_float8; }
-bool is_float8(const Case& one) { return one.text("weight.format") == "f8_e4m3"; }
+bool is_float8(const Case& one) {
+    return one.text("weight.format") == "f8_e4m3" && known_format(one, "weight");
+}
 
 // Products with weights -----------------------------------------------------------------------
 
