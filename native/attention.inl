@@ -165,6 +165,7 @@ struct AttentionStep {
 struct Seen {
     int64_t from, to;
 
+    explicit Seen(const BlockPlaces& places) : from(places.begin), to(places.end) {}
     Seen(const AttentionTile& tile, const BlockPlaces& places, int64_t block, int64_t query) {
         const int64_t row = tile.row_of(query);
         from = tile.first(row) - block;

@@ -158,6 +158,7 @@ void attention(ThreadPool& pool, const AttentionCall& call) {
     work.way = attention_way(call);
     work.stride = work.way.stride(call);
     int64_t seen = 0;
+    bool prompts = false;
     for (int64_t g = 0; g < call.group_count; ++g) {
         const AttentionTile tile{&call, call.groups[g], 0};
         const int64_t segments = tile.last() / kSegment - tile.first() / kSegment + 1;
@@ -165,13 +166,16 @@ void attention(ThreadPool& pool, const AttentionCall& call) {
         const int64_t floats = Partial::floats(tile.queries(), work.stride);
         work.partial_floats = floats > work.partial_floats ? floats : work.partial_floats;
         seen += (tile.last() - tile.first() + 1) * tile.queries();
+        prompts |= tile.rows.end - tile.rows.begin > 1;
     }
     // Enough tasks for an even share: first by runs of segments, then by heads.
     const int64_t wanted = 4 * thread_count(pool), groups = call.group_count;
     const bool by_segments = groups < wanted && work.segments > 1;
     if (by_segments) work.run = divide_up(groups * work.segments, wanted);
     const int64_t units = by_segments ? groups * divide_up(work.segments, work.run) : groups;
-    if (units) work.head_parts = least(divide_up(wanted, units), call.key_value_heads);
+    // Tiles of a prompt take so long that threads would end far apart.
+    const int64_t parts = prompts && !by_segments ? 4 * wanted : wanted;
+    if (units) work.head_parts = least(divide_up(parts, units), call.key_value_heads);
     if (call.head_parts) work.head_parts = least(call.head_parts, call.key_value_heads);
     const int64_t amount = seen * call.key_value_heads * (call.key_size + call.value_size);
     if (!by_segments) return share(pool, amount, groups * work.head_parts, attention_task, &work);

@@ -60,8 +60,21 @@ inline void bfloat16_block(const LinearTiles& tiles, int64_t first, int64_t end,
             } else if (panel + 1 < panels) {
                 fetches = 1;
             }
-            const Bfloat16Products whole = products_for(kBfloat16Rows, some, fetches);
             int64_t row = first;
+            if (!one_group && some >= 5) {
+                const int64_t groups = (end - first) / kBfloat16Rows;
+                const Bfloat16Groups pass{weight.data + first * weight.row_bytes + start * 2,
+                                          weight.row_bytes, groups, right, stride, count, panel > 0,
+                                          call.out + x_begin * weight.rows + first, weight.rows,
+                                          start > 0};
+                if (some == 6) {
+                    bfloat16_groups_of<6>(fetches, pass);
+                } else {
+                    bfloat16_groups_of<5>(fetches, pass);
+                }
+                row += groups * kBfloat16Rows;
+            }
+            const Bfloat16Products whole = products_for(kBfloat16Rows, some, fetches);
             for (; row + kBfloat16Rows <= end; row += kBfloat16Rows) {
                 if (!one_group && panel == 0) {
                     for (int f = 0; f < kBfloat16Rows; ++f) {
@@ -118,10 +131,12 @@ inline const void* bfloat16_inputs(ThreadPool& pool, const LinearCall& call) {
     return round_rows(pool, call.x, call.count, call.weight.columns);
 }
 
-// Up to kFewInputs the weight streams through once; with more, blocks of it stay in the second-level
-// cache.
+// Up to so many rows of x the weight streams through once; with more, blocks of it stay in the
+// second-level cache.
+constexpr int64_t kFewBfloat16Inputs = 20;
+
 inline LinearTiles bfloat16_tiles(const LinearCall& call, const void* x, int threads) {
-    constexpr int64_t kFewInputs = 20, kManyRows = 64, kTaskBytes = 1 << 17;
+    constexpr int64_t kManyRows = 64, kTaskBytes = 1 << 17;
     const StoredMatrix& weight = call.weight;
     LinearTiles tiles{bfloat16_task, &call, x, 0, 1, call.count, 0, kBfloat16Rows};
     if (call.count == 0 || weight.rows == 0) return tiles;
@@ -132,16 +147,16 @@ inline LinearTiles bfloat16_tiles(const LinearCall& call, const void* x, int thr
         tiles.run = bfloat16_row_task;
         tiles.block_rows = kept_together = 1;
     }
-    if (call.count > kFewInputs) tiles.block_rows = least(kManyRows, fair);
+    if (call.count > kFewBfloat16Inputs) tiles.block_rows = least(kManyRows, fair);
     if (call.tuning.panels) tiles.block_rows = 16 * int64_t{call.tuning.panels};
     tiles.block_rows = divide_up(tiles.block_rows, kept_together) * kept_together;
     const int64_t rows = least(divide_up(kTaskBytes, weight.row_bytes + 1), fair);
     tiles.tile_rows = divide_up(rows, tiles.block_rows) * tiles.block_rows;
-    if (call.count > kFewInputs) tiles.tile_rows = tiles.block_rows;
+    if (call.count > kFewBfloat16Inputs) tiles.tile_rows = tiles.block_rows;
     const int64_t row_tiles = divide_up(weight.rows, tiles.tile_rows);
     if (call.tuning.block_rows) {
         tiles.block_inputs = call.tuning.block_rows;
-    } else if (call.count > kFewInputs && row_tiles < wanted) {
+    } else if (call.count > kFewBfloat16Inputs && row_tiles < wanted) {
         const int64_t blocks = least(divide_up(wanted, row_tiles), divide_up(call.count, 24));
         tiles.block_inputs = divide_up(divide_up(call.count, blocks), 6) * 6;
     }

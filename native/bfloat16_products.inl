@@ -10,48 +10,58 @@ struct FetchAhead {
     const uint8_t* from[kBfloat16Rows];
 };
 
-// Adds the lanes of two vectors that lie `distance` apart, as `sum` does: a lane of the first where
-// the mask has 0, of the second where it has 1. What is blended needs no shuffle.
+// Adds the lanes of two vectors that lie `distance` apart, as `sum` does, and puts what is left of both
+// into one: the first's before the second's, in the vector (8), in quarters of it by turns (2), ...
 template <int distance>
 FIRSTLIGHT_INLINE __m512 join_lanes(__m512 a, __m512 b) {
-    constexpr __mmask16 kMask = distance == 8   ? 0xFF00
-                                : distance == 4 ? 0xF0F0
-                                : distance == 2 ? 0xCCCC
-                                                : 0xAAAA;
-    const __m512 kept = _mm512_mask_mov_ps(a, kMask, b), crossed = _mm512_mask_mov_ps(b, kMask, a);
-    __m512 turned;
-    if constexpr (distance == 8) {
-        turned = _mm512_maskz_shuffle_f32x4(kAllLanes, crossed, crossed, 0x4E);
-    } else if constexpr (distance == 4) {
-        turned = _mm512_maskz_shuffle_f32x4(kAllLanes, crossed, crossed, 0xB1);
-    } else if constexpr (distance == 2) {
-        turned = _mm512_maskz_permute_ps(kAllLanes, crossed, 0x4E);
-    } else {
-        turned = _mm512_maskz_permute_ps(kAllLanes, crossed, 0xB1);
+    __m512 one, other;
+    if constexpr (distance == 8) {  // the halves of a, of b
+        one = _mm512_mask_mov_ps(a, 0xFF00, b);
+        other = _mm512_maskz_shuffle_f32x4(kAllLanes, a, b, 0x4E);
+    } else if constexpr (distance == 4) {  // quarters: two of a, two of b
+        one = _mm512_maskz_shuffle_f32x4(kAllLanes, a, b, 0x88);
+        other = _mm512_maskz_shuffle_f32x4(kAllLanes, a, b, 0xDD);
+    } else if constexpr (distance == 2) {  // in each quarter two lanes of a, two of b
+        one = _mm512_mask_mov_ps(a, 0xCCCC, b);
+        other = _mm512_maskz_shuffle_ps(kAllLanes, a, b, 0x4E);
+    } else {  // the same
+        one = _mm512_maskz_shuffle_ps(kAllLanes, a, b, 0x88);
+        other = _mm512_maskz_shuffle_ps(kAllLanes, a, b, 0xDD);
     }
-    return (__m512)((Vector)kept + (Vector)turned);
+    return (__m512)((Vector)one + (Vector)other);
 }
 
-// The sums of four times four vectors in the order of `sum4`, to[4 * x + r] being that of [r][x].
-FIRSTLIGHT_INLINE void sum16(const __m512 (&of)[4][4], float* to) {
-    __m512 quarters[4];  // of each x: four lanes of each row
+// The sums of four times four vectors in the order of `sum4`, lane 4 * x + r being that of [r][x].
+FIRSTLIGHT_INLINE __m512 sum16(const __m512 (&of)[4][4]) {
+    __m512 quarters[4];  // of each row: four lanes of each x
     FIRSTLIGHT_UNROLL
-    for (int x = 0; x < 4; ++x) {
-        const __m512 even = join_lanes<8>(of[0][x], of[2][x]);
-        const __m512 odd = join_lanes<8>(of[1][x], of[3][x]);
-        quarters[x] = join_lanes<4>(even, odd);
+    for (int r = 0; r < 4; ++r) {
+        const __m512 low = join_lanes<8>(of[r][0], of[r][1]);
+        const __m512 high = join_lanes<8>(of[r][2], of[r][3]);
+        quarters[r] = join_lanes<4>(low, high);
     }
-    const __m512 first = join_lanes<2>(quarters[0], quarters[2]);
-    const __m512 second = join_lanes<2>(quarters[1], quarters[3]);
-    // x in each quarter: 0 1 2 3; the quarters are rows.
-    const __m512 sums = join_lanes<1>(first, second);
-    const __m512i places =
-        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    _mm512_storeu_ps(to, _mm512_maskz_permutexvar_ps(kAllLanes, places, sums));
+    const __m512 first = join_lanes<2>(quarters[0], quarters[1]);
+    const __m512 second = join_lanes<2>(quarters[2], quarters[3]);
+    return join_lanes<1>(first, second);
 }
 
-// sums[x * 4 + r] = left[r] . right[x], for x up to the next multiple of 4, over `count` columns, which are whole steps but in a row's
-// last chunk. `right` is aligned and filled up with zeros; nothing past `count` of left is used.
+// The same of four times two vectors, in eight lanes.
+FIRSTLIGHT_INLINE __m512 sum8(const __m512 (&of)[4][2]) {
+    __m512 halves[4];  // of each row: eight lanes of each x
+    FIRSTLIGHT_UNROLL
+    for (int r = 0; r < 4; ++r) halves[r] = join_lanes<8>(of[r][0], of[r][1]);
+    // Quarters: rows 0 and 1 (2 and 3), of each both x.
+    const __m512 low = join_lanes<4>(halves[0], halves[1]);
+    const __m512 high = join_lanes<4>(halves[2], halves[3]);
+    const __m512 pairs = join_lanes<2>(low, high);
+    const __m512 sums = join_lanes<1>(pairs, pairs);
+    const __m512i places = _mm512_setr_epi32(0, 8, 1, 9, 4, 12, 5, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+    return _mm512_maskz_permutexvar_ps(kAllLanes, places, sums);
+}
+
+// sums[x * 4 + r] = left[r] . right[x], for x up to the next even number or multiple of 4, over `count`
+// columns, which are whole steps but in a row's last chunk. `right` is aligned and filled up with
+// zeros; nothing past `count` of left is used.
 template <int Rows, int Inputs, int Fetches>
 inline void bfloat16_products(const uint8_t* const* left, const uint16_t* right, int64_t stride,
                               int64_t count, const FetchAhead& ahead, float* sums) {
@@ -100,8 +110,9 @@ inline void bfloat16_products(const uint8_t* const* left, const uint16_t* right,
         };
         return sum4(row(0), row(1), row(2), row(3), sums);
     }
+    constexpr int kWhole = Inputs % 4 > 2 ? Inputs : Inputs / 4 * 4;  // summed by fours
     FIRSTLIGHT_UNROLL
-    for (int start = 0; start < Inputs; start += 4) {
+    for (int start = 0; start < kWhole; start += 4) {
         __m512 four[4][4];
         FIRSTLIGHT_UNROLL
         for (int r = 0; r < 4; ++r) {
@@ -110,7 +121,18 @@ inline void bfloat16_products(const uint8_t* const* left, const uint16_t* right,
                 four[r][x] = sum_of[r < Rows ? r : 0][start + x < Inputs ? start + x : start];
             }
         }
-        sum16(four, sums + 4 * start);
+        _mm512_storeu_ps(sums + 4 * start, sum16(four));
+    }
+    if constexpr (kWhole < Inputs) {
+        __m512 two[4][2];
+        FIRSTLIGHT_UNROLL
+        for (int r = 0; r < 4; ++r) {
+            FIRSTLIGHT_UNROLL
+            for (int x = 0; x < 2; ++x) {
+                two[r][x] = sum_of[r < Rows ? r : 0][kWhole + x < Inputs ? kWhole + x : kWhole];
+            }
+        }
+        _mm512_mask_storeu_ps(sums + 4 * kWhole, 0xFF, sum8(two));
     }
 }
 

@@ -56,12 +56,9 @@ void feed_forward_block(const KernelTable& table, ThreadPool& pool,
     float* up = pieces[2];
 
     const float* input = normed(table, pool, call.pre_norm, call.x, rows, stream);
-    const LinearCall products[] = {linear_call(call.gate, input, rows, gate),
-                                   linear_call(call.up, input, rows, up)};
-    table.linear(pool, products, 2);
-    table.elementwise(pool, {Elementwise::gate, call.activation, gate, up, 0.0f, values, gate});
-    const LinearCall down = linear_call(call.down, gate, rows, stream);
-    table.linear(pool, &down, 1);
+    table.gated_linear(pool, {linear_call(call.gate, input, rows, gate),
+                              linear_call(call.up, input, rows, up),
+                              linear_call(call.down, gate, rows, stream), call.activation});
     table.join_residual(pool, {call.stream, stream, call.post_norm, call.residual_scale, rows,
                                call.columns, call.out});
 }

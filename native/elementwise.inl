@@ -24,6 +24,18 @@ inline void add_values(const float* x, const float* y, float scale, int64_t size
     }
 }
 
+// out = activation(gate) * up.
+inline void gate_values(Activation activation, const float* gate, const float* up, int64_t size,
+                        float* out) {
+    const auto map = [&](auto function) { map_values(gate, up, size, out, function); };
+    switch (activation) {
+        case Activation::silu: return map([](Vector a, Vector b) { return silu(a) * b; });
+        case Activation::gelu: return map([](Vector a, Vector b) { return gelu(a) * b; });
+        case Activation::gelu_tanh: return map([](Vector a, Vector b) { return gelu_tanh(a) * b; });
+        case Activation::relu: return map([](Vector a, Vector b) { return relu(a) * b; });
+    }
+}
+
 void elementwise_task(void* context, int64_t index) {
     const ElementwiseCall& call = *static_cast<const ElementwiseCall*>(context);
     const int64_t begin = index * kSlice, size = least(kSlice, call.size - begin);
@@ -48,13 +60,7 @@ void elementwise_task(void* context, int64_t index) {
                 return gate / (exponential(gate * slope) + 1.0f) * (up + offset);
             });
         }
-        case Elementwise::gate: break;
-    }
-    switch (call.activation) {
-        case Activation::silu: return map([](Vector a, Vector b) { return silu(a) * b; });
-        case Activation::gelu: return map([](Vector a, Vector b) { return gelu(a) * b; });
-        case Activation::gelu_tanh: return map([](Vector a, Vector b) { return gelu_tanh(a) * b; });
-        case Activation::relu: return map([](Vector a, Vector b) { return relu(a) * b; });
+        case Elementwise::gate: return gate_values(call.activation, x, y, size, out);
     }
 }
 

@@ -79,6 +79,15 @@ struct LinearCall {
     bool round_to_bfloat16;
 };
 
+enum class Activation : int { silu, gelu, gelu_tanh, relu };
+
+// down's product with activation(gate) * up, both products of the same x. gate.out and up.out are
+// memory for that, of which nothing is defined afterwards; down.x is gate.out.
+struct GatedCall {
+    LinearCall gate, up, down;
+    Activation activation;
+};
+
 // out [count, columns] = the rows token_ids [count] of the table.
 struct EmbedCall {
     StoredMatrix table;
@@ -103,8 +112,6 @@ struct NormCall {
     double epsilon;
     float* out;
 };
-
-enum class Activation : int { silu, gelu, gelu_tanh, relu };
 
 enum class Elementwise : int { gate, clamped_gate, add, scale, soft_cap };
 
@@ -220,6 +227,7 @@ struct KernelTable {
     // Several products at once, `count` of them. Those that have x and its rows in common, and
     // follow one another, share what is made of x.
     void (*linear)(ThreadPool&, const LinearCall* calls, int count);
+    void (*gated_linear)(ThreadPool&, const GatedCall&);
     void (*embed)(ThreadPool&, const EmbedCall&);
     void (*pack)(ThreadPool&, const PackCall&);
     void (*rms_norm)(ThreadPool&, const NormCall&);

@@ -93,6 +93,8 @@ namespace {
 
 #include "bfloat16_products.inl"
 
+#include "bfloat16_groups.inl"
+
 #include "bfloat16_linear.inl"
 
 #include "bfloat16_tiles.inl"
@@ -129,6 +131,8 @@ namespace {
 
 #include "elementwise.inl"
 
+#include "gated_linear.inl"
+
 #include "heads.inl"
 
 #include "attention_entries.inl"
@@ -157,6 +161,7 @@ const KernelTable FIRSTLIGHT_TABLE = {
     kBfloat16Products,
     kFloat8Products,
     linear,
+    gated_linear,
     embed,
     pack,
     rms_norm,

@@ -16,6 +16,27 @@ namespace firstlight {
 // their partial results stay in the first-level cache.
 inline constexpr int64_t kTileQueries = 48;
 
+// The same over bfloat16 state, where laying out a block's keys and values costs as much as multiplying
+// them by eight queries: partial results in the second-level cache cost less, up to so many values. As
+// long as there are so many tiles, so that threads end together.
+inline constexpr int64_t kPairTileQueries = 128;
+inline constexpr int64_t kPairTileValues = 1 << 14;
+inline constexpr int64_t kFairTiles = 48;
+
+// Rows of one group.
+inline int64_t tile_rows(int64_t rows, const AttentionCall& call) {
+    const int64_t queries = call.heads / call.key_value_heads;
+    int64_t tile = call.tile_queries;
+    if (tile == 0) {
+        const bool pairs = call.round_to_bfloat16 && call.key_type == StreamType::bfloat16 &&
+                           call.value_type == StreamType::bfloat16;
+        const int64_t most = std::min(kPairTileQueries, kPairTileValues / call.value_size);
+        const int64_t fair = std::min(rows * call.heads / kFairTiles, most);
+        tile = pairs ? std::max(fair, kTileQueries) : kTileQueries;
+    }
+    return std::max<int64_t>(1, tile / queries);
+}
+
 inline void require_attention_tuning(int64_t tile_queries, int64_t head_parts) {
     require(tile_queries >= 0 && tile_queries <= 1 << 16 && head_parts >= 0,
             "tile_queries must be in [0, 65536] and head_parts at least 0");
@@ -24,9 +45,7 @@ inline void require_attention_tuning(int64_t tile_queries, int64_t head_parts) {
 // The rows in groups of one sequence each; every page that they will read is checked here.
 inline std::vector<AttentionRows> attention_groups(const PagedRowsView& rows,
                                                    const AttentionCall& call, int64_t pages) {
-    const int64_t queries = call.heads / call.key_value_heads;
-    const int64_t tile = call.tile_queries ? call.tile_queries : kTileQueries;
-    const int64_t step = std::max<int64_t>(1, tile / queries);
+    const int64_t step = tile_rows(rows.rows, call);
     std::vector<AttentionRows> groups;
     for (int64_t s = 0; s < rows.sequences; ++s) {
         const int64_t begin = rows.row_starts[s], end = rows.row_starts[s + 1];
@@ -87,17 +106,14 @@ public:
     }
 
     const std::vector<AttentionRows>& groups(const AttentionCall& call, int64_t pages) {
-        const int64_t queries = call.heads / call.key_value_heads;
+        const int64_t step = tile_rows(view_.rows, call);
         for (const Groups& known : groups_) {
-            if (known.pages == pages && known.window == call.window && known.queries == queries &&
-                known.tile_queries == call.tile_queries) {
+            if (known.pages == pages && known.window == call.window && known.step == step) {
                 return known.groups;
             }
         }
         auto groups = attention_groups(view_, call, pages);
-        return groups_
-            .emplace_back(pages, call.window, queries, call.tile_queries, std::move(groups))
-            .groups;
+        return groups_.emplace_back(pages, call.window, step, std::move(groups)).groups;
     }
 
 private:
@@ -108,12 +124,10 @@ private:
             : pages(pages_), slots(std::move(slots_)) {}
     };
     struct Groups {
-        int64_t pages, window, queries, tile_queries;
+        int64_t pages, window, step;
         std::vector<AttentionRows> groups;
-        Groups(int64_t pages_, int64_t window_, int64_t queries_, int64_t tile_queries_,
-               std::vector<AttentionRows> groups_)
-            : pages(pages_), window(window_), queries(queries_), tile_queries(tile_queries_),
-              groups(std::move(groups_)) {}
+        Groups(int64_t pages_, int64_t window_, int64_t step_, std::vector<AttentionRows> groups_)
+            : pages(pages_), window(window_), step(step_), groups(std::move(groups_)) {}
     };
 
     PagedRowsView view_;
