@@ -172,6 +172,12 @@ struct Seen {
         from = from > places.begin ? from : places.begin;
         to = least(tile.last(row) + 1 - block, places.end);
     }
+    // A bit for each position of the block.
+    uint64_t bits() const {
+        if (from >= to) return 0;
+        const uint64_t before = to < kBlock ? ~(~uint64_t{0} << to) : ~uint64_t{0};
+        return ~uint64_t{0} << from & before;
+    }
 };
 
 // Adds the weighted values of one block to the sums of the queries [query, query + count). What a

@@ -216,42 +216,25 @@ inline bool are_finite(BlockRows rows, int64_t begin, int64_t end, int64_t size)
 }
 
 // totals[q][v] += words of queries (or weights) [step, Queries] times lines [step, vectors], a pair
-// at a time.
+// at a time, for at least one step: a loop that might have none would keep copies of the totals.
 template <int Queries, int Vectors>
 FIRSTLIGHT_INLINE void add_steps(Vector (&total)[Queries][Vectors], const float* words,
                                  int64_t word_step, int64_t query_step, const float* lines,
                                  int64_t line_step, int64_t steps, Fetch& fetch) {
-    for (int64_t step = 0; step < steps; ++step) {
+    do {
         Vector line[Vectors];
         FIRSTLIGHT_UNROLL
-        for (int v = 0; v < Vectors; ++v) line[v] = load(lines + step * line_step + v * kWidth);
+        for (int v = 0; v < Vectors; ++v) line[v] = load(lines + v * kWidth);
         FIRSTLIGHT_UNROLL
         for (int q = 0; q < Queries; ++q) {
-            const Vector word = repeat_word(words + step * word_step + q * query_step);
+            const Vector word = repeat_word(words + q * query_step);
             FIRSTLIGHT_UNROLL
             for (int v = 0; v < Vectors; ++v) total[q][v] = add_two(total[q][v], word, line[v]);
         }
+        words += word_step;
+        lines += line_step;
         fetch.step();
-    }
-}
-
-// scores[q * kBlock + t] = query q . key t.
-template <int Queries>
-FIRSTLIGHT_APART void score_pairs(const float* keys, int64_t words, const float* queries, float* scores,
-                        Fetch& fetch) {
-    constexpr int kVectors = kBlock / kWidth;
-    Vector total[Queries][kVectors];
-    FIRSTLIGHT_UNROLL
-    for (int q = 0; q < Queries; ++q) {
-        FIRSTLIGHT_UNROLL
-        for (int v = 0; v < kVectors; ++v) total[q][v] = broadcast(0.0f);
-    }
-    add_steps(total, queries, Queries, 1, keys, kBlock, words, fetch);
-    FIRSTLIGHT_UNROLL
-    for (int q = 0; q < Queries; ++q) {
-        FIRSTLIGHT_UNROLL
-        for (int v = 0; v < kVectors; ++v) store(scores + q * kBlock + v * kWidth, total[q][v]);
-    }
+    } while (--steps > 0);
 }
 
 // sums[q * stride + ...] += weights of q times the values of so many vectors of columns.
@@ -290,33 +273,15 @@ inline void add_paired(const float* values, int64_t columns, int64_t begin, int6
     }
 }
 
-// Turns a query's scores of one block into rounded weights, with 0 where it does not see. `sums` are
-// its weighted sums of values and, behind those, of weights.
-FIRSTLIGHT_APART void weigh(const AttentionCall& call, const float* scores, const Seen& seen,
-                  float& exponent, float* sums, int64_t stride, float* weights) {
-    constexpr int kVectors = kBlock / kWidth;
-    if (seen.from >= seen.to) {
-        memset(weights, 0, kBlock * 2);
-        return;
-    }
-    Vector t[kVectors];
-    FIRSTLIGHT_UNROLL
-    for (int v = 0; v < kVectors; ++v) t[v] = load(scores + v * kWidth);
-    float factor = call.scale;
-    if (call.soft_cap > 0.0f) {
-        for (int v = 0; v < kVectors; ++v) {
-            t[v] = hyperbolic_tangent(t[v] * call.scale / broadcast(call.soft_cap));
-        }
-        factor = call.soft_cap;
-    }
-    factor *= kLogarithm;
-    FIRSTLIGHT_UNROLL
-    for (int v = 0; v < kVectors; ++v) t[v] = t[v] * factor;
-    const uint64_t from = ~uint64_t{0} << seen.from;
-    const uint64_t visible = seen.to < kBlock ? from & ~(~uint64_t{0} << seen.to) : from;
+constexpr int kScoreVectors = kBlock / kWidth;
+
+// Turns a query's scores of one block, in units of log2(e), into rounded weights, with 0 where a bit of
+// `visible` is not set. `sums` are its weighted sums of values and, behind those, of weights.
+FIRSTLIGHT_INLINE void weigh(Vector (&t)[kScoreVectors], uint64_t visible, float& exponent,
+                             float* sums, int64_t stride, float* weights) {
     if (visible != ~uint64_t{0}) {
         FIRSTLIGHT_UNROLL
-        for (int v = 0; v < kVectors; ++v) {
+        for (int v = 0; v < kScoreVectors; ++v) {
             const __mmask16 there = static_cast<__mmask16>(visible >> v * kWidth);
             t[v] = (Vector)_mm512_mask_mov_ps((__m512)broadcast(kNothing), there, (__m512)t[v]);
         }
@@ -332,17 +297,68 @@ FIRSTLIGHT_APART void weigh(const AttentionCall& call, const float* scores, cons
     // While all scores are minus infinity there is nothing to measure from, and all weights are 0.
     const float base = exponent == kNothing ? 0.0f : exponent;
     FIRSTLIGHT_UNROLL
-    for (int v = 0; v < kVectors; ++v) t[v] = power_of_two(t[v] - base);
+    for (int v = 0; v < kScoreVectors; ++v) t[v] = power_of_two(t[v] - base);
     float* all = sums + stride - kSumLanes;
     Vector total = load(all);
     const Vector ones = as_float(broadcast_int(0x3F803F80));
     FIRSTLIGHT_UNROLL
-    for (int v = 0; v < kVectors; v += 2) {
+    for (int v = 0; v < kScoreVectors; v += 2) {
         const Vector narrowed = narrow(t[v], t[v + 1]);
         store(weights + v * kWidth / 2, narrowed);
         total = add_two(total, narrowed, ones);
     }
     store(all, total);
+}
+
+// Scores in units of log2(e), in memory, with their cap.
+FIRSTLIGHT_APART void cap_scores(const AttentionCall& call, int64_t count, float* scores) {
+    for (int64_t i = 0; i < count; i += kWidth) {
+        const Vector capped =
+            hyperbolic_tangent(load(scores + i) * call.scale / broadcast(call.soft_cap));
+        store(scores + i, capped * (call.soft_cap * kLogarithm));
+    }
+}
+
+// weights[q] of the positions of one block, from query q . key t. `scores` is memory for so many queries.
+template <int Queries>
+FIRSTLIGHT_APART void weigh_keys(const AttentionCall& call, const float* keys, int64_t words,
+                                 const float* queries, const uint64_t* visible, float* exponents,
+                                 float* sums, int64_t stride, float* scores, float* weights,
+                                 Fetch& fetch) {
+    Vector total[Queries][kScoreVectors];
+    FIRSTLIGHT_UNROLL
+    for (int q = 0; q < Queries; ++q) {
+        FIRSTLIGHT_UNROLL
+        for (int v = 0; v < kScoreVectors; ++v) total[q][v] = broadcast(0.0f);
+    }
+    add_steps(total, queries, Queries, 1, keys, kBlock, words, fetch);
+    if (call.soft_cap > 0.0f) {
+        FIRSTLIGHT_UNROLL
+        for (int q = 0; q < Queries; ++q) {
+            FIRSTLIGHT_UNROLL
+            for (int v = 0; v < kScoreVectors; ++v) {
+                store(scores + q * kBlock + v * kWidth, total[q][v]);
+            }
+        }
+        cap_scores(call, Queries * kBlock, scores);
+        for (int q = 0; q < Queries; ++q) {
+            Vector capped[kScoreVectors];
+            FIRSTLIGHT_UNROLL
+            for (int v = 0; v < kScoreVectors; ++v) {
+                capped[v] = load(scores + q * kBlock + v * kWidth);
+            }
+            weigh(capped, visible[q], exponents[q], sums + q * stride, stride,
+                  weights + q * kPairs);
+        }
+        return;
+    }
+    const float factor = call.scale * kLogarithm;
+    FIRSTLIGHT_UNROLL
+    for (int q = 0; q < Queries; ++q) {
+        FIRSTLIGHT_UNROLL
+        for (int v = 0; v < kScoreVectors; ++v) total[q][v] = total[q][v] * factor;
+        weigh(total[q], visible[q], exponents[q], sums + q * stride, stride, weights + q * kPairs);
+    }
 }
 
 // Whether all queries of a tile see all that there is of a block.
@@ -387,15 +403,17 @@ inline void attend_pairs(const AttentionStep& step, const AttentionStep* next, i
     };
     by_shares(sizes.queries, [&](int64_t begin, auto number) {
         constexpr int kCount = decltype(number)::kValue;
-        score_pairs<kCount>(key_panel, sizes.key_words, packed_queries + begin * sizes.key_words,
-                            scores, key_fetch);
         float* sums = partial.values + begin * sizes.stride;
+        uint64_t visible[kCount];
         for (int64_t i = 0; i < kCount; ++i) {
-            float* sums_of_one = sums + i * sizes.stride;
-            for (int64_t c = 0; c < sizes.columns; c += 16) FIRSTLIGHT_FETCH(sums_of_one + c);
-            weigh(call, scores + i * kBlock, seen(begin + i), partial.maximum[begin + i],
-                  sums_of_one, sizes.stride, weights + i * kPairs);
+            visible[i] = seen(begin + i).bits();
+            for (int64_t c = 0; c < sizes.columns; c += kWidth) {
+                FIRSTLIGHT_FETCH(sums + i * sizes.stride + c);
+            }
         }
+        weigh_keys<kCount>(call, key_panel, sizes.key_words,
+                           packed_queries + begin * sizes.key_words, visible,
+                           partial.maximum + begin, sums, sizes.stride, scores, weights, key_fetch);
         if (together) {
             return add_paired<kCount>(value_panel, sizes.columns, places.begin, places.end, weights,
                                       sums, sizes.stride, value_fetch);

@@ -18,6 +18,12 @@ struct Bfloat16Groups {
     bool more;              // add to what is there
 };
 
+FIRSTLIGHT_INLINE __m128 first_four(__m512 values) {
+    __m128 four;
+    memcpy(&four, &values, sizeof four);
+    return four;
+}
+
 template <int Inputs, int Fetches>
 FIRSTLIGHT_APART void bfloat16_groups(const Bfloat16Groups& call) {
     static_assert(Inputs == 5 || Inputs == 6);
@@ -77,11 +83,11 @@ FIRSTLIGHT_APART void bfloat16_groups(const Bfloat16Groups& call) {
             if (call.more) values = _mm_add_ps(_mm_loadu_ps(to), values);
             _mm_storeu_ps(to, values);
         };
-        put(0, _mm512_castps512_ps128(sixteen));
+        put(0, first_four(sixteen));
         put(1, _mm512_maskz_extractf32x4_ps(0xF, sixteen, 1));
         put(2, _mm512_maskz_extractf32x4_ps(0xF, sixteen, 2));
         put(3, _mm512_maskz_extractf32x4_ps(0xF, sixteen, 3));
-        put(4, _mm512_castps512_ps128(eight));
+        put(4, first_four(eight));
         if constexpr (Inputs == 6) put(5, _mm512_maskz_extractf32x4_ps(0xF, eight, 1));
     }
 }
