@@ -135,12 +135,12 @@ inline const void* bfloat16_inputs(ThreadPool& pool, const LinearCall& call) {
 // second-level cache.
 constexpr int64_t kFewBfloat16Inputs = 20;
 
-inline LinearTiles bfloat16_tiles(const LinearCall& call, const void* x, int threads) {
+// In about as many tasks as are wanted.
+inline LinearTiles bfloat16_tiles(const LinearCall& call, const void* x, int64_t wanted) {
     constexpr int64_t kManyRows = 64, kTaskBytes = 1 << 17;
     const StoredMatrix& weight = call.weight;
     LinearTiles tiles{bfloat16_task, &call, x, 0, 1, call.count, 0, kBfloat16Rows};
     if (call.count == 0 || weight.rows == 0) return tiles;
-    const int64_t wanted = 8 * threads;
     int64_t kept_together = kBfloat16Rows;
     const int64_t fair = divide_up(weight.rows, wanted);
     if (call.count == 1 && weight.columns > 0 && weight.columns <= 6144) {
@@ -169,6 +169,6 @@ inline LinearTiles bfloat16_tiles(const LinearCall& call, const void* x, int thr
 
 constexpr bool kBfloat16Products = false;
 inline const void* bfloat16_inputs(ThreadPool&, const LinearCall&) { return nullptr; }
-inline LinearTiles bfloat16_tiles(const LinearCall&, const void*, int) { return {}; }
+inline LinearTiles bfloat16_tiles(const LinearCall&, const void*, int64_t) { return {}; }
 
 #endif

@@ -192,12 +192,11 @@ inline const void* bfloat16_inputs(ThreadPool& pool, const LinearCall& call) {
     return packed;
 }
 
-inline LinearTiles bfloat16_tiles(const LinearCall& call, const void* x, int threads) {
+inline LinearTiles bfloat16_tiles(const LinearCall& call, const void* x, int64_t wanted) {
     constexpr int64_t kTaskBytes = 1 << 17, kManyInputs = 64;
     const StoredMatrix& weight = call.weight;
     LinearTiles tiles{tiles_task, &call, x, 0, 1, call.count, 0, 0};
     if (call.count == 0 || weight.rows == 0) return tiles;
-    const int64_t wanted = 8 * threads;
     int64_t rows = least(divide_up(kTaskBytes, weight.row_bytes + 1), divide_up(weight.rows, wanted));
     if (call.tuning.panels) rows = kTileSide * int64_t{call.tuning.panels};
     tiles.tile_rows = divide_up(rows, 32) * 32;

@@ -69,9 +69,17 @@ void elementwise(ThreadPool& pool, const ElementwiseCall& call) {
     share(pool, 8 * call.size, divide_up(call.size, kSlice), elementwise_task, &copy);
 }
 
+// Has the place of a row of results in the first-level cache by the time that they are there: they
+// would otherwise wait for it one after another, half of the time of what follows.
+inline void fetch_results(const float* out, int64_t size) {
+    constexpr int64_t kLine = 16, kMost = 4096;
+    for (int64_t i = 0; i < least(size, kMost); i += kLine) FIRSTLIGHT_FETCH_OUT(out + i);
+}
+
 // The mean is taken in float64, so that no square overflows.
 inline void norm_row(const float* x, const float* weight, int64_t columns, double epsilon,
                      float* out) {
+    fetch_results(out, columns);
     constexpr int kSums = 16;
     double sums[kSums] = {};
     int64_t i = 0;

@@ -66,12 +66,13 @@ void gated_linear_part(ThreadPool& pool, const GatedCall& call) {
     const auto* x = static_cast<const uint16_t*>(bfloat16_inputs(pool, call.gate));
     // Whole groups of rows, and enough tasks for an even share.
     const int64_t fitting = kGatedWeightBytes / (2 * weight.row_bytes + 1);
-    const int64_t fair = divide_up(weight.rows, 8 * thread_count(pool));
+    const int64_t wanted = kTasksOfThread * thread_count(pool);
+    const int64_t fair = divide_up(weight.rows, wanted);
     const int64_t rows = divide_up(least(least(fitting, 64), fair), 16) * 16;
     GatedTiles tiles{&call, x, reinterpret_cast<uint16_t*>(call.gate.out),
                      rounded_stride(weight.rows), rows ? rows : 16};
     parallel_ranges(pool, divide_up(weight.rows, tiles.tile_rows), gated_task, &tiles);
-    LinearTiles down = bfloat16_tiles(call.down, tiles.hidden, thread_count(pool));
+    LinearTiles down = bfloat16_tiles(call.down, tiles.hidden, wanted);
     parallel_ranges(pool, down.tasks, linear_tiles_task, &down);
 }
 

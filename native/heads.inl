@@ -23,6 +23,9 @@ void heads_task(void* context, int64_t row) {
     const HeadsCall& call = *static_cast<const HeadsCall*>(context);
     const int64_t queries = call.heads * call.size, entry = call.key_value_heads * call.size;
     float* scratch = static_cast<float*>(thread_scratch(static_cast<size_t>(entry) * sizeof(float)));
+    if (call.query_norm.columns || call.cosine_sine) {
+        fetch_results(call.query_out + row * queries, queries);
+    }
     prepare_row(call, row, call.query + row * queries, call.heads, call.query_norm,
                 call.query_out + row * queries);
     const float* key = prepare_row(call, row, call.key + row * entry, call.key_value_heads,
@@ -52,6 +55,7 @@ void residual_task(void* context, int64_t row) {
         return;
     }
     const float* x = call.x + row * columns;
+    fetch_results(out, columns);
     if (call.norm.columns) {
         float* normed =
             static_cast<float*>(thread_scratch(static_cast<size_t>(columns) * sizeof(float)));

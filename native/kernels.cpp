@@ -32,6 +32,8 @@
 #define FIRSTLIGHT_FETCH(address) __builtin_prefetch(address)
 // Into the second-level cache only: the first has few places for lines on their way.
 #define FIRSTLIGHT_FETCH_FAR(address) __builtin_prefetch(address, 0, 2)
+// What will be written.
+#define FIRSTLIGHT_FETCH_OUT(address) __builtin_prefetch(address, 1)
 #if defined(__clang__)
 #define FIRSTLIGHT_UNROLL _Pragma("unroll")
 #else
@@ -47,6 +49,7 @@
 #define FIRSTLIGHT_APART inline
 #define FIRSTLIGHT_FETCH(address) (void)(address)
 #define FIRSTLIGHT_FETCH_FAR(address) (void)(address)
+#define FIRSTLIGHT_FETCH_OUT(address) (void)(address)
 #endif
 
 namespace firstlight {

@@ -76,6 +76,9 @@ void linear_part(ThreadPool& pool, const LinearCall* calls, int count) {
     float8.round(pool, calls, count);
     const void* rounded = nullptr;
     const int threads = thread_count(pool);
+    // A product of a tenth of the rows is a tenth of the tasks.
+    int64_t rows = 0;
+    for (int i = 0; i < count; ++i) rows += calls[i].weight.rows;
     int64_t tasks = 0, work = 0;
     for (int i = 0; i < count; ++i) {
         const LinearCall& call = calls[i];
@@ -86,7 +89,8 @@ void linear_part(ThreadPool& pool, const LinearCall* calls, int count) {
             product.panels = packed_tiles(call, inputs.fixed[inputs.used[i]], threads);
         } else if (rounds_to_bfloat16(call)) {
             if (!rounded) rounded = bfloat16_inputs(pool, call);
-            product.rows = bfloat16_tiles(call, rounded, threads);
+            const int64_t wanted = divide_up(kTasksOfThread * threads * weight.rows, rows + 1);
+            product.rows = bfloat16_tiles(call, rounded, wanted);
         } else if (rounds_for_float8(call)) {
             product.rows = float8_tiles(call, float8.of(i), threads);
         } else {

@@ -9,5 +9,8 @@ struct LinearTiles {
     int64_t block_rows;  // of a tile that are gone through together
 };
 
+// So many tasks for each thread end at about the same time.
+constexpr int64_t kTasksOfThread = 8;
+
 // Products of one parallel_for; a larger group takes several.
 constexpr int kMostProducts = 64;
