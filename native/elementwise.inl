@@ -71,8 +71,9 @@ void elementwise(ThreadPool& pool, const ElementwiseCall& call) {
 
 // Has the place of a row of results in the first-level cache by the time that they are there: they
 // would otherwise wait for it one after another, half of the time of what follows.
-inline void fetch_results(const float* out, int64_t size) {
-    constexpr int64_t kLine = 16, kMost = 4096;
+template <class T>
+inline void fetch_results(const T* out, int64_t size) {
+    constexpr int64_t kLine = 64 / sizeof(T), kMost = 4096;
     for (int64_t i = 0; i < least(size, kMost); i += kLine) FIRSTLIGHT_FETCH_OUT(out + i);
 }
 

@@ -44,6 +44,9 @@ void gated_task(void* context, int64_t index) {
     const bool last = end == call.gate.weight.rows;
     for (int64_t input = 0; input < call.gate.count; input += kGatedInputs) {
         const int64_t input_end = least(input + kGatedInputs, call.gate.count);
+        for (int64_t x = input; x < input_end; ++x) {
+            fetch_results(tiles.hidden + x * tiles.stride + first, rows);
+        }
         gated_part(call.gate, tiles.x, first, end, input, input_end, gate);
         gated_part(call.up, tiles.x, first, end, input, input_end, up);
         gate_values(call.activation, gate, up, (input_end - input) * rows, gate);
