@@ -97,9 +97,11 @@ struct PairSizes {
 template <class Use>
 inline void by_shares(int64_t queries, Use use) {
     const int64_t parts = divide_up(queries, kSharing);
-    for (int64_t part = 0; part < parts; ++part) {
-        const int64_t begin = queries * part / parts, end = queries * (part + 1) / parts;
-        with_number(end - begin, [&](auto number) { use(begin, number); });
+    const int64_t count = queries / parts, larger = queries % parts;
+    for (int64_t begin = 0, part = 0; part < parts; ++part) {
+        const int64_t these = count + (part < larger ? 1 : 0);
+        with_number(these, [&](auto number) { use(begin, number); });
+        begin += these;
     }
 }
 
@@ -405,9 +407,8 @@ inline void attend_pairs(const AttentionStep& step, const AttentionStep* next, i
     if (together) {
         pair_rows(rows, places.begin, places.end, call.value_size, sizes.columns, value_panel);
     }
-    const auto seen = [&](int64_t q) {
-        return whole ? Seen(places) : Seen(tile, places, block, q);
-    };
+    const Seen all(places);
+    const auto seen = [&](int64_t q) { return whole ? all : Seen(tile, places, block, q); };
     by_shares(sizes.queries, [&](int64_t begin, auto number) {
         constexpr int kCount = decltype(number)::kValue;
         float* sums = partial.values + begin * sizes.stride;

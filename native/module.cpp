@@ -265,7 +265,8 @@ public:
         require(window >= 1, "a window must hold at least one position");
         require(soft_cap >= 0.0f, "a soft cap must be positive");
         if (call.heads == 0 || call.value_size == 0) return;
-        const std::vector<AttentionRows> groups = attention_groups(rows, call, extent(keys, 0));
+        const std::vector<AttentionRows> groups =
+            attention_groups(rows, call, extent(keys, 0), thread_count(*pool_));
         call.groups = groups.data();
         call.group_count = static_cast<int64_t>(groups.size());
         run(table_.attention, call);

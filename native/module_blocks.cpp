@@ -5,6 +5,8 @@
 
 #include <utility>
 
+#include "thread_pool.hpp"
+
 namespace firstlight {
 
 using namespace nb::literals;
@@ -148,7 +150,7 @@ void AttentionBlock::run(const KernelTable& table, ThreadPool& pool, bool rounds
     attention.tile_queries = tile_queries;
     attention.head_parts = head_parts;
     call.slots = rows.slots(pages);
-    const std::vector<AttentionRows>& groups = rows.groups(attention, pages);
+    const std::vector<AttentionRows>& groups = rows.groups(attention, pages, thread_count(pool));
     attention.groups = groups.data();
     attention.group_count = static_cast<int64_t>(groups.size());
     nb::gil_scoped_release release;

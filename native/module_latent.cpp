@@ -5,6 +5,8 @@
 
 #include <utility>
 
+#include "thread_pool.hpp"
+
 namespace firstlight {
 
 using namespace nb::literals;
@@ -121,7 +123,7 @@ void LatentBlock::run(const KernelTable& table, ThreadPool& pool, bool rounds, I
     attention.scale = scale_;
     attention.window = int64_t{1} << 31;
     attention.round_to_bfloat16 = rounds;
-    const std::vector<AttentionRows>& groups = rows.groups(attention, pages);
+    const std::vector<AttentionRows>& groups = rows.groups(attention, pages, thread_count(pool));
     attention.groups = groups.data();
     attention.group_count = static_cast<int64_t>(groups.size());
     nb::gil_scoped_release release;

@@ -18,20 +18,20 @@ inline constexpr int64_t kTileQueries = 48;
 
 // The same over bfloat16 state, where laying out a block's keys and values costs as much as multiplying
 // them by eight queries: partial results in the second-level cache cost less, up to so many values. As
-// long as there are so many tiles, so that threads end together.
-inline constexpr int64_t kPairTileQueries = 128;
+// long as each thread has so many tiles, so that threads end together.
+inline constexpr int64_t kPairTileQueries = 256;
 inline constexpr int64_t kPairTileValues = 1 << 14;
-inline constexpr int64_t kFairTiles = 48;
+inline constexpr int64_t kTilesOfThread = 8;
 
 // Rows of one group.
-inline int64_t tile_rows(int64_t rows, const AttentionCall& call) {
+inline int64_t tile_rows(int64_t rows, const AttentionCall& call, int threads) {
     const int64_t queries = call.heads / call.key_value_heads;
     int64_t tile = call.tile_queries;
     if (tile == 0) {
         const bool pairs = call.round_to_bfloat16 && call.key_type == StreamType::bfloat16 &&
                            call.value_type == StreamType::bfloat16;
         const int64_t most = std::min(kPairTileQueries, kPairTileValues / call.value_size);
-        const int64_t fair = std::min(rows * call.heads / kFairTiles, most);
+        const int64_t fair = std::min(rows * call.heads / (kTilesOfThread * threads), most);
         tile = pairs ? std::max(fair, kTileQueries) : kTileQueries;
     }
     return std::max<int64_t>(1, tile / queries);
@@ -44,8 +44,9 @@ inline void require_attention_tuning(int64_t tile_queries, int64_t head_parts) {
 
 // The rows in groups of one sequence each; every page that they will read is checked here.
 inline std::vector<AttentionRows> attention_groups(const PagedRowsView& rows,
-                                                   const AttentionCall& call, int64_t pages) {
-    const int64_t step = tile_rows(rows.rows, call);
+                                                   const AttentionCall& call, int64_t pages,
+                                                   int threads) {
+    const int64_t step = tile_rows(rows.rows, call, threads);
     std::vector<AttentionRows> groups;
     for (int64_t s = 0; s < rows.sequences; ++s) {
         const int64_t begin = rows.row_starts[s], end = rows.row_starts[s + 1];
@@ -105,14 +106,15 @@ public:
         return slots_.emplace_back(pages, entry_slots(view_, pages)).slots.data();
     }
 
-    const std::vector<AttentionRows>& groups(const AttentionCall& call, int64_t pages) {
-        const int64_t step = tile_rows(view_.rows, call);
+    const std::vector<AttentionRows>& groups(const AttentionCall& call, int64_t pages,
+                                             int threads) {
+        const int64_t step = tile_rows(view_.rows, call, threads);
         for (const Groups& known : groups_) {
             if (known.pages == pages && known.window == call.window && known.step == step) {
                 return known.groups;
             }
         }
-        auto groups = attention_groups(view_, call, pages);
+        auto groups = attention_groups(view_, call, pages, threads);
         return groups_.emplace_back(pages, call.window, step, std::move(groups)).groups;
     }
 
