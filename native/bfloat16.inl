@@ -72,7 +72,7 @@ inline const uint16_t* round_rows(ThreadPool& pool, const float* x, int64_t coun
         thread_scratch(static_cast<size_t>(count) * static_cast<size_t>(stride) * 2,
                        Scratch::bfloat16_rows));
     RoundedRows rows{x, count, columns, stride, divide_up(1 << 14, columns + 1), rounded};
-    share(pool, count * columns, divide_up(count, rows.rows_of_task), round_rows_task, &rows);
+    share_ranges(pool, count * columns, divide_up(count, rows.rows_of_task), round_rows_task, &rows);
     return rounded;
 }
 

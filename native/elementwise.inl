@@ -66,7 +66,7 @@ void elementwise_task(void* context, int64_t index) {
 
 void elementwise(ThreadPool& pool, const ElementwiseCall& call) {
     ElementwiseCall copy = call;
-    share(pool, 8 * call.size, divide_up(call.size, kSlice), elementwise_task, &copy);
+    share_ranges(pool, 8 * call.size, divide_up(call.size, kSlice), elementwise_task, &copy);
 }
 
 // Has the place of a row of results in the first-level cache by the time that they are there: they
@@ -110,7 +110,7 @@ void norm_task(void* context, int64_t index) {
 
 void rms_norm(ThreadPool& pool, const NormCall& call) {
     NormCall copy = call;
-    share(pool, 4 * call.rows * call.columns, call.rows, norm_task, &copy);
+    share_ranges(pool, 4 * call.rows * call.columns, call.rows, norm_task, &copy);
 }
 
 // Turns the heads of one row; `out` may be x.
@@ -153,7 +153,7 @@ void rotary_task(void* context, int64_t index) {
 
 void rotary(ThreadPool& pool, const RotaryCall& call) {
     RotaryCall copy = call;
-    share(pool, 2 * call.rows * call.heads * call.size, call.rows, rotary_task, &copy);
+    share_ranges(pool, 2 * call.rows * call.heads * call.size, call.rows, rotary_task, &copy);
 }
 
 inline void write_entry(StreamType type, void* pages, int64_t slot, int64_t size,
@@ -173,5 +173,5 @@ void stream_write_task(void* context, int64_t index) {
 
 void stream_write(ThreadPool& pool, const StreamWriteCall& call) {
     StreamWriteCall copy = call;
-    share(pool, call.rows * call.entry_size, call.rows, stream_write_task, &copy);
+    share_ranges(pool, call.rows * call.entry_size, call.rows, stream_write_task, &copy);
 }

@@ -38,7 +38,7 @@ void heads_task(void* context, int64_t row) {
 void prepare_heads(ThreadPool& pool, const HeadsCall& call) {
     HeadsCall copy = call;
     const int64_t values = (call.heads + 2 * call.key_value_heads) * call.size;
-    share(pool, 4 * call.rows * values, call.rows, heads_task, &copy);
+    share_ranges(pool, 4 * call.rows * values, call.rows, heads_task, &copy);
 }
 
 // x + scale * norm(y), or norm(y), a row at a time.
@@ -67,5 +67,5 @@ void residual_task(void* context, int64_t row) {
 
 void join_residual(ThreadPool& pool, const ResidualCall& call) {
     ResidualCall copy = call;
-    share(pool, 6 * call.rows * call.columns, call.rows, residual_task, &copy);
+    share_ranges(pool, 6 * call.rows * call.columns, call.rows, residual_task, &copy);
 }

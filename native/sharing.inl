@@ -13,7 +13,7 @@ inline void share(ThreadPool& pool, int64_t operations, int64_t count,
     for (int64_t i = 0; i < count; ++i) task(context, i);
 }
 
-// Likewise with parallel_ranges.
+// Likewise with parallel_ranges: a thread finds in its cache the rows that it wrote in the op before.
 inline void share_ranges(ThreadPool& pool, int64_t operations, int64_t count,
                          void (*task)(void*, int64_t), void* context) {
     if (operations >= kWorthSharing) return parallel_ranges(pool, count, task, context);
