@@ -108,9 +108,11 @@ inline void bfloat16_block(const LinearTiles& tiles, int64_t first, int64_t end,
 
 void bfloat16_task(const LinearTiles& tiles, int64_t index) {
     const LinearCall& call = *tiles.call;
-    const int64_t begin = index / tiles.blocks * tiles.tile_rows;
+    // The whole weight for one block of rows of x after another.
+    const int64_t row_tiles = tiles.tasks / tiles.blocks;
+    const int64_t begin = index % row_tiles * tiles.tile_rows;
     const int64_t end = least(begin + tiles.tile_rows, call.weight.rows);
-    const int64_t input = index % tiles.blocks * tiles.block_inputs;
+    const int64_t input = index / row_tiles * tiles.block_inputs;
     const int64_t input_end = least(input + tiles.block_inputs, call.count);
     for (int64_t row = begin; row < end; row += tiles.block_rows) {
         bfloat16_block(tiles, row, least(row + tiles.block_rows, end), input, input_end);
@@ -135,14 +137,25 @@ inline const void* bfloat16_inputs(ThreadPool& pool, const LinearCall& call) {
 // second-level cache.
 constexpr int64_t kFewBfloat16Inputs = 20;
 
+// Many rows of x are cut into a block for each thread, if that leaves so many: what a thread rounds,
+// norms, multiplies and adds then stays with its core.
+constexpr int64_t kManyBfloat16Inputs = 96;
+
+inline int64_t bfloat16_blocks(int64_t count, int threads) {
+    const int64_t blocks = least(count / kManyBfloat16Inputs, threads);
+    return blocks > 1 ? blocks : 1;
+}
+
 // In about as many tasks as are wanted.
-inline LinearTiles bfloat16_tiles(const LinearCall& call, const void* x, int64_t wanted) {
+inline LinearTiles bfloat16_tiles(const LinearCall& call, const void* x, int threads,
+                                  int64_t wanted) {
     constexpr int64_t kManyRows = 64, kTaskBytes = 1 << 17;
     const StoredMatrix& weight = call.weight;
     LinearTiles tiles{bfloat16_task, &call, x, 0, 1, call.count, 0, kBfloat16Rows};
     if (call.count == 0 || weight.rows == 0) return tiles;
     int64_t kept_together = kBfloat16Rows;
-    const int64_t fair = divide_up(weight.rows, wanted);
+    const int64_t blocks = bfloat16_blocks(call.count, threads);
+    const int64_t fair = divide_up(weight.rows * blocks, wanted);
     if (call.count == 1 && weight.columns > 0 && weight.columns <= 6144) {
         tiles.run = bfloat16_row_task;
         tiles.block_rows = kept_together = 1;
@@ -156,9 +169,11 @@ inline LinearTiles bfloat16_tiles(const LinearCall& call, const void* x, int64_t
     const int64_t row_tiles = divide_up(weight.rows, tiles.tile_rows);
     if (call.tuning.block_rows) {
         tiles.block_inputs = call.tuning.block_rows;
-    } else if (call.count > kFewBfloat16Inputs && row_tiles < wanted) {
-        const int64_t blocks = least(divide_up(wanted, row_tiles), divide_up(call.count, 24));
-        tiles.block_inputs = divide_up(divide_up(call.count, blocks), 6) * 6;
+    } else if (call.count > kFewBfloat16Inputs && row_tiles * blocks < wanted) {
+        const int64_t more = least(divide_up(wanted, row_tiles), divide_up(call.count, 24));
+        tiles.block_inputs = divide_up(divide_up(call.count, more), 6) * 6;
+    } else {
+        tiles.block_inputs = divide_up(call.count, blocks);
     }
     tiles.blocks = divide_up(call.count, tiles.block_inputs);
     tiles.tasks = row_tiles * tiles.blocks;
@@ -169,6 +184,6 @@ inline LinearTiles bfloat16_tiles(const LinearCall& call, const void* x, int64_t
 
 constexpr bool kBfloat16Products = false;
 inline const void* bfloat16_inputs(ThreadPool&, const LinearCall&) { return nullptr; }
-inline LinearTiles bfloat16_tiles(const LinearCall&, const void*, int64_t) { return {}; }
+inline LinearTiles bfloat16_tiles(const LinearCall&, const void*, int, int64_t) { return {}; }
 
 #endif

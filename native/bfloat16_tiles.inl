@@ -192,7 +192,8 @@ inline const void* bfloat16_inputs(ThreadPool& pool, const LinearCall& call) {
     return packed;
 }
 
-inline LinearTiles bfloat16_tiles(const LinearCall& call, const void* x, int64_t wanted) {
+inline LinearTiles bfloat16_tiles(const LinearCall& call, const void* x, int,
+                                  int64_t wanted) {
     constexpr int64_t kTaskBytes = 1 << 17, kManyInputs = 64;
     const StoredMatrix& weight = call.weight;
     LinearTiles tiles{tiles_task, &call, x, 0, 1, call.count, 0, 0};

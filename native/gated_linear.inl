@@ -15,7 +15,7 @@ struct GatedTiles {
     const GatedCall* call;
     const uint16_t* x;     // rounded
     uint16_t* hidden;      // [count, stride]
-    int64_t stride, tile_rows;
+    int64_t stride, tile_rows, row_tiles, block_inputs;
 };
 
 // The rows [first, end) of a product with the rows [input, input_end) of x, side by side.
@@ -35,15 +35,17 @@ inline void gated_part(const LinearCall& call, const uint16_t* x, int64_t first,
 void gated_task(void* context, int64_t index) {
     const GatedTiles& tiles = *static_cast<const GatedTiles*>(context);
     const GatedCall& call = *tiles.call;
-    const int64_t first = index * tiles.tile_rows;
+    const int64_t first = index % tiles.row_tiles * tiles.tile_rows;
     const int64_t end = least(first + tiles.tile_rows, call.gate.weight.rows);
     const int64_t rows = end - first;
     auto* gate = static_cast<float*>(
         thread_scratch(static_cast<size_t>(2 * kGatedInputs * rows) * sizeof(float)));
     float* up = gate + kGatedInputs * rows;
     const bool last = end == call.gate.weight.rows;
-    for (int64_t input = 0; input < call.gate.count; input += kGatedInputs) {
-        const int64_t input_end = least(input + kGatedInputs, call.gate.count);
+    const int64_t block = index / tiles.row_tiles * tiles.block_inputs;
+    const int64_t block_end = least(block + tiles.block_inputs, call.gate.count);
+    for (int64_t input = block; input < block_end; input += kGatedInputs) {
+        const int64_t input_end = least(input + kGatedInputs, block_end);
         for (int64_t x = input; x < input_end; ++x) {
             fetch_results(tiles.hidden + x * tiles.stride + first, rows);
         }
@@ -68,14 +70,22 @@ void gated_linear_part(ThreadPool& pool, const GatedCall& call) {
     const StoredMatrix& weight = call.gate.weight;
     const auto* x = static_cast<const uint16_t*>(bfloat16_inputs(pool, call.gate));
     // Whole groups of rows, and enough tasks for an even share.
+    const int threads = thread_count(pool);
+    const int64_t wanted = kTasksOfThread * threads;
+    const int64_t blocks = bfloat16_blocks(call.gate.count, threads);
     const int64_t fitting = kGatedWeightBytes / (2 * weight.row_bytes + 1);
-    const int64_t wanted = kTasksOfThread * thread_count(pool);
-    const int64_t fair = divide_up(weight.rows, wanted);
-    const int64_t rows = divide_up(least(least(fitting, 64), fair), 16) * 16;
-    GatedTiles tiles{&call, x, reinterpret_cast<uint16_t*>(call.gate.out),
-                     rounded_stride(weight.rows), rows ? rows : 16};
-    parallel_ranges(pool, divide_up(weight.rows, tiles.tile_rows), gated_task, &tiles);
-    LinearTiles down = bfloat16_tiles(call.down, tiles.hidden, wanted);
+    const int64_t fair = divide_up(weight.rows * blocks, wanted);
+    const int64_t some = divide_up(least(least(fitting, 64), fair), 16) * 16;
+    const int64_t tile_rows = some ? some : 16;
+    GatedTiles tiles{&call,
+                     x,
+                     reinterpret_cast<uint16_t*>(call.gate.out),
+                     rounded_stride(weight.rows),
+                     tile_rows,
+                     divide_up(weight.rows, tile_rows),
+                     divide_up(call.gate.count, blocks)};
+    parallel_ranges(pool, tiles.row_tiles * blocks, gated_task, &tiles);
+    LinearTiles down = bfloat16_tiles(call.down, tiles.hidden, threads, wanted);
     parallel_ranges(pool, down.tasks, linear_tiles_task, &down);
 }
 

@@ -90,7 +90,7 @@ void linear_part(ThreadPool& pool, const LinearCall* calls, int count) {
         } else if (rounds_to_bfloat16(call)) {
             if (!rounded) rounded = bfloat16_inputs(pool, call);
             const int64_t wanted = divide_up(kTasksOfThread * threads * weight.rows, rows + 1);
-            product.rows = bfloat16_tiles(call, rounded, wanted);
+            product.rows = bfloat16_tiles(call, rounded, threads, wanted);
         } else if (rounds_for_float8(call)) {
             product.rows = float8_tiles(call, float8.of(i), threads);
         } else {
