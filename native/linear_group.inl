@@ -13,9 +13,19 @@ struct ProductTasks {
     LinearTiles rows;
 };
 
-// The tasks of several products, one product's after another's.
+// The tasks of several products, one product's after another's; where all of them cut x into the same
+// blocks, those of the first block first.
 struct LinearGroup {
     ProductTasks products[kMostProducts];
+    int64_t blocks = 1, block_tasks = 0;
+
+    void set_blocks(int count, int64_t tasks) {
+        blocks = products[0].packed ? 1 : products[0].rows.blocks;
+        for (int i = 0; i < count; ++i) {
+            if (products[i].packed || products[i].rows.blocks != blocks) blocks = 1;
+        }
+        block_tasks = tasks / blocks;
+    }
 };
 
 // What is made of the x of products with panels: once for those that follow one another with the
@@ -60,8 +70,14 @@ inline bool rounds_to_bfloat16(const LinearCall& call) {
 }
 
 inline void linear_task(void* context, int64_t index) {
-    const ProductTasks* product = static_cast<const LinearGroup*>(context)->products;
-    for (; index >= product->tasks; ++product) index -= product->tasks;
+    const LinearGroup& group = *static_cast<const LinearGroup*>(context);
+    const int64_t block = index / group.block_tasks;
+    index %= group.block_tasks;
+    const ProductTasks* product = group.products;
+    for (; index >= product->tasks / group.blocks; ++product) {
+        index -= product->tasks / group.blocks;
+    }
+    index += block * (product->tasks / group.blocks);
     if (product->packed) return packed_task(product->panels, index);
     product->rows.run(product->rows, index);
 }
@@ -100,6 +116,7 @@ void linear_part(ThreadPool& pool, const LinearCall* calls, int count) {
         tasks += product.tasks;
         work += weight.rows * weight.columns * call.count;
     }
+    group.set_blocks(count, tasks);
     share_ranges(pool, work, tasks, linear_task, &group);
 }
 
