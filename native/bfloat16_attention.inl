@@ -88,7 +88,7 @@ struct PairSizes {
 
     int64_t packed_queries() const { return round_up(queries * key_words, 16); }
     int64_t block() const {
-        return kBlock * key_words + kPairs * columns + kSharing * (kBlock + kPairs);
+        return kBlock * key_words + kPairs * columns + kSharing * (kBlock + 2 * kPairs);
     }
 };
 
@@ -409,6 +409,30 @@ inline void attend_pairs(const AttentionStep& step, const AttentionStep* next, i
     }
     const Seen all(places);
     const auto seen = [&](int64_t q) { return whole ? all : Seen(tile, places, block, q); };
+    const auto add_share = [&](int64_t begin, auto number, const float* its_weights) {
+        constexpr int kCount = decltype(number)::kValue;
+        float* sums = partial.values + begin * sizes.stride;
+        if (together) {
+            return add_paired<kCount>(value_panel, sizes.columns, places.begin, places.end,
+                                      its_weights, sums, sizes.stride, value_fetch);
+        }
+        for (int64_t i = 0; i < kCount; ++i) {
+            const Seen its = seen(begin + i);
+            if (its.from >= its.to) continue;
+            pair_rows(rows, its.from, its.to, call.value_size, sizes.columns, value_panel);
+            add_paired<1>(value_panel, sizes.columns, its.from, its.to, its_weights + i * kPairs,
+                          sums + i * sizes.stride, sizes.stride, value_fetch);
+        }
+    };
+    // Weights take long to be there, so the products of others come before those of their values.
+    int64_t before = 0, shares = 0;
+    const auto weights_of = [&](int64_t share) { return weights + share % 2 * kSharing * kPairs; };
+    const auto add_before = [&](int64_t end) {
+        with_number(end - before, [&](auto number) {
+            add_share(before, number, weights_of(shares - 1));
+        });
+        before = end;
+    };
     by_shares(sizes.queries, [&](int64_t begin, auto number) {
         constexpr int kCount = decltype(number)::kValue;
         float* sums = partial.values + begin * sizes.stride;
@@ -421,19 +445,12 @@ inline void attend_pairs(const AttentionStep& step, const AttentionStep* next, i
         }
         weigh_keys<kCount>(call, key_panel, sizes.key_words,
                            packed_queries + begin * sizes.key_words, visible,
-                           partial.maximum + begin, sums, sizes.stride, scores, weights, key_fetch);
-        if (together) {
-            return add_paired<kCount>(value_panel, sizes.columns, places.begin, places.end, weights,
-                                      sums, sizes.stride, value_fetch);
-        }
-        for (int64_t i = 0; i < kCount; ++i) {
-            const Seen its = seen(begin + i);
-            if (its.from >= its.to) continue;
-            pair_rows(rows, its.from, its.to, call.value_size, sizes.columns, value_panel);
-            add_paired<1>(value_panel, sizes.columns, its.from, its.to, weights + i * kPairs,
-                          sums + i * sizes.stride, sizes.stride, value_fetch);
-        }
+                           partial.maximum + begin, sums, sizes.stride, scores,
+                           weights_of(shares), key_fetch);
+        if (shares) add_before(begin);
+        ++shares;
     });
+    add_before(sizes.queries);
 }
 
 // Joins the result of a later segment to the total of those before.
@@ -459,6 +476,7 @@ inline void finish_pairs(const AttentionTile& tile, Partial total) {
     for (int64_t q = 0; q < tile.queries(); ++q) {
         const int64_t head = tile.key_value_head * tile.heads() + q % tile.heads();
         float* out = call.out + (tile.row_of(q) * call.heads + head) * call.value_size;
+        fetch_results(out, call.value_size);
         const float* values = total.values + q * total.stride;
         const __m512 all = (__m512)broadcast(sum(load(values + total.stride - kSumLanes)));
         const __m512i order =
