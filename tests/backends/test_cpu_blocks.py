@@ -121,12 +121,17 @@ def test_reading_ahead_changes_nothing() -> None:
     assert _same_bits(backend.experts_block(x, ahead, tokens), expected)
 
 
-def test_large_blocks_are_shared_among_threads_without_a_change() -> None:
+@pytest.mark.parametrize("format", ["q8_0", "bf16"])
+def test_large_blocks_are_shared_among_threads_without_a_change(format: str) -> None:
     """Large enough that norms, heads, gates and sums are shared as well, and not products alone."""
     backends = [CpuBackend(threads=count) for count in (1, 2, 5)]
-    model = _Model("q8_0", hidden=512, heads=8, head_size=64, width=1024)
+    model = _Model(format, hidden=512, heads=8, head_size=64, width=1024)
     parts = [(0, 0, 300), (1, 0, 70)]
-    first, *others = (model.step(backend, parts) for backend in backends)
+
+    def step(backend: Any) -> list[np.ndarray]:
+        return model.step(backend, parts, [np.zeros(model.shape, np.uint16) for _ in range(2)])
+
+    first, *others = map(step, backends)
     assert all(
         _same_bits(mine, theirs)
         for other in others
