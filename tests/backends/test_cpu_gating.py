@@ -68,4 +68,6 @@ def test_products_of_several_chunks() -> None:
 
 def test_no_rows_and_no_width() -> None:
     backend = CpuBackend(threads=2)
-    assert backend.feed_forward_block(np.zeros((0, 64), np.float32), _block(64, 96, "silu")).size == 0
+    assert (
+        backend.feed_forward_block(np.zeros((0, 64), np.float32), _block(64, 96, "silu")).size == 0
+    )
