@@ -137,6 +137,38 @@ def test_other_kernels_are_recorded_anew(backend: Any) -> None:
     assert any("waits for the device" in line for line in backend.remarks())
 
 
+class _Guesses:
+    """Every other guess of a text that is known is right."""
+
+    def __init__(self, texts: list[list[int]]) -> None:
+        self._texts = texts
+
+    def propose(self, sequence: Any, count: int) -> list[int]:
+        done = len(sequence.output_ids)
+        mine = next(t for t in self._texts if t[:done] == sequence.output_ids)[done:]
+        return [token if done % 2 else (token + 1) % 61 for token in mine[: min(count, 1 + done % 4)]]
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_guesses_are_replayed_where_they_cost_little(
+    backend: Any, heavy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each as a row by itself, which reads its sequence's state once more."""
+    from firstlight.engine import decode_step
+
+    monkeypatch.setattr(decode_step, "_WEIGHTS_OF_GUESSES", 10**9 if heavy else 0)
+    expected = _texts(_engine(None))
+    engine = _engine(backend, speculation=3, proposer=_Guesses(expected))
+    assert _texts(engine) == expected
+    done = engine.statistics()
+    assert 0 < done.accepted_tokens < done.proposed_tokens
+    replays = backend.usage()[_REPLAYED][0]
+    if heavy:
+        assert replays < done.steps // 4
+    else:
+        assert replays > done.steps // 2
+
+
 @pytest.mark.parametrize("why", ["waits", "uploads an array that is another in every step"])
 def test_what_cannot_be_recorded_runs_without(backend: Any, why: str) -> None:
     from firstlight.backends.base import Kernel
@@ -305,6 +337,25 @@ def test_a_mixture_of_experts_that_waits_is_not_recorded(
     assert replayer(token_ids) is None
     assert "waits for the device" in replayer.why_not
     assert not replayer.possible
+
+
+def test_experts_by_a_table_of_tokens_that_are_not_known_yet(backend: Any) -> None:
+    from firstlight.backends.torch.experts import ExpertsKernels
+    from firstlight.backends.torch.products import ProductKernels
+    from firstlight.ops.rounding import no_rounding
+    from firstlight.verify.cases import cases_of
+    from firstlight.verify.conformance import to_device
+
+    (case,) = (case for case in cases_of("experts_block") if case.name == "by a table")
+    x, block, token_ids = (to_device(backend, each) for each in case.arguments())
+    transfer = backend._transfer
+    kernels = ExpertsKernels(transfer, ProductKernels(transfer, False), no_rounding)
+    replayer = backend.replayer(lambda ids: torch.cat(kernels.choose_for(x, block, ids), 1))
+    for shift in range(4):
+        ids = (token_ids + shift) % len(block.hash_table)
+        wanted = torch.cat(kernels.choose_for(x, block, ids), 1)
+        np.testing.assert_array_equal(replayer(ids).numpy(), wanted.numpy())
+    assert replayer.replays == 3
 
 
 # What an accelerator has -------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -36,6 +37,11 @@ class Weights:
 
     def __getitem__(self, source: TensorSource) -> PackedWeight:
         return self._tensors[source]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Of all tensors, as they are kept."""
+        return sum(int(tensor.nbytes) for tensor in self._tensors.values())
 
     def table(self, source: TensorSource) -> NDArray[np.int32]:
         """A tensor of whole numbers, on the host."""

@@ -30,6 +30,9 @@ LEAST_TILE = 16
 MOST_GATED_ROWS = 64
 """Rows of a tile of a gated product: the sums of both of its products must fit into registers."""
 
+MOST_HEAD_ROWS = 64
+"""Rows of a tile of one head's product, of which there are as many at once as heads."""
+
 PARAMETERS = (
     Parameter("outputs", (64, 128, 32), 64),
     Parameter("rows", (128, 64, 32, 16, 256), 128),

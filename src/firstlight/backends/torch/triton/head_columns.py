@@ -1,0 +1,96 @@
+# mypy: disable-error-code=no-untyped-def
+"""Products of each head with the columns of its rows of a weight: W_h^T x_h.
+
+A tile has columns of one head, whose values are decoded in registers with all of their bits. Where
+activations are bfloat16, matrix units multiply these by a value's bfloat16 parts: a scale belongs to
+a row of the weight, over which is summed, so that it cannot be multiplied by a sum.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from firstlight.backends.torch.triton.attention_plan import ProductKind
+from firstlight.backends.torch.triton.coding import Coding
+from firstlight.backends.torch.triton.decoders import first_column, values_of
+from firstlight.backends.torch.triton.launching import on
+from firstlight.backends.torch.triton.operands import Operand
+from firstlight.backends.torch.triton.sizes import quotient
+from firstlight.backends.torch.triton.softmax import product
+from firstlight.backends.torch.triton.tiles import MOST_HEAD_ROWS, tile_rows
+
+# Columns of a tile, of one part; rows of the weight that are decoded at a time.
+_COLUMNS, _DECODED = 64, 32
+
+
+def down_columns(x: torch.Tensor, operand: Operand, first: int, size: int) -> torch.Tensor:
+    """float32 [n, heads, columns]: of each head, x times its rows `first` to `first + size`.
+
+    Args:
+        x: contiguous, [n, heads, size]; bfloat16, or float32: nothing is rounded then.
+        operand: heads * r rows, of which each head has r.
+    """
+    count, heads, _ = x.shape
+    coding, columns = operand.coding, operand.columns
+    out = torch.empty((count, heads, columns), dtype=torch.float32, device=x.device)
+    rows = tile_rows(count, MOST_HEAD_ROWS)
+    chunks, together = coding.chunks(columns), max(1, _COLUMNS // coding.values)
+    with on(x.device):
+        _down_columns[quotient(chunks, together), heads, quotient(count, rows)](
+            x, operand.data, operand.scales, out,
+            count, heads, size, columns, chunks, coding.row_blocks(columns),
+            operand.outputs // heads, first, operand.first_row, operand.scales_across,
+            ROWS=rows, CHUNKS=together, DECODED=_DECODED, PRODUCT=_product(x, coding),
+            FORMAT=coding.name, VALUES=coding.values, PARTS=coding.parts,
+            DISTANCE=coding.distance, SCALED=coding.scaled != "none", MINIMUM=coding.minimum,
+            SCALE_ROWS=operand.scale_rows, SCALE_COLUMNS=operand.scale_columns,
+        )  # fmt: skip
+    return out
+
+
+def _product(x: torch.Tensor, coding: Coding) -> ProductKind:
+    """How values are multiplied by x, as `softmax.product` takes it."""
+    if x.dtype == torch.float32:
+        return "float32"
+    return "parts" if coding.scaled == "each" else "bfloat16"
+
+
+@triton.jit(do_not_specialize=("count",))
+def _down_columns(
+    x, weight, scales, out,
+    count, heads, size, columns, chunks, row_blocks,
+    head_rows, first, first_row, scales_across,
+    ROWS: tl.constexpr, CHUNKS: tl.constexpr, DECODED: tl.constexpr, PRODUCT: tl.constexpr,
+    FORMAT: tl.constexpr, VALUES: tl.constexpr, PARTS: tl.constexpr, DISTANCE: tl.constexpr,
+    SCALED: tl.constexpr, MINIMUM: tl.constexpr,
+    SCALE_ROWS: tl.constexpr, SCALE_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(1)
+    row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)[None, :]
+    filled = row < count
+    # What lies beyond the last is read again, not beyond the memory, and never stored.
+    place_of_row = tl.minimum(row, count - 1).to(tl.int64) * heads + head
+    wanted = tl.program_id(0) * CHUNKS + tl.arange(0, CHUNKS)[:, None, None]
+    chunk = tl.minimum(wanted, chunks - 1)
+    place = tl.arange(0, VALUES)[None, :, None]
+    for PART in tl.static_range(PARTS):
+        column = first_column(chunk, VALUES, PARTS, DISTANCE) + PART * DISTANCE + place
+        column = tl.where(wanted < chunks, column, columns)
+        column = tl.reshape(column, (CHUNKS * VALUES, 1))
+        total = tl.zeros((CHUNKS * VALUES, ROWS), dtype=tl.float32)
+        for start in range(0, size, DECODED):
+            inner = start + tl.arange(0, DECODED)
+            there = (inner < size)[:, None]
+            given = tl.load(x + (place_of_row * size + inner[:, None]), mask=there, other=0.0)
+            own = head * head_rows + first + tl.minimum(inner, size - 1)[None, None, :]
+            values = values_of(
+                weight, own.to(tl.int64) * row_blocks, chunk, place, columns, own + first_row,
+                scales, scales_across, PART, FORMAT, VALUES, SCALED, MINIMUM, SCALE_ROWS,
+                SCALE_COLUMNS,
+            )  # fmt: skip
+            values = tl.reshape(values, (CHUNKS * VALUES, DECODED))
+            total = product(values, given, total, PRODUCT)
+        to = place_of_row * columns + column
+        tl.store(out + to, total, mask=filled & (column < columns))
