@@ -16,8 +16,9 @@ def test_tiles_of_positions_that_are_not_known_yet(
     window: int | None, group: int, size: int
 ) -> None:
     from firstlight.backends.torch.deferred import Deferred
+    from firstlight.backends.torch.paging import page_table
     from firstlight.backends.torch.transfer import Transfer
-    from firstlight.backends.torch.triton.query_tiles import page_table, split_tiles, whole_tiles
+    from firstlight.backends.torch.triton.query_tiles import split_tiles, whole_tiles
 
     positions = np.array([7, 500, 7, 0, 1000, 993], np.int32)
     table = np.arange(6 * 20, dtype=np.int32).reshape(6, 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +60,18 @@ class PagedRows:
         return np.repeat(
             np.arange(self.sequences, dtype=np.int32), np.diff(self.row_starts)
         ).astype(np.int32)
+
+    def slots(self, sequences: NDArray[Any], places: NDArray[Any]) -> NDArray[np.int64]:
+        """Where entries lie, counted through all pages of a stream; below zero where a sequence has
+        no page for one.
+
+        Args:
+            sequences: of each place; its shape broadcasts to that of `places`.
+            places: positions, or numbers of entries where `page_tokens` counts entries.
+        """
+        page = self.page_table[sequences, places // self.page_tokens].astype(np.int64)
+        slots: NDArray[np.int64] = page * self.page_tokens + places % self.page_tokens
+        return slots
 
     def completing(self, stride: int) -> NDArray[np.intp]:
         """The rows that complete a run of `stride` positions."""

@@ -61,8 +61,7 @@ class CompressedKernels:
             first = runs.positions.astype(np.int64) * stride
             none = first < back
             places = (first - np.where(none, 0, back))[:, None] + np.arange(stride)
-            page = rows.page_table[runs.row_sequences()[:, None], places // rows.page_tokens]
-            slots = page.astype(np.int64) * rows.page_tokens + places % rows.page_tokens
+            slots = rows.slots(runs.row_sequences()[:, None], places)
             return self._transfer.upload(slots), self._transfer.upload(none)
 
         return kept(rows, ("run slots", self._transfer.device, stride, back), make)

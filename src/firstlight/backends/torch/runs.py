@@ -12,7 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from firstlight.backends.torch.paging import MOST_ROWS, MOST_SCORES, kept, padded
+from firstlight.backends.torch.paging import (
+    MOST_ROWS,
+    MOST_SCORES,
+    kept,
+    padded,
+    page_table,
+    slots,
+)
 from firstlight.backends.torch.transfer import Transfer
 from firstlight.ops.paging import PagedRows
 
@@ -43,7 +50,7 @@ class ChosenReading:
         rows: int64 [n]; which rows of the batch these are.
         near: int64 [n, positions], as of a RunReading.
         hidden: bool [n, positions].
-        table: int64 [sequences, pages]; the page table, for the chosen entries.
+        table: int32 [sequences, pages]; the page table, for the chosen entries.
         sequence: int64 [n, 1]; of each row.
         page_entries: entries of one of these pages.
         most: so many of the chosen entries are looked at; no row of these has more.
@@ -66,8 +73,8 @@ class ChosenReading:
             # A row's first instead, which is its own; every row here has one, unless its scores
             # were no numbers.
             numbers = torch.where(none, numbers[:, :1], numbers).clamp(min=0)
-        slots = _slots(self.table, self.sequence, numbers, self.page_entries)
-        return slots.clamp(min=0), none
+        found = slots(self.table, self.sequence, numbers, self.page_entries)
+        return found.clamp(min=0), none
 
 
 @dataclass(frozen=True)
@@ -197,33 +204,18 @@ def _run_reading(
     run = torch.arange(far_count, device=device)
     page_runs = rows.page_tokens // stride
     held = torch.minimum(run, (runs - 1).clamp(min=0))
-    far = _slots(_table(rows, transfer), sequence, held, page_runs)
+    far = slots(page_table(rows, transfer), sequence, held, page_runs)
     seen = torch.div(row_position + 1, stride, rounding_mode="floor")
     hidden = run >= seen
     if near is None:
-        slots = torch.empty((len(pieces), 0), dtype=torch.int64, device=device)
-        return RunReading(count, (start + each).reshape(-1), slots, far, hidden)
+        nothing = torch.empty((len(pieces), 0), dtype=torch.int64, device=device)
+        return RunReading(count, (start + each).reshape(-1), nothing, far, hidden)
     position = first + torch.arange(pieces[0].positions, device=device)
     held = torch.minimum(position, last)
-    slots = _slots(_table(near.rows, transfer), sequence, held, near.rows.page_tokens)
+    found = slots(page_table(near.rows, transfer), sequence, held, near.rows.page_tokens)
     unseen = (position[:, None] > row_position) | (position[:, None] <= row_position - near.window)
     hidden = torch.cat((unseen, hidden.expand(len(pieces), count, far_count)), 2)
-    return RunReading(count, (start + each).reshape(-1), slots, far, hidden)
-
-
-def _table(rows: PagedRows, transfer: Transfer) -> torch.Tensor:
-    def make() -> torch.Tensor:
-        return transfer.upload(rows.page_table.astype(np.int64))
-
-    return kept(rows, ("table", transfer.device), make)
-
-
-def _slots(
-    table: torch.Tensor, sequence: torch.Tensor, held: torch.Tensor, page_entries: int
-) -> torch.Tensor:
-    """Entries counted through all pages, of each sequence's own numbers int64 [n, entries]."""
-    page = torch.div(held, page_entries, rounding_mode="floor")
-    return table[sequence, page] * page_entries + held % page_entries
+    return RunReading(count, (start + each).reshape(-1), found, far, hidden)
 
 
 # Chosen entries -----------------------------------------------------------------------------------
@@ -260,12 +252,12 @@ def _chosen_reading(
     numbers = np.stack((taken, rows.row_sequences()[taken], rows.positions[taken]))
     row, sequence, last = transfer.upload(numbers.astype(np.int64)).unbind(0)
     sequence = sequence[:, None]
-    slots = torch.empty((len(taken), 0), dtype=torch.int64, device=device)
+    found = torch.empty((len(taken), 0), dtype=torch.int64, device=device)
     hidden = torch.empty((len(taken), 0), dtype=torch.bool, device=device)
     if near is not None:
         position = last[:, None] - torch.arange(near_count, device=device)
         hidden = position < 0
-        table = _table(near.rows, transfer)
-        slots = _slots(table, sequence, position.clamp(min=0), near.rows.page_tokens)
-    table = _table(rows, transfer)
-    return ChosenReading(row, slots, hidden, table, sequence, rows.page_tokens // stride, most)
+        table = page_table(near.rows, transfer)
+        found = slots(table, sequence, position.clamp(min=0), near.rows.page_tokens)
+    table = page_table(rows, transfer)
+    return ChosenReading(row, found, hidden, table, sequence, rows.page_tokens // stride, most)

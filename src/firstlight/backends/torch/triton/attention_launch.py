@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from firstlight.backends.kernel import Parameter
+from firstlight.backends.torch.paging import page_table
 from firstlight.backends.torch.transfer import Transfer
 from firstlight.backends.torch.triton.attention_plan import (
     Columns,
@@ -23,7 +24,6 @@ from firstlight.backends.torch.triton.query_tiles import (
     LEAST_PART,
     MOST_PARTS,
     Tiles,
-    page_table,
     split_tiles,
     whole_tiles,
 )

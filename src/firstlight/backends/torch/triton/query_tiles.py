@@ -45,17 +45,6 @@ class Tiles:
     parts: int
 
 
-def page_table(rows: PagedRows, transfer: Transfer) -> torch.Tensor:
-    """int32 [sequences, pages] on the device."""
-
-    def make() -> torch.Tensor:
-        if is_deferred(rows):
-            return transfer.upload(rows.page_table)
-        return transfer.upload(np.ascontiguousarray(rows.page_table))
-
-    return kept(rows, ("page table", transfer.device), make)
-
-
 def split_tiles(
     rows: PagedRows, window: int | None, group: int, size: int, transfer: Transfer
 ) -> Tiles | None:
