@@ -22,7 +22,6 @@ from firstlight.engine.sequence import Sequence
 from firstlight.engine.state_size import page_bytes
 from firstlight.model.batch import Batch
 from firstlight.model.decoder import Decoder, State
-from firstlight.model.rope import cosines_and_sines
 from firstlight.ops import Tensor
 
 MOST_ROWS = 128
@@ -87,8 +86,7 @@ class DecodeSteps:
             table = self._pages.table_array(tables, group)
             more = padded_pages(table.shape[1]) - table.shape[1]
             arrays.append(np.pad(table, ((0, 0), (0, more)), constant_values=NO_PAGE))
-        ropes = self._decoder.ropes
-        arrays += (cosines_and_sines(rope, positions, lengths) for rope in ropes)
+        arrays += (table.values(positions, lengths) for table in self._decoder.angle_tables)
         return arrays
 
 
@@ -110,7 +108,7 @@ def _logits(
         page_tables=more[:groups],
         page_tokens=page_tokens,
         wanted=np.arange(count, dtype=np.int32),
-        angles=dict(zip(decoder.ropes, more[groups:], strict=True)),
+        angles=dict(zip(decoder.angle_tables, more[groups:], strict=True)),
     )
     return decoder.step(batch, state)
 

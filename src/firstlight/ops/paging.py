@@ -41,6 +41,18 @@ class PagedRows:
     def sequences(self) -> int:
         return len(self.row_starts) - 1
 
+    @property
+    def known(self) -> bool:
+        """Whether positions and pages can be looked at. They cannot while a backend records a step
+        that it will replay for others (`Ops.replayer`): then arrays stand for what is to come,
+        shapes are known, and every sequence has one row."""
+        return isinstance(self.positions, np.ndarray)
+
+    @property
+    def most_positions(self) -> int:
+        """So many the page table has room for; no position reaches it."""
+        return int(self.page_table.shape[1]) * self.page_tokens
+
     def part(self, chosen: NDArray[np.bool_]) -> PagedRows:
         """The same of some rows alone; of each sequence those that follow one another.
 
@@ -81,9 +93,15 @@ class PagedRows:
         """The runs of `stride` positions that rows complete, as rows of a stream with one entry for
         each run. Their positions are numbers of runs.
 
+        Of rows that are not known yet, the runs that they are in: what is made of one before it is
+        complete nobody sees, and the row that completes it makes it again.
+
         Args:
             stride: divides page_tokens.
         """
+        if not self.known:
+            numbers = self.positions // stride
+            return PagedRows(self.row_starts, numbers, self.page_table, self.page_tokens // stride)
         rows = self.completing(stride)
         starts = np.searchsorted(rows, self.row_starts).astype(np.int32)
         numbers = (self.positions[rows] // stride).astype(np.int32)

@@ -32,7 +32,7 @@ def row_positions(rows: PagedRows, transfer: Transfer) -> torch.Tensor:
 
 def most_seen(rows: PagedRows, window: int | None) -> int:
     """Positions that a row may see, with those that its page table has no page for yet."""
-    room = int(rows.page_table.shape[1]) * rows.page_tokens
+    room = rows.most_positions
     return room if window is None else min(room, window)
 
 

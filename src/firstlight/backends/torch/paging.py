@@ -77,7 +77,7 @@ def write_slots(rows: PagedRows, transfer: Transfer) -> torch.Tensor:
 
     def make() -> torch.Tensor:
         if is_deferred(rows):
-            return _own_slots(rows, row_positions(rows, transfer)[:, None], transfer)[:, 0]
+            return own_slots(rows, row_positions(rows, transfer)[:, None], transfer)[:, 0]
         return transfer.upload(rows.slots(rows.row_sequences(), rows.positions))
 
     return kept(rows, ("slots", transfer.device), make)
@@ -104,7 +104,7 @@ def _deferred_readings(
 ) -> Iterator[Reading]:
     seen = padded(most_seen(rows, window))
     positions, hidden = seen_positions(rows, window, seen, transfer)
-    found = _own_slots(rows, positions, transfer)
+    found = own_slots(rows, positions, transfer)
     each = torch.arange(len(found), device=transfer.device)
     together = max(1, MOST_SCORES // max(1, heads * seen))
     for start in range(0, len(found), together):
@@ -112,8 +112,9 @@ def _deferred_readings(
         yield Reading(1, each[part], found[part], hidden[part, None])
 
 
-def _own_slots(rows: PagedRows, positions: torch.Tensor, transfer: Transfer) -> torch.Tensor:
-    """int64 [rows, m]: the slots of as many positions, where row r is sequence r's."""
+def own_slots(rows: PagedRows, positions: torch.Tensor, transfer: Transfer) -> torch.Tensor:
+    """int64 [rows, m]: the slots of as many positions, or entries where `page_tokens` counts those,
+    where row r is sequence r's."""
     each = torch.arange(len(positions), device=transfer.device)[:, None]
     return slots(page_table(rows, transfer), each, positions, rows.page_tokens)
 

@@ -12,10 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from firstlight.backends.torch.deferred_paging import (
+    is_deferred,
+    most_seen,
+    row_positions,
+    seen_positions,
+)
 from firstlight.backends.torch.paging import (
     MOST_ROWS,
     MOST_SCORES,
     kept,
+    own_slots,
     padded,
     page_table,
     slots,
@@ -89,6 +96,17 @@ class Near:
         return max(0, position - self.window + 1)
 
 
+def runs_seen(rows: PagedRows, stride: int, transfer: Transfer) -> torch.Tensor:
+    """int32 [rows] on the device: the complete runs that each row sees."""
+
+    def make() -> torch.Tensor:
+        if is_deferred(rows):
+            return torch.floor_divide(row_positions(rows, transfer) + 1, stride).int()
+        return transfer.upload((rows.positions + 1) // stride)
+
+    return kept(rows, ("runs seen", transfer.device, stride), make)
+
+
 def run_readings(
     rows: PagedRows,
     stride: int,
@@ -106,6 +124,9 @@ def run_readings(
         beyond: only rows that see more complete runs than this.
     """
     key = transfer.device, stride, heads, near, beyond
+    if is_deferred(rows):
+        found = _deferred_run_readings(rows, stride, heads, transfer, near, beyond)
+        return kept(rows, ("runs", *key), lambda: tuple(found))
 
     def make() -> Iterator[RunReading]:
         for group in groups:
@@ -129,7 +150,8 @@ def chosen_readings(
     """
 
     def make() -> tuple[ChosenReading, ...]:
-        return tuple(_chosen_readings(rows, stride, top_k, width, transfer, near))
+        find = _deferred_chosen_readings if is_deferred(rows) else _chosen_readings
+        return tuple(find(rows, stride, top_k, width, transfer, near))
 
     return kept(rows, ("chosen", transfer.device, stride, top_k, width, near), make)
 
@@ -236,24 +258,26 @@ def _chosen_readings(
         together = max(1, MOST_SCORES // max(1, width * sum(size)))
         for start in range(0, len(alike), together):
             taken = alike[start : start + together]
-            yield _chosen_reading(rows, taken, stride, *size, transfer, near)
+            numbers = np.stack((taken, rows.row_sequences()[taken], rows.positions[taken]))
+            places = transfer.upload(numbers.astype(np.int64))
+            yield _chosen_reading(rows, places, stride, *size, transfer, near)
 
 
 def _chosen_reading(
     rows: PagedRows,
-    taken: NDArray[np.int64],
+    places: torch.Tensor,
     stride: int,
     most: int,
     near_count: int,
     transfer: Transfer,
     near: Near | None,
 ) -> ChosenReading:
+    """Of rows of the batch, int64 [3, n]: these, their sequences and positions."""
     device = transfer.device
-    numbers = np.stack((taken, rows.row_sequences()[taken], rows.positions[taken]))
-    row, sequence, last = transfer.upload(numbers.astype(np.int64)).unbind(0)
+    row, sequence, last = places.unbind(0)
     sequence = sequence[:, None]
-    found = torch.empty((len(taken), 0), dtype=torch.int64, device=device)
-    hidden = torch.empty((len(taken), 0), dtype=torch.bool, device=device)
+    found = torch.empty((len(row), 0), dtype=torch.int64, device=device)
+    hidden = torch.empty((len(row), 0), dtype=torch.bool, device=device)
     if near is not None:
         position = last[:, None] - torch.arange(near_count, device=device)
         hidden = position < 0
@@ -261,3 +285,46 @@ def _chosen_reading(
         found = slots(table, sequence, position.clamp(min=0), near.rows.page_tokens)
     table = page_table(rows, transfer)
     return ChosenReading(row, found, hidden, table, sequence, rows.page_tokens // stride, most)
+
+
+# Rows that are not known yet ----------------------------------------------------------------------
+
+
+def _deferred_run_readings(
+    rows: PagedRows, stride: int, heads: int, transfer: Transfer, near: Near | None, beyond: int
+) -> Iterator[RunReading]:
+    """Every row by itself, as far as the page table has room."""
+    most, device = rows.most_positions // stride, transfer.device
+    if most <= beyond:
+        return
+    seen = runs_seen(rows, stride, transfer).long()[:, None]
+    count = len(seen)
+    run = torch.arange(padded(most), device=device)
+    each = torch.arange(count, device=device)
+    held = torch.minimum(run, (seen - 1).clamp(min=0))
+    far = slots(page_table(rows, transfer), each[:, None], held, rows.page_tokens // stride)
+    hidden = run >= seen
+    found = torch.empty((count, 0), dtype=torch.int64, device=device)
+    if near is not None:
+        positions = padded(most_seen(near.rows, near.window))
+        position, unseen = seen_positions(near.rows, near.window, positions, transfer)
+        found = own_slots(near.rows, position, transfer)
+        hidden = torch.cat((unseen, hidden), 1)
+    together = max(1, MOST_SCORES // max(1, heads * hidden.shape[1]))
+    for start in range(0, count, together):
+        part = slice(start, start + together)
+        yield RunReading(1, each[part], found[part], far[part], hidden[part, None])
+
+
+def _deferred_chosen_readings(
+    rows: PagedRows, stride: int, top_k: int, width: int, transfer: Transfer, near: Near | None
+) -> Iterator[ChosenReading]:
+    """Every row by itself, of as much as one could see."""
+    most = min(padded(rows.most_positions // stride), top_k)
+    near_count = 0 if near is None else min(padded(most_seen(near.rows, None)), near.window)
+    last = row_positions(rows, transfer)
+    each = torch.arange(len(last), device=transfer.device)
+    places = torch.stack((each, each, last))
+    together = max(1, MOST_SCORES // max(1, width * (most + near_count)))
+    for some in places.split(together, 1):
+        yield _chosen_reading(rows, some, stride, most, near_count, transfer, near)
