@@ -31,7 +31,7 @@ from firstlight.verify.random_weights import random_weight  # noqa: E402
 if not launching.interpreted():
     pytest.skip("Triton would compile its kernels", allow_module_level=True)
 
-_COLUMNS, _WIDTH, _EXPERTS, _VOCABULARY = 64, 32, 7, 11
+_COLUMNS, _WIDTH, _EXPERTS, _VOCABULARY = 32, 32, 5, 11
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +53,9 @@ def _block(weighted_before: bool, by_table: bool) -> ExpertsBlock:
         for _ in range(_EXPERTS)
     )
     router = random_weight(get_format("f32"), _EXPERTS, _COLUMNS, generator)
-    table = generator.integers(0, _EXPERTS, (_VOCABULARY, 3)).astype(np.int32)
+    table = generator.integers(0, _EXPERTS, (_VOCABULARY, 2)).astype(np.int32)
     return ExpertsBlock(
-        Product(router), Routing(3, renormalised=True), experts, ClampedSwish(2.0),
+        Product(router), Routing(2, renormalised=True), experts, ClampedSwish(2.0),
         hash_table=table if by_table else None, weighted_before=weighted_before,
         residual_scale=None,
     )  # fmt: skip
@@ -65,10 +65,8 @@ def _part(block: ExpertsBlock, first: int, stop: int) -> ExpertsBlock:
     return replace(block, experts=block.experts[first:stop], first=first)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 21])
-@pytest.mark.parametrize(
-    ("weighted_before", "by_table"), [(False, False), (True, False), (False, True)]
-)
+@pytest.mark.parametrize("rows", [2, 21])
+@pytest.mark.parametrize(("weighted_before", "by_table"), [(True, False), (False, True)])
 def test_each_part_agrees_and_the_sum_is_the_whole(
     rows: int, weighted_before: bool, by_table: bool
 ) -> None:
@@ -91,7 +89,7 @@ def test_each_part_agrees_and_the_sum_is_the_whole(
         return kernel.run(*given).numpy()
 
     total = np.zeros_like(whole)
-    for first, stop in ((0, 1), (1, 5), (5, 7)):
+    for first, stop in ((0, 1), (1, 5)):
         part = _part(block, first, stop)
         found = computed(part)
         wanted = numpy.call("experts_block", x, part, tokens)
@@ -108,8 +106,8 @@ def test_a_row_without_an_expert_here_gets_nothing() -> None:
     (kernel,) = TritonExperts(transfer, products).all()
     block = _block(False, True)
     assert block.hash_table is not None
-    block.hash_table[4] = (0, 1, 2)
-    part = to_device(backend, _part(block, 5, 7))
+    block.hash_table[4] = (0, 1)
+    part = to_device(backend, _part(block, 3, 5))
     for rows in (1, 6):
         x = torch.ones(rows, _COLUMNS)
         assert not kernel.run(x, part, np.full(rows, 4, np.int32)).any()

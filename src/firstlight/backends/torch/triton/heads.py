@@ -49,13 +49,13 @@ class TritonHeads:
         self, x: torch.Tensor, weight: DeviceMatrix, first: int, size: int, transposed: bool
     ) -> torch.Tensor:
         count, heads, columns = x.shape
-        given = self._products.activations(x)
         if transposed:
             operand = self._products.operand(Product(weight))
             assert operand is not None
-            return down_columns(given, operand, first, size)
+            return down_columns(x.contiguous(), operand, first, size)
         operand = self._operand(weight, (heads, first, size))
         assert operand is not None
+        given = self._products.activations(x)
         groups = None
         if count > MOST_ROWS:
             groups = _groups(count, heads, tile_rows(count, MOST_HEAD_ROWS), x.device)
