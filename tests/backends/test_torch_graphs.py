@@ -146,7 +146,9 @@ class _Guesses:
     def propose(self, sequence: Any, count: int) -> list[int]:
         done = len(sequence.output_ids)
         mine = next(t for t in self._texts if t[:done] == sequence.output_ids)[done:]
-        return [token if done % 2 else (token + 1) % 61 for token in mine[: min(count, 1 + done % 4)]]
+        return [
+            token if done % 2 else (token + 1) % 61 for token in mine[: min(count, 1 + done % 4)]
+        ]
 
 
 @pytest.mark.parametrize("heavy", [False, True])
@@ -162,9 +164,9 @@ def test_guesses_are_replayed_where_they_cost_little(
     assert _texts(engine) == expected
     done = engine.statistics()
     assert 0 < done.accepted_tokens < done.proposed_tokens
-    replays = backend.usage()[_REPLAYED][0]
+    replays, _ = backend.usage().get(_REPLAYED, (0, 0.0))
     if heavy:
-        assert replays < done.steps // 4
+        assert not replays
     else:
         assert replays > done.steps // 3
 

@@ -79,9 +79,7 @@ def test_nothing_is_rounded_if_that_is_asked_for(backend: TorchBackend, transpos
     weight = random_weight(get_format("q4_1"), 2 * 16, 64, np.random.default_rng(1))
     for rows in (2, 5):
         x = np.random.default_rng(2).standard_normal((rows, 2, 16 if transposed else 64))
-        _checked(
-            backend, _kernel(exact=True), weight, x.astype(np.float32), 0, 16, transposed
-        )
+        _checked(backend, _kernel(exact=True), weight, x.astype(np.float32), 0, 16, transposed)
 
 
 @each_direction
