@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
+from firstlight.backends.kernel import Kernel  # noqa: E402
 from firstlight.backends.torch.transfer import Transfer  # noqa: E402
 from firstlight.backends.torch.triton import index_scores, launching, listed_launch  # noqa: E402
-from firstlight.backends.kernel import Kernel  # noqa: E402
 from firstlight.backends.torch.triton.listed import listed_kernels  # noqa: E402
 from firstlight.ops.paging import PagedRows  # noqa: E402
 from tests.support.triton_compiling import kept_launches  # noqa: E402

@@ -13,7 +13,7 @@ from firstlight.backends.torch.selection import choice_on_device
 from firstlight.backends.torch.transfer import Transfer
 from firstlight.backends.torch.triton.attention import STORED, product_kind
 from firstlight.backends.torch.triton.attention_plan import power_of_two
-from firstlight.backends.torch.triton.listed_launch import PARAMETERS, Call, Near, run
+from firstlight.backends.torch.triton.listed_launch import PARAMETERS, Call, NearStream, run
 from firstlight.ops.paging import PagedRows
 from firstlight.ops.rounding import bfloat16_for_bfloat16, no_rounding
 from firstlight.ops.select_entries import Integers
@@ -61,7 +61,7 @@ def _compressed_attention(
     scale: float,
     sinks: torch.Tensor,
 ) -> Call:
-    near = Near(keys, rows, window)
+    near = NearStream(keys, rows, window)
     found = _on_device(chosen, transfer)
     size = queries.shape[2]
     return Call(queries, entries, size, entry_rows, stride, found, scale, near, sinks)

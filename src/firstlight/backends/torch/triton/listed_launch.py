@@ -46,7 +46,7 @@ _LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
-class Near:
+class NearStream:
     """Positions near by: the stream's pages [pages, page_tokens, 1, size], the rows in it, and how
     many positions a row sees."""
 
@@ -77,7 +77,7 @@ class Call:
     stride: int
     chosen: torch.Tensor | None
     scale: float
-    near: Near | None = None
+    near: NearStream | None = None
     sinks: torch.Tensor | None = None
 
     def blocks(self, position: int, block: int) -> int:
