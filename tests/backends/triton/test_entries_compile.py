@@ -27,15 +27,16 @@ _SHARED = {"cuda": 227 << 10, "hip": 64 << 10}
 
 _HOST = Transfer(torch.device("cpu"))
 
-# Heads, size and what is chosen as published; float32 is what `--exact` keeps.
+# What is chosen and the size of values; but for the first as published. `--exact` keeps float32.
 _CALLS = {
-    "compressed, chosen": ("compressed_attention", "paged", torch.bfloat16, 512),
-    "compressed, all runs": ("compressed_attention", "paged", torch.bfloat16, 0),
-    "compressed, float32": ("compressed_attention", "paged", torch.float32, 512),
-    "selected": ("selected_latent_attention", "paged_bfloat16", torch.bfloat16, 2048),
-    "selected, exact": ("selected_latent_attention", "paged", torch.bfloat16, 2048),
+    "small": ("compressed_attention", "paged", torch.bfloat16, 64, 64),
+    "compressed, chosen": ("compressed_attention", "paged", torch.bfloat16, 512, 512),
+    "compressed, all runs": ("compressed_attention", "paged", torch.bfloat16, 0, 512),
+    "compressed, float32": ("compressed_attention", "paged", torch.float32, 512, 512),
+    "selected": ("selected_latent_attention", "paged_bfloat16", torch.bfloat16, 2048, 512),
+    "selected, exact": ("selected_latent_attention", "paged", torch.bfloat16, 2048, 512),
 }
-_QUICK = ("selected",)
+_QUICK = ("small",)
 
 
 def _rows(page_tokens: int) -> PagedRows:
@@ -46,15 +47,15 @@ def _rows(page_tokens: int) -> PagedRows:
     return PagedRows(starts, positions, table, page_tokens)
 
 
-def _arguments(op: str, dtype: Any, top_k: int) -> tuple[Any, ...]:
+def _arguments(op: str, dtype: Any, top_k: int, size: int) -> tuple[Any, ...]:
     chosen = torch.zeros(20, top_k, dtype=torch.int32) if top_k else None
     if op == "selected_latent_attention":
-        entries = torch.zeros(126, 64, 576, dtype=dtype)
-        return torch.zeros(20, 128, 576), entries, 512, _rows(64), chosen, 0.1
+        entries = torch.zeros(126, 64, size + 64, dtype=dtype)
+        return torch.zeros(20, 128, size + 64), entries, size, _rows(64), chosen, 0.1
     rows, stride = _rows(128), 4 if top_k else 128
-    keys = torch.zeros(64, 128, 1, 512, dtype=dtype)
-    entries = torch.zeros(64, 128 // stride, 512, dtype=dtype)
-    queries, sinks = torch.zeros(20, 64, 512), torch.zeros(64)
+    keys = torch.zeros(64, 128, 1, size, dtype=dtype)
+    entries = torch.zeros(64, 128 // stride, size, dtype=dtype)
+    queries, sinks = torch.zeros(20, 64, size), torch.zeros(64)
     return queries, keys, rows, 128, entries, rows, stride, chosen, 0.1, sinks
 
 
@@ -67,10 +68,10 @@ def test_attention_compiles(
     call: str, target: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listed_launch, "shared_memory", lambda _: _SHARED[target[0]])
-    op, name, dtype, top_k = _CALLS[call]
+    op, name, dtype, *sizes = _CALLS[call]
     kernel = _kernel(listed_kernels(_HOST, exact=False), op, name)
     with kept_launches(listed_launch, "attend_listed", "combine") as (attend, combine):
-        kernel.run(*_arguments(op, dtype, top_k))
+        kernel.run(*_arguments(op, dtype, *sizes))
     if len(attend.found) > 1:
         assert len(combine.compile(*target)) == len(combine.found)
     assert len(attend.found) == 2

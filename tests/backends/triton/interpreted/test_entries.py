@@ -21,19 +21,18 @@ from firstlight.verify.conformance import _check_case, to_device  # noqa: E402
 if not launching.interpreted():
     pytest.skip("Triton would compile its kernels", allow_module_level=True)
 
-# Names of cases, or beginnings, that the interpreter has done within seconds.
+# Names of cases, or beginnings, that the interpreter has done within a second or two.
 _CASES = {
     "compressed_attention": (
-        *("mixed", "no rows", "before the first run", "a run at a time", "all runs"),
-        *("runs of three", "a run a page", "fewer runs", "one to seventeen"),
+        *("no rows, b", "before the first run, b", "a run at a time", "runs of three, b"),
+        *("a run a page, f", "fewer runs than are chosen, b", "one to seventeen rows, f"),
     ),
     "selected_latent_attention": (
-        *("mixed", "no rows", "one token", "border", "decode", "one head", "bf16"),
-        "one to seventeen",
+        *("mixed, 1000", "no rows", "one token", "decode", "one to seventeen rows"),
     ),
     "select_entries": (
-        *("runs, mixed", "runs, no rows", "runs, runs of three", "runs, one to seventeen"),
-        *("mixed", "no rows", "border", "decode", "one head", "one to seventeen"),
+        *("runs, no rows", "runs, runs of three, f", "runs, one to seventeen rows, f"),
+        *("mixed, 1 ", "no rows", "border", "decode", "one head", "one to seventeen rows"),
     ),
 }
 
@@ -109,9 +108,10 @@ def _compressed(backend: TorchBackend, dtype: str, chosen: bool, size: int = 20)
     return attend
 
 
-@pytest.mark.parametrize("chosen", [True, False])
-@pytest.mark.parametrize("count", [1, 2, 3, 17])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "count", "chosen"),
+    [("bfloat16", 1, True), ("float32", 2, False), ("bfloat16", 2, False), ("float32", 9, False)],
+)
 def test_a_row_is_computed_alike_in_every_batch(
     backend: TorchBackend, dtype: str, count: int, chosen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,20 +119,24 @@ def test_a_row_is_computed_alike_in_every_batch(
     monkeypatch.setattr(listed_launch, "LEAST_PART", 32)
     attend = _compressed(backend, dtype, chosen)
     (alone,) = attend({1: (90, count)})
-    together = attend({0: (2, 1), 1: (90, count), 2: (140, 4)})
-    np.testing.assert_array_equal(alone, together[1])
-    monkeypatch.setattr(listed_launch, "MOST_SUMS", 1)
-    np.testing.assert_array_equal(
-        np.concatenate(together), np.concatenate(attend({0: (2, 1), 1: (90, count), 2: (140, 4)}))
-    )
     assert np.isfinite(alone).all()
+    monkeypatch.setattr(listed_launch, "MOST_SUMS", 1)
+    together = attend({0: (2, 1), 1: (90, count), 2: (140, 2)})
+    np.testing.assert_array_equal(alone, together[1])
 
 
-@pytest.mark.parametrize("op", sorted(_CASES))
+_SHORT = {
+    "compressed_attention": "a run at a time, float32",
+    "selected_latent_attention": "decode, 16 of them",
+    "select_entries": "decode, 16 of them",
+}
+
+
+@pytest.mark.parametrize("op", _SHORT)
 def test_entries_that_nobody_wrote_stay_unseen(backend: TorchBackend, op: str) -> None:
     """Pages that nobody holds, and places of a page that are not written yet, may be full of
     anything."""
-    (case, *_) = (case for case in cases_of(op) if case.quick)
+    (case,) = (case for case in cases_of(op) if case.name == _SHORT[op])
     results = []
     for poisoned in (False, True):
         given = [to_device(backend, argument) for argument in case.arguments()]
