@@ -20,12 +20,10 @@ def test_tiles_of_positions_that_are_not_known_yet(
     from firstlight.backends.torch.transfer import Transfer
     from firstlight.backends.torch.triton.query_tiles import split_tiles, whole_tiles
 
-    positions = np.array([7, 500, 7, 0, 1000, 993], np.int32)
-    table = np.arange(6 * 20, dtype=np.int32).reshape(6, 20)
-    known = PagedRows(np.arange(7, dtype=np.int32), positions, table, 64)
+    known = _known()
     deferred = PagedRows(
         known.row_starts,
-        *(Deferred(torch.from_numpy(array), array.dtype) for array in (positions, table)),  # type: ignore[arg-type]
+        *(Deferred(torch.from_numpy(a), a.dtype) for a in (known.positions, known.page_table)),  # type: ignore[arg-type]
         page_tokens=64,
     )
     transfer = Transfer(torch.device("cpu"))
@@ -39,3 +37,38 @@ def test_tiles_of_positions_that_are_not_known_yet(
     assert found.parts >= expected.parts
     assert torch.equal(page_table(deferred, transfer), page_table(known, transfer))
     assert whole_tiles(deferred, group, size, transfer) is None
+
+
+@pytest.mark.parametrize("beyond", [100, 2000])
+def test_rows_of_positions_that_are_not_known_yet(beyond: int) -> None:
+    from firstlight.backends.torch.deferred import Deferred
+    from firstlight.backends.torch.transfer import Transfer
+    from firstlight.backends.torch.triton.row_forms import row_places, rows_beyond, rows_of_form
+
+    known = _known()
+    deferred = PagedRows(
+        known.row_starts,
+        *(Deferred(torch.from_numpy(a), a.dtype) for a in (known.positions, known.page_table)),  # type: ignore[arg-type]
+        page_tokens=64,
+    )
+    transfer = Transfer(torch.device("cpu"))
+    assert torch.equal(row_places(deferred, transfer), row_places(known, transfer))
+    expected, found = (rows_of_form(rows, True, transfer) for rows in (known, deferred))
+    assert expected is not None and found is not None
+    assert torch.equal(found.numbers, expected.numbers)
+    assert found.numbers.dtype == expected.numbers.dtype == torch.int32
+    assert expected.last == 1000 and found.last == 20 * 64 - 1
+    assert rows_of_form(deferred, False, transfer) is None
+    # Of rows that see too little the choice is not looked at.
+    fewer, more = (rows_beyond(rows, 4, beyond, transfer) for rows in (known, deferred))
+    if beyond == 100:
+        assert fewer is not None and more is not None
+        assert fewer[1].tolist() == [1, 4, 5] and more[1].tolist() == list(range(6))
+    else:
+        assert fewer is None and more is None
+
+
+def _known() -> PagedRows:
+    positions = np.array([7, 500, 7, 0, 1000, 993], np.int32)
+    table = np.arange(6 * 20, dtype=np.int32).reshape(6, 20)
+    return PagedRows(np.arange(7, dtype=np.int32), positions, table, 64)

@@ -28,8 +28,9 @@ MOST_ROWS = 128
 """Logits of all rows are in memory at once: with a large vocabulary a megabyte a row."""
 
 _WEIGHTS_OF_GUESSES = 8
-"""A guess that is a sequence of its own reads the state of its sequence once more. Where guesses read
-more bytes so than this part of the weights, the step is computed as any other, which reads it once."""
+"""A guess that is a sequence of its own reads the state of its sequence once more. Where guesses
+read more bytes than this part of the weights, the step is computed as any other: state is read once
+then."""
 
 
 class DecodeSteps:

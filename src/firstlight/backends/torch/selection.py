@@ -60,7 +60,7 @@ class SelectionKernels:
             query = queries.index_select(0, reading.rows)
             weight = weights.index_select(0, reading.rows)
             scores = _index_scores(query, weight, entries_at(keys, reading.far), reading)
-            chosen = _largest(scores, top_k)
+            chosen = largest(scores, top_k)
             if is_deferred(rows):
                 beyond = seen.index_select(0, reading.rows)[:, None] > top_k
                 chosen = torch.where(beyond, chosen, out.index_select(0, reading.rows))
@@ -103,7 +103,7 @@ def _index_scores(
     return scores.reshape(pieces * count, runs)
 
 
-def _largest(scores: torch.Tensor, top_k: int) -> torch.Tensor:
+def largest(scores: torch.Tensor, top_k: int) -> torch.Tensor:
     """int32 [n, top_k]: the places of each row's largest scores, rising; of equal ones the lowest.
 
     Sorting is not needed: the smallest that is chosen says who is, and counting says where to.

@@ -20,7 +20,7 @@ def weight_of(addresses, expert, FORMAT: tl.constexpr):
 
 @triton.jit
 def part_of(values, expert, each):
-    """An expert's own of the scales or biases of all, of which each has so many; None stays None."""
+    """An expert's own scales or biases, of which each has so many; None stays None."""
     if values is None:
         return values
     else:

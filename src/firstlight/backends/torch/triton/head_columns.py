@@ -2,8 +2,8 @@
 """Products of each head with the columns of its rows of a weight: W_h^T x_h.
 
 A program has some columns of one head, whose values are decoded in registers. A scale belongs to a
-row of the weight, over which is summed, so that it cannot be multiplied by a sum: values are float32
-with all of their bits, and so are activations, which this direction rounds nowhere.
+row of the weight, over which is summed, so that it cannot be multiplied by a sum: values are
+float32 with all of their bits. So are activations: this direction of the op rounds none.
 """
 
 from __future__ import annotations

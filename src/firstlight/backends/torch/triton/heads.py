@@ -1,7 +1,7 @@
 """Products of each head with rows of its own in one weight: the op `head_linear`.
 
-Along the rows of a weight, heads are to a product what experts are: their rows are found by address.
-Down the columns sums have a kernel of their own (head_columns.py).
+Along the rows of a weight, heads are to a product what experts are: found by address. Down the
+columns sums have a kernel of their own (head_columns.py).
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def split_tiles(
     """Tiles of the sequences with few rows, if there are any; `group` queries a row share a key."""
 
     def make() -> Tiles | None:
-        chosen = _sequences(rows, few=True)
+        chosen = sequences_of(rows, few=True)
         if not len(chosen):
             return None
         if is_deferred(rows):
@@ -69,7 +69,7 @@ def whole_tiles(rows: PagedRows, group: int, size: int, transfer: Transfer) -> T
     """Tiles of the sequences with many rows, if there are any."""
 
     def make() -> Tiles | None:
-        chosen = _sequences(rows, few=False)
+        chosen = sequences_of(rows, few=False)
         return _tiles(rows, chosen, group, size, 1, transfer) if len(chosen) else None
 
     return kept(rows, ("whole tiles", transfer.device, group, size), make)
@@ -103,7 +103,8 @@ def _deferred_tiles(
     return Tiles(size, torch.stack(columns, 1).int(), place.int(), parts)
 
 
-def _sequences(rows: PagedRows, few: bool) -> NDArray[np.intp]:
+def sequences_of(rows: PagedRows, few: bool) -> NDArray[np.intp]:
+    """The sequences with few rows in the step, or those with many."""
     counts = np.diff(rows.row_starts)
     return np.flatnonzero((counts > 0) & ((counts <= FEW_ROWS) == few))
 

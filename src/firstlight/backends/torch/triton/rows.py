@@ -139,7 +139,7 @@ def _joined(
     place = row.to(tl.int64) * columns + column
     first = row.to(tl.int64) * each * columns + column
     total = tl.zeros((ROWS, WIDE), dtype=tl.float32)
-    for number in range(0, each):
+    for number in range(each):
         computed = inside
         if experts is not None:
             expert = tl.load(experts + row.to(tl.int64) * each + number, mask=row < rows, other=-1)
