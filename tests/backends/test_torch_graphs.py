@@ -25,6 +25,8 @@ from tests.support.tiny_engine import (
 
 torch = pytest.importorskip("torch")
 
+from tests.support.deferred_rows import deferred, served_and_refused  # noqa: E402
+
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -202,16 +204,6 @@ def _rows(generator: np.random.Generator, count: int, group_pages: int) -> Paged
     return PagedRows(np.arange(count + 1, dtype=np.int32), positions, table, 4)
 
 
-def _deferred(rows: PagedRows, width: int) -> PagedRows:
-    from firstlight.backends.torch.deferred import Deferred
-
-    table = np.pad(rows.page_table, ((0, 0), (0, width)), constant_values=-1)
-    positions, table = (
-        Deferred(torch.from_numpy(array.copy()), array.dtype) for array in (rows.positions, table)
-    )
-    return PagedRows(rows.row_starts, positions, table, rows.page_tokens)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("window", [None, WINDOW, 1, 100])
 @pytest.mark.parametrize("kind", ["plain", "sinks", "latent"])
 @pytest.mark.parametrize("scores", [1 << 25, 64])
@@ -231,7 +223,7 @@ def test_attention_of_rows_that_are_not_known_yet(
     queries = backend.upload(generator.standard_normal((5, 4, 8), np.float32))
     new = backend.upload(generator.standard_normal((5, *entry), np.float32))
     found = []
-    for each in (rows, _deferred(rows, 3)):
+    for each in (rows, deferred(rows, 3)):
         backend.stream_write(streams[0], new, each)
         if kind == "latent":
             out = backend.latent_attention(queries, streams[0], 5, each, 0.4)
@@ -247,41 +239,7 @@ def test_attention_of_rows_that_are_not_known_yet(
 
 
 def test_every_kernel_refuses_rows_that_are_not_known_yet_or_is_right(backend: Any) -> None:
-    """On the cases of the conformance check with one row a sequence."""
-    from firstlight.ops.contract import get_op
-    from firstlight.verify.cases import cases_of
-    from firstlight.verify.conformance import to_device
-
-    served, refused = set(), set()
-    for kernel in backend.kernels():
-        tolerance = get_op(kernel.op).tolerance
-        for case in cases_of(kernel.op):
-            groups = [each for each in case.arguments() if isinstance(each, PagedRows)]
-            if not groups or not all(_decodes(rows) for rows in groups):
-                continue
-            given = [to_device(backend, each) for each in case.arguments()]
-            if not kernel.takes(*given):
-                continue
-            expected = kernel.run(*given)
-            again = [to_device(backend, each) for each in case.arguments()]
-            again = [_deferred(each, 2) if isinstance(each, PagedRows) else each for each in again]
-            try:
-                with backend._transfer.deferring(backend._transfer.upload):
-                    found = kernel.run(*again)
-            except Exception:
-                refused.add(f"{kernel.op}/{kernel.name}")
-                continue
-            served.add(f"{kernel.op}/{kernel.name}")
-            if kernel.op == "pool_runs":
-                # Runs that are not complete are made as well.
-                found = found[groups[0].completing(given[2])]
-            pairs = [(expected, found), *zip(given, again, strict=True)]
-            for wanted, got in pairs:
-                if isinstance(wanted, torch.Tensor):
-                    wanted, got = wanted.float().numpy(), got.float().numpy()
-                    scale = np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)
-                    allowed = tolerance.absolute + tolerance.relative * scale
-                    np.testing.assert_allclose(got, wanted, rtol=0, atol=allowed)
+    served, refused = served_and_refused(backend)
     assert {
         "stream_write/scattered",
         "attention/gathered",
@@ -293,12 +251,6 @@ def test_every_kernel_refuses_rows_that_are_not_known_yet_or_is_right(backend: A
         "compressed_attention/gathered",
     } <= served
     assert not served & refused
-
-
-def _decodes(rows: PagedRows) -> bool:
-    return len(rows.positions) > 0 and np.array_equal(
-        rows.row_starts, np.arange(len(rows.row_starts))
-    )
 
 
 def test_values_that_are_not_known_yet_cannot_be_looked_at() -> None:
