@@ -103,6 +103,7 @@ class AttentionKernels:
             window,
             soft_cap,
             round_to_bfloat16=False,
+            sinks=None,
             **tuning,
         )
 
@@ -142,6 +143,7 @@ class AttentionKernels:
             window,
             soft_cap,
             round_to_bfloat16=True,
+            sinks=None,
             **tuning,
         )
 
