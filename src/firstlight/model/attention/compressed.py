@@ -14,9 +14,7 @@ from firstlight.model.compressed_spec import CompressedAttentionSpec, Compressor
 from firstlight.model.parts import norm, product
 from firstlight.model.rope import AngleTable
 from firstlight.model.rope_spec import RopeSpec
-from firstlight.model.spec import (
-    ResidualSpec,
-)
+from firstlight.model.spec import ResidualSpec
 from firstlight.model.stream import StreamSpec
 from firstlight.model.weights import Weights
 from firstlight.ops import Norm, Ops, PackedWeight, PagedRows, Product, Tensor
