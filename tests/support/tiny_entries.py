@@ -5,23 +5,14 @@ Their runs, windows and choices are of a few positions, so that short sequences 
 
 from __future__ import annotations
 
+from firstlight.model.attention_spec import AttentionSpec, IndexerSpec, LatentAttentionSpec
 from firstlight.model.compressed_spec import CompressedAttentionSpec, CompressorSpec
 from firstlight.model.compressed_spec import IndexerSpec as RunIndexerSpec
+from firstlight.model.feed_forward_spec import GatedFeedForwardSpec
+from firstlight.model.part_specs import HeadLinearSpec, LayerNormSpec, LinearSpec, NormSpec
 from firstlight.model.rope_spec import RopeSpec
-from firstlight.model.spec import (
-    AttentionSpec,
-    GatedFeedForwardSpec,
-    HeadLinearSpec,
-    IndexerSpec,
-    LatentAttentionSpec,
-    LayerNormSpec,
-    LayerSpec,
-    LinearSpec,
-    ModelSpec,
-    NormSpec,
-    ResidualSpec,
-    TensorSource,
-)
+from firstlight.model.spec import LayerSpec, ModelSpec, ResidualSpec
+from firstlight.model.tensor_source import TensorSource
 from tests.support.tiny_engine import CONTEXT_LENGTH, VOCABULARY
 
 _HIDDEN, _HEADS, _SIZE, _LOW, _WIDTH = 24, 4, 8, 12, 40

@@ -153,8 +153,9 @@ class ExpertsKernels:
         """(int64, float32), both [n, top_k]: experts and their weights."""
         scores = _scores(logits, routing)
         if chosen is not None:
-            given = isinstance(chosen, torch.Tensor)
-            places = (chosen if given else self._transfer.upload(chosen)).long()
+            if not isinstance(chosen, torch.Tensor):
+                chosen = self._transfer.upload(chosen)
+            places = chosen.long()
         else:
             preference = scores if correction is None else scores + correction
             if routing.groups_kept < routing.groups:

@@ -326,5 +326,6 @@ def _deferred_chosen_readings(
     each = torch.arange(len(last), device=transfer.device)
     places = torch.stack((each, each, last))
     together = max(1, MOST_SCORES // max(1, width * (most + near_count)))
-    for some in places.split(together, 1):
+    for start in range(0, len(last), together):
+        some = places[:, start : start + together]
         yield _chosen_reading(rows, some, stride, most, near_count, transfer, near)
