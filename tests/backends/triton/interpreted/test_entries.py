@@ -63,7 +63,7 @@ def test_its_kernels_are_preferred(backend: TorchBackend) -> None:
         return {op: next(k.name for k in backend.kernels() if k.op == op) for op in _CASES}
 
     assert first(backend) == {
-        "compressed_attention": "paged",
+        "compressed_attention": "paged_bfloat16",
         "selected_latent_attention": "paged_bfloat16",
         "select_entries": "paged",
     }
@@ -83,10 +83,9 @@ def _compressed(backend: TorchBackend, dtype: str, chosen: bool, size: int = 20)
     queries = generator.standard_normal((3, 20, 20, size)).astype(np.float32)
     order = np.argsort(generator.random((3, 20, 40)), axis=2)
     sinks = backend.upload(generator.standard_normal(20).astype(np.float32))
+    name = "paged_bfloat16" if dtype == "bfloat16" else "paged"
     (kernel,) = (
-        each
-        for each in backend.kernels()
-        if (each.op, each.name) == ("compressed_attention", "paged")
+        each for each in backend.kernels() if (each.op, each.name) == ("compressed_attention", name)
     )
 
     def attend(sequences: dict[int, tuple[int, int]], **sizes: int) -> list[np.ndarray]:
@@ -121,7 +120,7 @@ def test_a_row_is_computed_alike_in_every_batch(
     backend: TorchBackend, dtype: str, count: int, chosen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same bits beside other sequences, and with as few rows as can be in each launch."""
-    monkeypatch.setattr(listed_launch, "LEAST_PART", 32)
+    monkeypatch.setattr(listed_launch, "LEAST_PART", 64)
     attend = _compressed(backend, dtype, chosen)
     (alone,) = attend({1: (90, count)})
     assert np.isfinite(alone).all()
