@@ -14,9 +14,9 @@ from firstlight.backends.base import Backend
 from firstlight.engine.memory_plan import state_bytes_per_token
 from firstlight.engine.parameters import SamplingParameters, StopConditions
 from firstlight.errors import CheckpointError, UnsupportedModelError
+from firstlight.model.attention_spec import LatentAttentionSpec
 from firstlight.model.decoder import Decoder
 from firstlight.model.families.registry import make_spec, spec_of_config
-from firstlight.model.spec import LatentAttentionSpec
 from firstlight.ops import SparseLatentAttentionBlock
 from firstlight.verify.cases import cases_of
 from firstlight.verify.conformance import to_device

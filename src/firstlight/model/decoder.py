@@ -24,10 +24,7 @@ from firstlight.model.residual import (
     through,
 )
 from firstlight.model.rope_spec import RopeSpec
-from firstlight.model.spec import (
-    LayerSpec,
-    ModelSpec,
-)
+from firstlight.model.spec import LayerSpec, ModelSpec
 from firstlight.model.stream import group_streams
 from firstlight.model.vocabulary import embed_part, join_vocabulary
 from firstlight.model.weights import Weights

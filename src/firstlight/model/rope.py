@@ -27,9 +27,7 @@ from firstlight.model.rope_spec import (
     RopeSpec,
     YarnScaling,
 )
-from firstlight.model.spec import (
-    ModelSpec,
-)
+from firstlight.model.spec import ModelSpec
 
 Integers = NDArray[np.int32]
 

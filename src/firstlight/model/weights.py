@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from firstlight.errors import CheckpointError, InsufficientMemoryError
 from firstlight.formats.base import Bytes, Format
+from firstlight.model.feed_forward_spec import ExpertsSpec
 from firstlight.model.matrices import (
     KeptMatrix,
     kept_matrices,
@@ -17,9 +18,10 @@ from firstlight.model.matrices import (
     pack_matrix,
     packed_matrix,
 )
-from firstlight.model.spec import ExpertsSpec, ModelSpec, TensorSource
+from firstlight.model.spec import ModelSpec
 from firstlight.model.stored import check_source, stored_rows, stored_vector
 from firstlight.model.tensor_files import TensorFiles
+from firstlight.model.tensor_source import TensorSource
 from firstlight.ops import Ops, PackedWeight
 
 

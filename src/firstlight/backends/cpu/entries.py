@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from firstlight.backends.base import Kernel
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.arrays import are_floats, are_integers, are_pages, are_rows
-from firstlight.backends.cpu.kernels import attend
+from firstlight.backends.cpu.attention import attend
 from firstlight.formats.base import Floats
 from firstlight.ops.attention import state_format
 from firstlight.ops.paging import PagedRows

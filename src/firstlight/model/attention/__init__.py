@@ -5,13 +5,10 @@ from __future__ import annotations
 from firstlight.model.angles import Angles
 from firstlight.model.attention import compressed, grouped_query, latent
 from firstlight.model.attention.compressed import CompressedAttentionBlock
+from firstlight.model.attention_spec import AttentionSpec, LatentAttentionSpec
 from firstlight.model.compressed_spec import CompressedAttentionSpec
 from firstlight.model.rope_spec import RopeSpec
-from firstlight.model.spec import (
-    AttentionSpec,
-    LatentAttentionSpec,
-    ResidualSpec,
-)
+from firstlight.model.spec import ResidualSpec
 from firstlight.model.stream import StreamSpec
 from firstlight.model.weights import Weights
 from firstlight.ops import (

@@ -13,9 +13,7 @@ from firstlight.model.angles import Angles
 from firstlight.model.compressed_spec import CompressedAttentionSpec, CompressorSpec, IndexerSpec
 from firstlight.model.parts import norm, product
 from firstlight.model.rope_spec import RopeSpec
-from firstlight.model.spec import (
-    ResidualSpec,
-)
+from firstlight.model.spec import ResidualSpec
 from firstlight.model.stream import StreamSpec
 from firstlight.model.weights import Weights
 from firstlight.ops import Norm, Ops, PackedWeight, PagedRows, Product, Tensor
