@@ -59,9 +59,9 @@ class NumpyBackend(Backend):
                     queries, entries, value_size, rows, selected, scale, rounding
                 )
         if name == "compressed_attention":
-            queries, keys, _, _, entries, *_ = arguments
+            _, keys, _, _, entries, *_ = arguments
             format = state_format(keys, entries)
             rounding = self._rounding(format)
             if rounding == "bfloat16" and format.name == "bf16":
-                return attend_compressed(*arguments, rounding)
+                return attend_compressed(*arguments, rounding=rounding)
         return super().call(name, *arguments)
