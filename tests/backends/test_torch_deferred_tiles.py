@@ -21,7 +21,7 @@ def test_tiles_of_positions_that_are_not_known_yet(
     from tests.support.deferred_rows import deferred
 
     known = _known()
-    later = deferred(known)
+    later = deferred(known, 0)
     transfer = Transfer(torch.device("cpu"))
     expected = split_tiles(known, window, group, size, transfer)
     found = split_tiles(later, window, group, size, transfer)
@@ -42,7 +42,7 @@ def test_rows_of_positions_that_are_not_known_yet(beyond: int) -> None:
     from tests.support.deferred_rows import deferred
 
     known = _known()
-    later = deferred(known)
+    later = deferred(known, 0)
     transfer = Transfer(torch.device("cpu"))
     assert torch.equal(row_places(later, transfer), row_places(known, transfer))
     expected, found = (rows_of_form(rows, True, transfer) for rows in (known, later))

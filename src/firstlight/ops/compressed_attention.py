@@ -177,7 +177,7 @@ def compressed_attention(
         float32 [rows, heads, size]; scores and sums in float64.
     """
     near, far = (queries, keys, rows, window), (entries, entry_rows, stride, chosen)
-    return attend_compressed(*near, *far, scale, sinks, "none")
+    return attend_compressed(*near, *far, scale, sinks, rounding="none")
 
 
 def attend_compressed(
@@ -191,6 +191,7 @@ def attend_compressed(
     chosen: Integers | None,
     scale: float,
     sinks: Floats,
+    *,
     rounding: Rounding,
 ) -> Floats:
     """`compressed_attention` with the rounding of `ops.attention.attend`."""

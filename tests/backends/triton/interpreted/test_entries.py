@@ -17,7 +17,6 @@ from firstlight.backends.torch.triton import launching, listed_launch  # noqa: E
 from firstlight.ops.paging import PagedRows  # noqa: E402
 from firstlight.verify.cases import Case, cases_of  # noqa: E402
 from firstlight.verify.conformance import _check_case, to_device  # noqa: E402
-from tests.support.deferred_rows import deferred  # noqa: E402
 
 if not launching.interpreted():
     pytest.skip("Triton would compile its kernels", allow_module_level=True)
@@ -180,18 +179,6 @@ def _poison(pages: Any, rows: PagedRows, stride: int) -> None:
                 kept[page, entry % size] = True
     assert not kept.all()
     pages[~kept] = torch.nan
-
-
-@pytest.mark.parametrize("op", _SHORT)
-def test_rows_that_are_not_known_yet_give_the_same_bits(backend: TorchBackend, op: str) -> None:
-    (case,) = (case for case in cases_of(op) if case.name == _SHORT[op])
-    given = [to_device(backend, argument) for argument in case.arguments()]
-    later = [deferred(each, 2) if isinstance(each, PagedRows) else each for each in given]
-    kernels = [k for k in backend.kernels() if k.op == op and k.name.startswith("paged")]
-    for kernel in kernels:
-        expected = kernel.run(*given)
-        with backend._transfer.deferring(backend._transfer.upload):
-            assert torch.equal(kernel.run(*later), expected)
 
 
 def test_scores_that_are_no_numbers_choose_nothing_and_harm_nobody(backend: TorchBackend) -> None:
