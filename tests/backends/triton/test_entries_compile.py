@@ -29,9 +29,10 @@ _HOST = Transfer(torch.device("cpu"))
 
 # What is chosen and the size of values; but for the first as published. `--exact` keeps float32.
 _CALLS = {
-    "small": ("compressed_attention", "paged", torch.bfloat16, 64, 64),
-    "compressed, chosen": ("compressed_attention", "paged", torch.bfloat16, 512, 512),
-    "compressed, all runs": ("compressed_attention", "paged", torch.bfloat16, 0, 512),
+    "small": ("compressed_attention", "paged_bfloat16", torch.bfloat16, 64, 64),
+    "compressed, chosen": ("compressed_attention", "paged_bfloat16", torch.bfloat16, 512, 512),
+    "compressed, all runs": ("compressed_attention", "paged_bfloat16", torch.bfloat16, 0, 512),
+    "compressed, exact": ("compressed_attention", "paged", torch.bfloat16, 512, 512),
     "compressed, float32": ("compressed_attention", "paged", torch.float32, 512, 512),
     "selected": ("selected_latent_attention", "paged_bfloat16", torch.bfloat16, 2048, 512),
     "selected, exact": ("selected_latent_attention", "paged", torch.bfloat16, 2048, 512),

@@ -62,7 +62,7 @@ def test_its_kernels_are_preferred(backend: TorchBackend) -> None:
         return {op: next(k.name for k in backend.kernels() if k.op == op) for op in _CASES}
 
     assert first(backend) == {
-        "compressed_attention": "paged",
+        "compressed_attention": "paged_bfloat16",
         "selected_latent_attention": "paged_bfloat16",
         "select_entries": "paged",
     }
@@ -79,11 +79,15 @@ def _compressed(backend: TorchBackend, dtype: str, chosen: bool, size: int = 20)
     far = backend.new_stream(60, 2, (size,), dtype)
     near.copy_(torch.from_numpy(generator.standard_normal(near.shape)))
     far.copy_(torch.from_numpy(generator.standard_normal(far.shape)))
-    queries = generator.standard_normal((3, 20, 5, size)).astype(np.float32)
+    queries = generator.standard_normal((3, 20, 20, size)).astype(np.float32)
     order = np.argsort(generator.random((3, 20, 40)), axis=2)
-    sinks = backend.upload(generator.standard_normal(5).astype(np.float32))
+    sinks = backend.upload(generator.standard_normal(20).astype(np.float32))
+    name = "paged_bfloat16" if dtype == "bfloat16" else "paged"
+    (kernel,) = (
+        each for each in backend.kernels() if (each.op, each.name) == ("compressed_attention", name)
+    )
 
-    def attend(sequences: dict[int, tuple[int, int]]) -> list[np.ndarray]:
+    def attend(sequences: dict[int, tuple[int, int]], **sizes: int) -> list[np.ndarray]:
         which = list(sequences)
         counts = [count for _, count in sequences.values()]
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
@@ -100,9 +104,8 @@ def _compressed(backend: TorchBackend, dtype: str, chosen: bool, size: int = 20)
                 seen = order[each, row][order[each, row] < (flat[place] + 1) // 4][:24]
                 choice[place, : len(seen)] = np.sort(seen)
             choice = backend.upload(choice)
-        found = backend.compressed_attention(
-            *(backend.upload(given), near, rows, 11, far, entry_rows, 4, choice, 0.3, sinks)
-        )
+        arguments = backend.upload(given), near, rows, 11, far, entry_rows, 4, choice, 0.3, sinks
+        found = kernel.run(*arguments, **sizes)
         return np.split(backend.download(found), starts[1:-1])
 
     return attend
@@ -116,7 +119,7 @@ def test_a_row_is_computed_alike_in_every_batch(
     backend: TorchBackend, dtype: str, count: int, chosen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same bits beside other sequences, and with as few rows as can be in each launch."""
-    monkeypatch.setattr(listed_launch, "LEAST_PART", 32)
+    monkeypatch.setattr(listed_launch, "LEAST_PART", 64)
     attend = _compressed(backend, dtype, chosen)
     (alone,) = attend({1: (90, count)})
     assert np.isfinite(alone).all()
@@ -130,6 +133,15 @@ _SHORT = {
     "selected_latent_attention": "decode, 16 of them",
     "select_entries": "decode, 16 of them",
 }
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_sizes_of_tiles_leave_results_as_they_are(backend: TorchBackend, chosen: bool) -> None:
+    attend = _compressed(backend, "float32", chosen)
+    sequences = {0: (2, 1), 1: (90, 2)}
+    expected = np.concatenate(attend(sequences))
+    found = np.concatenate(attend(sequences, tile=16, warps=8, stages=1))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("op", _SHORT)

@@ -82,6 +82,7 @@ def begin_softmax(
     there: tl.tensor,
     part: tl.tensor,
     TILE: tl.constexpr,
+    PRODUCT: tl.constexpr,
     SINKS: tl.constexpr,
 ) -> tl.tensor:
     """(most, total), float32 [TILE], of queries that have seen nothing; the first part of a context
@@ -96,6 +97,11 @@ def begin_softmax(
         if part == 0:
             most = tl.load(sinks + head, mask=there, other=0.0) * 1.4426950408889634
             total = tl.full((TILE,), 1.0, tl.float32)
+            if PRODUCT == "bfloat16":
+                # `most` is a whole number then; see `weigh`.
+                sink = most
+                most = tl.ceil(sink)
+                total = tl.exp2(sink - most)
     return most, total
 
 

@@ -67,7 +67,9 @@ class IndexScores:
             return out
         given = queries.contiguous(), weights.contiguous(), keys
         width = padded((beyond[0].last + 1) // stride)
-        for some in beyond[1].split(max(1, MOST_SCORES // width)):
+        together = max(1, MOST_SCORES // width)
+        for start in range(0, len(beyond[1]), together):
+            some = beyond[1][start : start + together]
             scores = self._scores(*given, rows, stride, some, width, warps, stages)
             few = seen.index_select(0, some) <= top_k
             found = torch.where(few, out.index_select(0, some), largest(scores, top_k))

@@ -35,8 +35,7 @@ def _kernels(transfer: Transfer, exact: bool) -> Iterator[Kernel]:
         ("compressed_attention", _compressed_attention),
         ("selected_latent_attention", _selected_latent_attention),
     ):
-        # `compressed_attention` is defined without a rounding.
-        for rounds in (False,) if exact or op == "compressed_attention" else (True, False):
+        for rounds in (False,) if exact else (True, False):
             yield Kernel(
                 op,
                 "paged_bfloat16" if rounds else "paged",

@@ -111,7 +111,7 @@ def attend_listed(
         end = tl.minimum(begin + size, blocks)
     place = (index.to(tl.int64) * heads + head) * parts + part
 
-    most, total = begin_softmax(sinks, head, there, part, TILE, SINKS)
+    most, total = begin_softmax(sinks, head, there, part, TILE, PRODUCT, SINKS)
     if SPLIT:  # noqa: SIM102 - only one of the two is known when this is compiled
         if begin >= end:
             # `combine` does not read the sums of a part whose total is nothing.

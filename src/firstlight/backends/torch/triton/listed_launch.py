@@ -157,7 +157,9 @@ def _launch_all(
 
 def _together(numbers: torch.Tensor, values: int) -> Iterator[torch.Tensor]:
     """Rows whose parts are kept at once, of so many values each."""
-    return iter(numbers.split(max(1, MOST_SUMS // values)))
+    together = max(1, MOST_SUMS // values)
+    for start in range(0, len(numbers), together):
+        yield numbers[start : start + together]
 
 
 def _launch(

@@ -105,7 +105,7 @@ def attend(
         end = tl.minimum(begin + size, end)
     place = ((before + row) * heads + head) * parts + part
 
-    most, total = begin_softmax(sinks, head, there, part, TILE, SINKS)
+    most, total = begin_softmax(sinks, head, there, part, TILE, PRODUCT, SINKS)
     if SPLIT:  # noqa: SIM102 - only one of the two is known when this is compiled
         if begin >= end:
             # `combine` does not read the sums of a part whose total is nothing.
