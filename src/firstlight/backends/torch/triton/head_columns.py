@@ -19,6 +19,9 @@ from firstlight.backends.torch.triton.operands import Operand
 from firstlight.backends.torch.triton.sizes import power_of_two, quotient
 from firstlight.backends.torch.triton.tiles import MOST_HEAD_ROWS, tile_rows
 
+MOST_DOWN_ROWS = 512
+"""Of activations; of more, PyTorch's library makes up for decoding the weight in memory first."""
+
 # Columns of a tile, of one part; rows of the weight that are decoded at a time.
 _COLUMNS, _DECODED = 64, 32
 

@@ -14,7 +14,7 @@ from firstlight.backends.kernel import Kernel
 from firstlight.backends.torch.matrix import DeviceMatrix
 from firstlight.backends.torch.triton.few_rows import MOST_ROWS
 from firstlight.backends.torch.triton.grouping import Groups
-from firstlight.backends.torch.triton.head_columns import down_columns
+from firstlight.backends.torch.triton.head_columns import MOST_DOWN_ROWS, down_columns
 from firstlight.backends.torch.triton.operands import Operand, heads_operand
 from firstlight.backends.torch.triton.products import TritonProducts
 from firstlight.backends.torch.triton.request import Request
@@ -69,7 +69,7 @@ class TritonHeads:
         if not x.numel() or not size:
             return False
         if transposed:
-            return self._products.operand(Product(weight)) is not None
+            return len(x) <= MOST_DOWN_ROWS and self._products.operand(Product(weight)) is not None
         return self._operand(weight, (x.shape[1], first, size)) is not None
 
     def _operand(self, weight: DeviceMatrix, rows: _Rows) -> Operand | None:
