@@ -121,7 +121,8 @@ def test_rows_split_by_position_are_as_rows_apart(device: str) -> None:
             given = (x[chosen], block, entries, keys, rows.part(chosen), table[chosen])
             found = backend.call("sparse_latent_attention_block", *given)
             # Later rows are in the streams already, and none sees them.
-            atol = 10 * ATOL.get(device, 1e-7)  # of values of about 30
+            size = float(np.abs(backend.download(together)).max())
+            atol = ATOL.get(device, 1e-7) * max(10.0, size / 3)
             np.testing.assert_allclose(found[0], together[row], rtol=0, atol=atol)
 
 
