@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 CONTEXT = 16
+PROMPTS = 3
 
 
 class LlamaCpp:
@@ -30,7 +32,9 @@ class LlamaCpp:
         speeds: dict[str, float] = {}
         for kind, number in tasks:
             if kind == "prefill":
-                speeds[f"prefill {number}"] = self._bench(model, "-p", number, "-n", 0)
+                speeds[f"prefill {number}"] = self._bench(
+                    model, "-p", number, "-n", 0, times=PROMPTS
+                )
             elif kind == "long":
                 speeds[f"long {number}"] = self._bench(model, "-p", 0, "-n", 12, "-d", number)
             elif kind == "start":
@@ -40,10 +44,11 @@ class LlamaCpp:
         batches = [number for kind, number in tasks if kind == "decode" and number > 1]
         return {"speeds": speeds | self._batched(model, batches)}
 
-    def _bench(self, model: Path, *shape: object) -> float:
-        common = ("-m", model, "-t", self._threads, "-r", 1, "-fa", 1, "-o", "json")
+    def _bench(self, model: Path, *shape: object, times: int = 1) -> float:
+        """Tokens per second, by the median of some times after one that warms it up."""
+        common = ("-m", model, "-t", self._threads, "-r", times, "-fa", 1, "-o", "json")
         (result,) = json.loads(_run(self._directory / "llama-bench", *common, *shape))
-        return float(result["avg_ts"])
+        return statistics.median(map(float, result["samples_ts"]))
 
     def _start(self, model: Path) -> float:
         """Seconds of a whole process that loads the model and makes one token."""

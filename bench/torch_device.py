@@ -35,7 +35,8 @@ from firstlight.host.cache import write_atomically
 from firstlight.host.ceilings import Ceilings
 from firstlight.model.decoder import Decoder
 from firstlight.model.families.registry import spec_of_config
-from firstlight.model.spec import ModelSpec, TensorSource
+from firstlight.model.spec import ModelSpec
+from firstlight.model.tensor_source import TensorSource
 from firstlight.model.weights import Weights
 from firstlight.tuning.workload import Workload, make_batch, pages_of
 from firstlight.verify.conformance import check_kernels

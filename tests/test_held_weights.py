@@ -13,8 +13,10 @@ from firstlight.checkpoint.checkpoint import open_checkpoint
 from firstlight.formats.registry import get_format
 from firstlight.held_weights import HELD_SHARE, HeldWeights, forecast
 from firstlight.model.families.registry import make_spec
+from firstlight.model.feed_forward_spec import ExpertsSpec
 from firstlight.model.matrices import KeptMatrix, kept_matrices
-from firstlight.model.spec import ExpertsSpec, ModelSpec, TensorSource
+from firstlight.model.spec import ModelSpec
+from firstlight.model.tensor_source import TensorSource
 from tests.support.tiny_checkpoints import write_checkpoint
 from tests.support.tiny_models import tiny_model
 

@@ -278,7 +278,7 @@ class _Spec:
 def test_steps_of_rows_give_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch, rows: int, target: str | None, packs: bool
 ) -> None:
-    from firstlight.model.spec import TensorSource
+    from firstlight.model.tensor_source import TensorSource
 
     values = np.random.default_rng(rows).standard_normal((50, 64)).astype(np.float32)
     source = TensorSource("matrix", (rows, 64), first_row=7, fused_rows=50)

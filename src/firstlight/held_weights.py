@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from firstlight.host.mapping import hold, let_go
 from firstlight.host.memory import available_memory
+from firstlight.model.feed_forward_spec import ExpertSpec, ExpertsSpec
 from firstlight.model.matrices import KeptMatrix
-from firstlight.model.spec import ExpertSpec, ExpertsSpec, ModelSpec, TensorSource
+from firstlight.model.spec import ModelSpec
+from firstlight.model.tensor_source import TensorSource
 from firstlight.model.weights import Weights
 
 HELD_SHARE = 0.75

@@ -13,7 +13,8 @@ from firstlight.formats.base import Bytes, Format
 from firstlight.formats.registry import ENCODING
 from firstlight.host.cache import cache_directory
 from firstlight.model.matrices import KeptMatrix, kept_matrices, pack_matrix
-from firstlight.model.spec import ModelSpec, TensorSource
+from firstlight.model.spec import ModelSpec
+from firstlight.model.tensor_source import TensorSource
 from firstlight.model.weights import (
     Weights,
     check_sources,

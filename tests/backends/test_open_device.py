@@ -75,12 +75,12 @@ def test_an_extension_that_does_not_load_is_told_from_a_missing_one(
 
 def test_kernels_that_disagree_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     module = pytest.importorskip("firstlight.backends.cpu.backend")
-    from firstlight.backends.cpu.kernels import CpuKernels
+    from firstlight.backends.cpu.elementwise import ElementwiseKernels
 
     def wrong(self: Any, x: np.ndarray, cap: float) -> np.ndarray:
         return np.clip(x, -cap, cap)
 
-    monkeypatch.setattr(CpuKernels, "soft_cap", wrong)
+    monkeypatch.setattr(ElementwiseKernels, "soft_cap", wrong)
     with pytest.warns(DeviceWarning, match="soft_cap/vector"):
         backend = open_device("cpu")
     assert isinstance(backend, module.CpuBackend)

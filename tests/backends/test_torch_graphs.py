@@ -25,6 +25,8 @@ from tests.support.tiny_engine import (
 
 torch = pytest.importorskip("torch")
 
+from tests.support.deferred_rows import deferred, served_and_refused  # noqa: E402
+
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -137,6 +139,40 @@ def test_other_kernels_are_recorded_anew(backend: Any) -> None:
     assert any("waits for the device" in line for line in backend.remarks())
 
 
+class _Guesses:
+    """Every other guess of a text that is known is right."""
+
+    def __init__(self, texts: list[list[int]]) -> None:
+        self._texts = texts
+
+    def propose(self, sequence: Any, count: int) -> list[int]:
+        done = len(sequence.output_ids)
+        mine = next(t for t in self._texts if t[:done] == sequence.output_ids)[done:]
+        return [
+            token if done % 2 else (token + 1) % 61 for token in mine[: min(count, 1 + done % 4)]
+        ]
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_guesses_are_replayed_where_they_cost_little(
+    backend: Any, heavy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each as a row by itself, which reads its sequence's state once more."""
+    from firstlight.engine import decode_step
+
+    monkeypatch.setattr(decode_step, "_WEIGHTS_OF_GUESSES", 10**9 if heavy else 0)
+    expected = _texts(_engine(None))
+    engine = _engine(backend, speculation=3, proposer=_Guesses(expected))
+    assert _texts(engine) == expected
+    done = engine.statistics()
+    assert 0 < done.accepted_tokens < done.proposed_tokens
+    replays, _ = backend.usage().get(_REPLAYED, (0, 0.0))
+    if heavy:
+        assert not replays
+    else:
+        assert replays > done.steps // 3
+
+
 @pytest.mark.parametrize("why", ["waits", "uploads an array that is another in every step"])
 def test_what_cannot_be_recorded_runs_without(backend: Any, why: str) -> None:
     from firstlight.backends.base import Kernel
@@ -168,16 +204,6 @@ def _rows(generator: np.random.Generator, count: int, group_pages: int) -> Paged
     return PagedRows(np.arange(count + 1, dtype=np.int32), positions, table, 4)
 
 
-def _deferred(rows: PagedRows, width: int) -> PagedRows:
-    from firstlight.backends.torch.deferred import Deferred
-
-    table = np.pad(rows.page_table, ((0, 0), (0, width)), constant_values=-1)
-    positions, table = (
-        Deferred(torch.from_numpy(array.copy()), array.dtype) for array in (rows.positions, table)
-    )
-    return PagedRows(rows.row_starts, positions, table, rows.page_tokens)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("window", [None, WINDOW, 1, 100])
 @pytest.mark.parametrize("kind", ["plain", "sinks", "latent"])
 @pytest.mark.parametrize("scores", [1 << 25, 64])
@@ -197,7 +223,7 @@ def test_attention_of_rows_that_are_not_known_yet(
     queries = backend.upload(generator.standard_normal((5, 4, 8), np.float32))
     new = backend.upload(generator.standard_normal((5, *entry), np.float32))
     found = []
-    for each in (rows, _deferred(rows, 3)):
+    for each in (rows, deferred(rows, 3)):
         backend.stream_write(streams[0], new, each)
         if kind == "latent":
             out = backend.latent_attention(queries, streams[0], 5, each, 0.4)
@@ -213,51 +239,18 @@ def test_attention_of_rows_that_are_not_known_yet(
 
 
 def test_every_kernel_refuses_rows_that_are_not_known_yet_or_is_right(backend: Any) -> None:
-    """On the cases of the conformance check with one row a sequence."""
-    from firstlight.ops.contract import get_op
-    from firstlight.verify.cases import cases_of
-    from firstlight.verify.conformance import to_device
-
-    served, refused = set(), set()
-    for kernel in backend.kernels():
-        tolerance = get_op(kernel.op).tolerance
-        for case in cases_of(kernel.op):
-            groups = [each for each in case.arguments() if isinstance(each, PagedRows)]
-            if not groups or not all(_decodes(rows) for rows in groups):
-                continue
-            given = [to_device(backend, each) for each in case.arguments()]
-            if not kernel.takes(*given):
-                continue
-            expected = kernel.run(*given)
-            again = [to_device(backend, each) for each in case.arguments()]
-            again = [_deferred(each, 2) if isinstance(each, PagedRows) else each for each in again]
-            try:
-                with backend._transfer.deferring(backend._transfer.upload):
-                    found = kernel.run(*again)
-            except Exception:
-                refused.add(f"{kernel.op}/{kernel.name}")
-                continue
-            served.add(f"{kernel.op}/{kernel.name}")
-            pairs = [(expected, found), *zip(given, again, strict=True)]
-            for wanted, got in pairs:
-                if isinstance(wanted, torch.Tensor):
-                    wanted, got = wanted.float().numpy(), got.float().numpy()
-                    scale = np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)
-                    allowed = tolerance.absolute + tolerance.relative * scale
-                    np.testing.assert_allclose(got, wanted, rtol=0, atol=allowed)
+    served, refused = served_and_refused(backend)
     assert {
         "stream_write/scattered",
         "attention/gathered",
         "attention_with_sinks/gathered",
         "latent_attention/gathered",
+        "select_entries/counted",
+        "selected_latent_attention/gathered",
+        "pool_runs/gathered",
+        "compressed_attention/gathered",
     } <= served
     assert not served & refused
-
-
-def _decodes(rows: PagedRows) -> bool:
-    return len(rows.positions) > 0 and np.array_equal(
-        rows.row_starts, np.arange(len(rows.row_starts))
-    )
 
 
 def test_values_that_are_not_known_yet_cannot_be_looked_at() -> None:
@@ -268,7 +261,7 @@ def test_values_that_are_not_known_yet_cannot_be_looked_at() -> None:
     cast = array.astype(np.int64)
     assert (cast.dtype, cast.tensor.dtype) == (np.int64, torch.int64)
     looks = (
-        lambda: np.asarray(array), lambda: array[0], lambda: array // 2, lambda: array + 1,
+        lambda: np.asarray(array), lambda: array[0], lambda: array // array, lambda: array + 1,
         lambda: int(array), lambda: array.max(), lambda: list(array), lambda: np.diff(array),
         lambda: np.arange(9)[array], lambda: bool(array), lambda: array.tolist(),
         lambda: np.arange(3) + array, lambda: array == 3,
@@ -277,9 +270,23 @@ def test_values_that_are_not_known_yet_cannot_be_looked_at() -> None:
         with pytest.raises(NotReplayable):
             look()
     rows = PagedRows(np.arange(4, dtype=np.int32), array, array, 4)
-    for ask in (lambda: rows.completing(4), lambda: rows.runs(2), lambda: rows.part(array)):
+    assert not rows.known
+    for ask in (lambda: rows.completing(4), lambda: rows.part(array)):
         with pytest.raises(NotReplayable):
             ask()
+
+
+def test_the_runs_of_rows_that_are_not_known_yet_are_those_they_are_in() -> None:
+    from firstlight.backends.torch.deferred import Deferred
+
+    positions = torch.tensor([0, 3, 4, 11], dtype=torch.int32)
+    deferred: Any = Deferred(positions, np.dtype(np.int32))
+    rows = PagedRows(np.arange(5, dtype=np.int32), deferred, deferred, 8)
+    runs = rows.runs(4)
+    assert (runs.positions.tensor.tolist(), runs.page_tokens) == ([0, 0, 1, 2], 2)
+    within: Any = deferred % 4
+    assert within.tensor.tolist() == [0, 3, 0, 3]
+    assert within.tensor.dtype == torch.int32
 
 
 # Mixtures of experts ---------------------------------------------------------------------------
@@ -305,6 +312,25 @@ def test_a_mixture_of_experts_that_waits_is_not_recorded(
     assert replayer(token_ids) is None
     assert "waits for the device" in replayer.why_not
     assert not replayer.possible
+
+
+def test_experts_by_a_table_of_tokens_that_are_not_known_yet(backend: Any) -> None:
+    from firstlight.backends.torch.experts import ExpertsKernels
+    from firstlight.backends.torch.products import ProductKernels
+    from firstlight.ops.rounding import no_rounding
+    from firstlight.verify.cases import cases_of
+    from firstlight.verify.conformance import to_device
+
+    (case,) = (case for case in cases_of("experts_block") if case.name == "by a table")
+    x, block, token_ids = (to_device(backend, each) for each in case.arguments())
+    transfer = backend._transfer
+    kernels = ExpertsKernels(transfer, ProductKernels(transfer, False), no_rounding)
+    replayer = backend.replayer(lambda ids: torch.cat(kernels.choose_for(x, block, ids), 1))
+    for shift in range(4):
+        ids = (token_ids + shift) % len(block.hash_table)
+        wanted = torch.cat(kernels.choose_for(x, block, ids), 1)
+        np.testing.assert_array_equal(replayer(ids).numpy(), wanted.numpy())
+    assert replayer.replays == 3
 
 
 # What an accelerator has -------------------------------------------------------------------------

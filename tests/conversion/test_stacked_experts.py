@@ -16,7 +16,7 @@ from firstlight.conversion.schemes import target_of
 from firstlight.errors import FormatError
 from firstlight.formats.registry import convert, get_format
 from firstlight.model.families.registry import make_spec
-from firstlight.model.spec import ExpertsSpec
+from firstlight.model.feed_forward_spec import ExpertsSpec
 from firstlight.progress import no_progress
 from tests.support.decode import load_decoder, logits
 from tests.support.mxfp4_files import write_gpt_oss

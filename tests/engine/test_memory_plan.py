@@ -149,7 +149,7 @@ def _wide(spec: ModelSpec) -> ModelSpec:
     """The spec with every dimension a multiple of 32, as blocks need it."""
     from dataclasses import fields, is_dataclass, replace
 
-    from firstlight.model.spec import TensorSource
+    from firstlight.model.tensor_source import TensorSource
 
     def widened(part: Any) -> Any:
         if isinstance(part, TensorSource):

@@ -19,7 +19,8 @@ from firstlight.errors import CheckpointError, FirstlightError, FormatError, Uns
 from firstlight.model import attention
 from firstlight.model.compressed_spec import CompressedAttentionSpec
 from firstlight.model.families.registry import make_spec, spec_of_config
-from firstlight.model.spec import ExpertsSpec, ModelSpec
+from firstlight.model.feed_forward_spec import ExpertsSpec
+from firstlight.model.spec import ModelSpec
 from firstlight.model.stream import StreamSpec
 from tests.fidelity.conftest import TinyCheckpoint
 from tests.support.config_files import ConfigFiles, tiny_config_files

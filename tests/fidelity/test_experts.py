@@ -22,8 +22,8 @@ from firstlight.errors import CheckpointError, FirstlightError, FormatError, Uns
 from firstlight.formats.mxfp4_pair import join_mxfp4
 from firstlight.formats.registry import get_format
 from firstlight.model.families.registry import make_spec
+from firstlight.model.feed_forward_spec import ExpertsSpec
 from firstlight.model.matrices import kept_matrices
-from firstlight.model.spec import ExpertsSpec
 from firstlight.model.weights import load_weights, weight_bytes
 from tests.fidelity.conftest import TinyCheckpoint
 from tests.support.decode import continuation, load_decoder, logits

@@ -15,10 +15,11 @@ import pytest
 
 from firstlight.backends import backend_names
 from firstlight.backends.base import DEFINITION
+from firstlight.model.attention_spec import IndexerSpec, LatentAttentionSpec
 from firstlight.model.compressed_spec import CompressedAttentionSpec
 from firstlight.model.rope import replay_length
 from firstlight.model.rope_spec import DynamicScaling
-from firstlight.model.spec import IndexerSpec, LatentAttentionSpec, ModelSpec
+from firstlight.model.spec import ModelSpec
 from tests.fidelity.conftest import DEVICES, TinyCheckpoint
 from tests.support.decode import PAGE_TOKENS, continuation, logits
 from tests.support.reference import reference_continuation, reference_logits

@@ -14,7 +14,7 @@ import pytest
 from firstlight.checkpoint.checkpoint import open_checkpoint
 from firstlight.engine.memory_plan import state_bytes_per_token
 from firstlight.model.families.registry import make_spec, spec_of_config
-from firstlight.model.spec import ExpertsSpec
+from firstlight.model.feed_forward_spec import ExpertsSpec
 from tests.fidelity.conftest import TinyCheckpoint
 from tests.support.config_files import ConfigFiles
 from tests.support.decode import continuation, load_decoder, logits

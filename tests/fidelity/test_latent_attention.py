@@ -18,9 +18,10 @@ from firstlight.engine.engine import Engine
 from firstlight.engine.memory_plan import state_bytes_per_token
 from firstlight.engine.parameters import SamplingParameters, StopConditions
 from firstlight.errors import CheckpointError
+from firstlight.model.attention_spec import LatentAttentionSpec
 from firstlight.model.decoder import Decoder
 from firstlight.model.families.registry import make_spec, spec_of_config
-from firstlight.model.spec import LatentAttentionSpec, ModelSpec
+from firstlight.model.spec import ModelSpec
 from firstlight.model.weights import load_weights
 from firstlight.ops import LatentAttentionBlock
 from firstlight.verify.cases import StreamArgument, cases_of

@@ -17,7 +17,7 @@ import torch
 
 import firstlight
 from firstlight.formats.base import Floats
-from firstlight.model.spec import ExpertsSpec
+from firstlight.model.feed_forward_spec import ExpertsSpec
 from tests.fidelity.conftest import TinyCheckpoint
 from tests.support.reference import load_reference, reference_logits
 from tests.support.tiny_models import FAMILIES, prompt

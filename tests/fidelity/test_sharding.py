@@ -17,8 +17,9 @@ from firstlight.model.decoder import Decoder
 from firstlight.model.families.registry import make_spec
 from firstlight.model.matrices import kept_matrices
 from firstlight.model.sharding import part_of_model
-from firstlight.model.spec import ModelSpec, TensorSource
+from firstlight.model.spec import ModelSpec
 from firstlight.model.stored import column_unit
+from firstlight.model.tensor_source import TensorSource
 from firstlight.model.weights import load_weights, weight_bytes
 from firstlight.ops import Ops
 from tests.fidelity.conftest import TinyCheckpoint

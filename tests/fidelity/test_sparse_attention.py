@@ -14,9 +14,9 @@ from firstlight.backends.base import Backend
 from firstlight.engine.memory_plan import state_bytes_per_token
 from firstlight.engine.parameters import SamplingParameters, StopConditions
 from firstlight.errors import CheckpointError, UnsupportedModelError
+from firstlight.model.attention_spec import LatentAttentionSpec
 from firstlight.model.decoder import Decoder
 from firstlight.model.families.registry import make_spec, spec_of_config
-from firstlight.model.spec import LatentAttentionSpec
 from firstlight.ops import SparseLatentAttentionBlock
 from firstlight.verify.cases import cases_of
 from firstlight.verify.conformance import to_device
@@ -121,7 +121,8 @@ def test_rows_split_by_position_are_as_rows_apart(device: str) -> None:
             given = (x[chosen], block, entries, keys, rows.part(chosen), table[chosen])
             found = backend.call("sparse_latent_attention_block", *given)
             # Later rows are in the streams already, and none sees them.
-            atol = 10 * ATOL.get(device, 1e-7)  # of values of about 30
+            size = float(np.abs(backend.download(together)).max())
+            atol = ATOL.get(device, 1e-7) * max(10.0, size / 3)
             np.testing.assert_allclose(found[0], together[row], rtol=0, atol=atol)
 
 

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstlight.errors import CheckpointError, FirstlightError, UnsupportedModelError
+from firstlight.model.attention_spec import LatentAttentionSpec
 from firstlight.model.families.registry import FAMILIES as REGISTERED
 from firstlight.model.families.registry import make_spec, spec_of_config
 from firstlight.model.rope import cosines_and_sines
-from firstlight.model.spec import LatentAttentionSpec, ModelSpec
+from firstlight.model.spec import ModelSpec
 from tests.support.config_files import (
     ConfigFiles,
     Header,

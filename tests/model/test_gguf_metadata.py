@@ -18,9 +18,7 @@ from firstlight.model.rope_spec import (
     RopeSpec,
     YarnScaling,
 )
-from firstlight.model.spec import (
-    ModelSpec,
-)
+from firstlight.model.spec import ModelSpec
 from tests.support.config_files import Header, gguf_config_files
 
 

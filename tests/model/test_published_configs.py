@@ -17,9 +17,7 @@ from firstlight.model.rope_spec import (
     LongRopeScaling,
     YarnScaling,
 )
-from firstlight.model.spec import (
-    ModelSpec,
-)
+from firstlight.model.spec import ModelSpec
 from tests.support.config_files import ConfigFiles, Header
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from firstlight.formats.base import Format, Weight
 from firstlight.formats.registry import get_format
 from firstlight.model.matrices import kept_matrices
-from firstlight.model.spec import Stack, TensorSource
 from firstlight.model.stored import check_source, column_unit, stored_format, stored_rows
+from firstlight.model.tensor_source import Stack, TensorSource
 from tests.support.weights import random_weight
 
 

@@ -14,10 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.deepseek_v4_files import published_name
+from tests.support.prediction_layers import say_what_follows
 from tests.support.tiny_checkpoints import randomise, rewrite_config
 from tests.support.tiny_models import TinyModel
-
-_BLOCKS_END = ("o_b_proj.weight", "down_proj.weight", "experts.down_proj")
 
 
 @dataclass(frozen=True)
@@ -129,16 +128,9 @@ def with_good_streams_predictor(
     made = with_streams_predictor(tiny, seed)
     model = made.model
     generator = torch.Generator().manual_seed(seed)
+    hidden = model.config.hidden_size
     with torch.no_grad():
-        for module in (model, made.layer):
-            for name, parameter in module.named_parameters():
-                if name.endswith(_BLOCKS_END):
-                    parameter.mul_(0.05)
-        embedding = model.model.embed_tokens.weight
-        vocabulary, hidden = embedding.shape
-        cycle = torch.randperm(vocabulary, generator=generator)
-        model.model.norm.weight.fill_(1.0)
-        model.lm_head.weight[cycle.roll(-1)] = 0.5 * embedding[cycle]
+        say_what_follows(model, generator, made.layer)
         made.parts["enorm.weight"].fill_(1.0)
         made.parts["norm.weight"].fill_(1.0)
         made.parts["h_proj.weight"].mul_(0.05)

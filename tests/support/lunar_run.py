@@ -124,7 +124,7 @@ def _generate(folder: Path) -> dict[str, Any]:
     """Tokens of a model, exactly computed, and how often a step waits for the device."""
     import firstlight
     from firstlight.engine.parameters import SamplingParameters, StopConditions
-    from firstlight.model.spec import ExpertsSpec
+    from firstlight.model.feed_forward_spec import ExpertsSpec
 
     found = {}
     prompt = np.random.default_rng(0).integers(0, 150, 37).tolist()

@@ -24,6 +24,9 @@ from tests.support.tiny_models import TinyModel
 # By the last part of their published names.
 _NORMS = ("enorm", "hnorm", "shared_head.norm")
 
+# Of transformers' names: what a block gives to the residual stream.
+_BLOCKS_END = ("o_proj.weight", "o_b_proj.weight", "down_proj.weight", "experts.down_proj")
+
 
 @dataclass(frozen=True)
 class WithPredictor:
@@ -110,11 +113,22 @@ def with_predictor(tiny: TinyModel, seed: int = 5) -> WithPredictor:
     return WithPredictor(model, norms, normal(hidden, 2 * hidden) * (2 * hidden) ** -0.5)
 
 
+def say_what_follows(model: Any, generator: torch.Generator, *others: torch.nn.Module) -> None:
+    """Let every block of a model (and of others) add a little to the embedding alone, and let the
+    head find the successor of the token whose embedding it sees, in one cycle through the
+    vocabulary. For use where torch records no gradients."""
+    for module in (model, *others):
+        for name, parameter in module.named_parameters():
+            if name.endswith(_BLOCKS_END):
+                parameter.mul_(0.05)
+    embedding = model.model.embed_tokens.weight
+    cycle = torch.randperm(len(embedding), generator=generator)
+    model.model.norm.weight.fill_(1.0)
+    model.lm_head.weight[cycle.roll(-1)] = 0.5 * embedding[cycle]
+
+
 def with_good_predictor(tiny: TinyModel, *, noise: float = 0.0, seed: int = 5) -> WithPredictor:
     """A model that mostly says what follows each token, and a predictor that knows.
-
-    Every block adds a little to the embedding, and the head finds the successor of the token whose
-    embedding it sees, in one cycle through the vocabulary.
 
     Args:
         noise: of the predictor's join beside what it should do: more makes it wrong more often.
@@ -122,15 +136,9 @@ def with_good_predictor(tiny: TinyModel, *, noise: float = 0.0, seed: int = 5) -
     made = with_predictor(tiny, seed)
     model = made.model
     generator = torch.Generator().manual_seed(seed)
+    hidden = model.config.hidden_size
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj")):
-                parameter.mul_(0.05)
-        embedding = model.model.embed_tokens.weight
-        vocabulary, hidden = embedding.shape
-        cycle = torch.randperm(vocabulary, generator=generator)
-        model.model.norm.weight.fill_(1.0)
-        model.lm_head.weight[cycle.roll(-1)] = 0.5 * embedding[cycle]
+        say_what_follows(model, generator)
         made.norms["enorm"].fill_(1.0)
         made.norms["shared_head.norm"].fill_(1.0)
         made.join[:, :hidden] = torch.eye(hidden)

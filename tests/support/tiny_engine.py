@@ -17,18 +17,13 @@ from firstlight.engine.engine import Engine
 from firstlight.engine.parameters import SamplingParameters, StopConditions
 from firstlight.formats.base import Weight
 from firstlight.formats.registry import get_format
+from firstlight.model.attention_spec import GroupedQuerySpec
 from firstlight.model.decoder import Decoder
+from firstlight.model.feed_forward_spec import GatedFeedForwardSpec
+from firstlight.model.part_specs import LinearSpec, NormSpec
 from firstlight.model.rope_spec import RopeScaling, RopeSpec
-from firstlight.model.spec import (
-    GatedFeedForwardSpec,
-    GroupedQuerySpec,
-    LayerSpec,
-    LinearSpec,
-    ModelSpec,
-    NormSpec,
-    ResidualSpec,
-    TensorSource,
-)
+from firstlight.model.spec import LayerSpec, ModelSpec, ResidualSpec
+from firstlight.model.tensor_source import TensorSource
 from firstlight.model.weights import Weights
 from firstlight.ops import Ops
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from firstlight.checkpoint.stand_in import StandIn
     from firstlight.engine.memory_plan import MemoryPlan
     from firstlight.formats.base import Format
-    from firstlight.model.spec import AttentionSpec, ModelSpec
+    from firstlight.model.attention_spec import AttentionSpec
+    from firstlight.model.spec import ModelSpec
 
 _CONTEXTS = (2048, 8192, 32768, 131072, 1048576)
 
@@ -146,7 +147,7 @@ def _architecture(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _heads(attention: AttentionSpec) -> dict[str, Any]:
-    from firstlight.model.spec import LatentAttentionSpec
+    from firstlight.model.attention_spec import LatentAttentionSpec
 
     if isinstance(attention, LatentAttentionSpec):
         return {
@@ -167,7 +168,7 @@ def _heads(attention: AttentionSpec) -> dict[str, Any]:
 
 def _experts(spec: ModelSpec) -> dict[str, Any]:
     """Of the layers with a mixture of experts, which are alike in every published model."""
-    from firstlight.model.spec import ExpertsSpec
+    from firstlight.model.feed_forward_spec import ExpertsSpec
 
     found = [
         layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, ExpertsSpec)

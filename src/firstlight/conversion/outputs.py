@@ -14,8 +14,11 @@ from firstlight.conversion.stacked import StackedOutput
 from firstlight.errors import UnsupportedModelError
 from firstlight.formats.plain import BF16, F32
 from firstlight.formats.registry import get_format
+from firstlight.model.attention_spec import GroupedQuerySpec
 from firstlight.model.families.registry import published_spec
-from firstlight.model.spec import ExpertsSpec, GroupedQuerySpec, ModelSpec, TensorSource
+from firstlight.model.feed_forward_spec import ExpertsSpec
+from firstlight.model.spec import ModelSpec
+from firstlight.model.tensor_source import TensorSource
 
 _PLAIN = ("f32", "f16", "bf16")
 

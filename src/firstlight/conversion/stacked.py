@@ -19,8 +19,8 @@ from firstlight.conversion.square import Square
 from firstlight.errors import FormatError
 from firstlight.formats.base import Floats, Weight
 from firstlight.formats.plain import F32
-from firstlight.model.spec import TensorSource
 from firstlight.model.stored import release_rows, stored_rows, stored_vector
+from firstlight.model.tensor_source import TensorSource
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class Engine:
         )
         self.pages = PageAllocator(decoder.groups, capacities, page_tokens)
         self._state = decoder.new_state(capacities, page_tokens, state_dtype)
-        self._decode_steps = DecodeSteps(decoder, self._state, self.pages)
+        self._decode_steps = DecodeSteps(decoder, self._state, self.pages, state_dtype)
         self._replay_length = replay_length(decoder.spec)
         self._totals = Totals()
         self._predicting: PredictorProposer | None = None

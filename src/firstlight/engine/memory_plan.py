@@ -15,7 +15,8 @@ from firstlight.engine.state_size import page_bytes, page_counts, pages_per_sequ
 from firstlight.errors import InsufficientMemoryError
 from firstlight.formats.base import Format
 from firstlight.model import attention
-from firstlight.model.spec import AttentionSpec, LatentAttentionSpec, ModelSpec
+from firstlight.model.attention_spec import AttentionSpec, LatentAttentionSpec
+from firstlight.model.spec import ModelSpec
 from firstlight.model.stream import StreamSpec, first_seen, group_streams, whole_pages
 from firstlight.model.tensor_files import TensorFiles
 from firstlight.model.weights import weight_bytes

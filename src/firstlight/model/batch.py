@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.formats.base import Floats
-from firstlight.model.rope_spec import RopeSpec
+from firstlight.model.rope import AngleTable
 from firstlight.ops import PagedRows
 
 Integers = NDArray[np.int32]
@@ -27,8 +27,8 @@ class Batch:
         page_tables: one [sequences, pages] for each stream group of the decoder.
         page_tokens: token positions per page.
         wanted: [m]; rows whose logits are wanted.
-        angles: float32 [rows, 2, rope.size / 2] for some ropes, as `cosines_and_sines` makes them;
-            those of other ropes are made as they are asked for.
+        angles: float32 [rows, 2, rope.size / 2] for some tables, of all rows; others are made as
+            they are asked for.
     """
 
     token_ids: Integers
@@ -38,7 +38,7 @@ class Batch:
     page_tables: tuple[Integers, ...]
     page_tokens: int
     wanted: Integers
-    angles: Mapping[RopeSpec, Floats] = field(default_factory=dict)
+    angles: Mapping[AngleTable, Floats] = field(default_factory=dict)
 
     def paged_rows(self, group: int) -> PagedRows:
         """The rows as one stream group sees them."""

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from firstlight.model.rope_spec import RopeSpec
-    from firstlight.model.spec import (
-        LinearSpec,
-        NormSpec,
-        TensorSource,
-    )
+from firstlight.model.part_specs import LinearSpec, NormSpec
+from firstlight.model.rope_spec import RopeSpec
+from firstlight.model.tensor_source import TensorSource
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +25,7 @@ from firstlight.model.residual import (
     through,
 )
 from firstlight.model.rope_spec import RopeSpec
-from firstlight.model.spec import (
-    LayerSpec,
-    ModelSpec,
-)
+from firstlight.model.spec import LayerSpec, ModelSpec
 from firstlight.model.stream import group_streams
 from firstlight.model.vocabulary import embed_part, join_vocabulary
 from firstlight.model.weights import Weights
@@ -65,7 +63,7 @@ class Decoder:
     Attributes:
         streams: for each layer, the streams it keeps; those of a predictor's layer last.
         groups: streams that share stride and window, and so page tables.
-        ropes: those of its layers, each once.
+        angle_tables: the rotary tables that its layers ask for, each once.
         after_pass: called after each pass through the layers.
 
     Args:
@@ -91,7 +89,8 @@ class Decoder:
         self._layers = tuple(
             self.make_layer(index, layer, weights) for index, layer in enumerate(spec.layers)
         )
-        self.ropes = tuple(dict.fromkeys(each.rope for each in self._layers if each.rope))
+        tables = (attention.angle_tables(layer.attention) for layer in spec.layers)
+        self.angle_tables = tuple(dict.fromkeys(chain.from_iterable(tables)))
         self._end = connection(spec.connection, weights)
         self._head = Head(
             product(spec.head, weights),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from firstlight.model.parts import norm, product
-from firstlight.model.spec import (
+from firstlight.model.feed_forward_spec import (
     ExpertSpec,
     ExpertsSpec,
     FeedForwardSpec,
     GatedFeedForwardSpec,
-    ResidualSpec,
 )
+from firstlight.model.parts import norm, product
+from firstlight.model.spec import ResidualSpec
 from firstlight.model.weights import Weights
 from firstlight.ops import Expert, ExpertsBlock, FeedForwardBlock
 

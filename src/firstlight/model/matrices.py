@@ -10,9 +10,10 @@ import numpy as np
 
 from firstlight.formats.base import Bytes, Format, Weight
 from firstlight.formats.registry import convert, convert_into, get_format
-from firstlight.model.spec import ModelSpec, TensorSource
+from firstlight.model.spec import ModelSpec
 from firstlight.model.stored import lies_in_rows, release_rows, stored_format, stored_rows
 from firstlight.model.tensor_files import TensorFiles
+from firstlight.model.tensor_source import TensorSource
 from firstlight.ops import Ops, PackedWeight
 
 _STEP_BYTES = 1 << 24

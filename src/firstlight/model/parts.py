@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from firstlight.model.spec import LinearSpec, NormSpec
+from firstlight.model.part_specs import LinearSpec, NormSpec
 from firstlight.model.weights import Weights
 from firstlight.ops import Norm, Product
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +28,7 @@ from firstlight.model.rope_spec import (
     RopeSpec,
     YarnScaling,
 )
-from firstlight.model.spec import (
-    ModelSpec,
-)
+from firstlight.model.spec import ModelSpec
 
 Integers = NDArray[np.int32]
 
@@ -54,6 +53,25 @@ def cosines_and_sines(rope: RopeSpec, positions: Integers, lengths: Integers) ->
         chosen = groups == length
         table[chosen] = _table(rope, int(length), positions[chosen])
     return table
+
+
+class AngleTable(NamedTuple):
+    """One of the tables that layers ask for.
+
+    Attributes:
+        stride: of runs, for the first positions of these; 0: of every row at its position.
+        back: whether it turns back what the same table without it turns.
+    """
+
+    rope: RopeSpec
+    stride: int = 0
+    back: bool = False
+
+    def values(self, positions: Integers, lengths: Integers) -> Floats:
+        """As `cosines_and_sines`; with a stride, of the runs that the positions are in."""
+        firsts = positions - positions % np.int32(self.stride) if self.stride else positions
+        table = cosines_and_sines(self.rope, firsts, lengths)
+        return table * np.array([1, -1], np.float32)[:, None] if self.back else table
 
 
 def frequency_regime(spec: ModelSpec, length: int) -> tuple[int, ...]:

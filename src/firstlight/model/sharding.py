@@ -14,22 +14,17 @@ from dataclasses import replace
 from itertools import pairwise
 
 from firstlight.errors import DeviceError, FormatError
+from firstlight.model.attention_spec import AttentionSpec, GroupedQuerySpec, LatentAttentionSpec
 from firstlight.model.compressed_spec import CompressedAttentionSpec
-from firstlight.model.spec import (
-    AttentionSpec,
+from firstlight.model.feed_forward_spec import (
     ExpertSpec,
     ExpertsSpec,
     FeedForwardSpec,
     GatedFeedForwardSpec,
-    GroupedQuerySpec,
-    HeadLinearSpec,
-    LatentAttentionSpec,
-    LayerSpec,
-    LinearSpec,
-    ModelPart,
-    ModelSpec,
-    TensorSource,
 )
+from firstlight.model.part_specs import HeadLinearSpec, LinearSpec
+from firstlight.model.spec import LayerSpec, ModelPart, ModelSpec
+from firstlight.model.tensor_source import TensorSource
 
 UnitOf = Callable[[TensorSource], int]
 """Columns of a matrix from one place where it can be divided to the next."""

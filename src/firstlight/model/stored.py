@@ -11,8 +11,8 @@ from firstlight.formats.base import Format, Weight
 from firstlight.formats.mxfp4_pair import BLOCK_VALUES, CODE_BYTES, join_mxfp4
 from firstlight.formats.plain import F32
 from firstlight.formats.registry import get_format
-from firstlight.model.spec import TensorSource
 from firstlight.model.tensor_files import TensorFiles
+from firstlight.model.tensor_source import TensorSource
 
 _CODE_FORMATS = ("u8", "i8")
 _SCALE_FORMATS = ("u8", "f8_e8m0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from firstlight.errors import CheckpointError, InsufficientMemoryError
 from firstlight.formats.base import Bytes, Format
+from firstlight.model.feed_forward_spec import ExpertsSpec
 from firstlight.model.matrices import (
     KeptMatrix,
     kept_matrices,
@@ -17,9 +19,10 @@ from firstlight.model.matrices import (
     pack_matrix,
     packed_matrix,
 )
-from firstlight.model.spec import ExpertsSpec, ModelSpec, TensorSource
+from firstlight.model.spec import ModelSpec
 from firstlight.model.stored import check_source, stored_rows, stored_vector
 from firstlight.model.tensor_files import TensorFiles
+from firstlight.model.tensor_source import TensorSource
 from firstlight.ops import Ops, PackedWeight
 
 
@@ -36,6 +39,11 @@ class Weights:
 
     def __getitem__(self, source: TensorSource) -> PackedWeight:
         return self._tensors[source]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Of all tensors, as they are kept."""
+        return sum(int(tensor.nbytes) for tensor in self._tensors.values())
 
     def table(self, source: TensorSource) -> NDArray[np.int32]:
         """A tensor of whole numbers, on the host."""

@@ -217,7 +217,9 @@ def attend(
             hidden |= entries[None, :] <= positions[:, None] - window
         scores[..., hidden] = -np.inf
         weights = (
-            softmax_weights(scores, rounding) if sink is None else weights_beside(scores, sink)
+            softmax_weights(scores, rounding)
+            if sink is None
+            else weights_beside(scores, sink, "none")
         )
         mixed = np.einsum("kgrt,tkd->rkgd", weights, value, optimize=True)
         out[start:stop] = mixed.reshape(len(query), heads, value_size)
@@ -237,9 +239,19 @@ def softmax_weights(scores: NDArray[np.float64], rounding: Rounding) -> NDArray[
     return weights
 
 
-def weights_beside(scores: NDArray[np.float64], sink: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The softmax of scores with one more term in its denominator, e^sink."""
+def weights_beside(
+    scores: NDArray[np.float64], sink: NDArray[np.float64], rounding: Rounding
+) -> NDArray[np.float64]:
+    """The softmax of scores with one more term in its denominator, e^sink, which is not rounded;
+    weights are, as `attend` says."""
+    weights: NDArray[np.float64]
     most = np.maximum(scores.max(axis=-1, keepdims=True), sink)
-    weights: NDArray[np.float64] = np.exp(scores - most)
-    weights /= weights.sum(axis=-1, keepdims=True) + np.exp(sink - most)
+    if rounding == "none":
+        weights, beside = np.exp(scores - most), np.exp(sink - most)
+    else:
+        most = np.ceil(most * np.log2(np.e))
+        weights = np.exp2(scores * np.log2(np.e) - most)
+        weights = round_activations(weights.astype(np.float32), rounding).astype(np.float64)
+        beside = np.exp2(sink * np.log2(np.e) - most)
+    weights /= weights.sum(axis=-1, keepdims=True) + beside
     return weights

@@ -17,6 +17,7 @@ from firstlight.formats.base import Floats
 from firstlight.ops.attention import StreamPages, read_entries, weights_beside
 from firstlight.ops.contract import Cost, Tolerance, define
 from firstlight.ops.paging import PagedRows
+from firstlight.ops.rounding import Rounding, round_activations
 from firstlight.ops.select_entries import runs_seen
 from firstlight.ops.shape import Shape, context_range, rows_range
 
@@ -138,7 +139,7 @@ def _compressed_attention_shape(
 
 
 @define(
-    Tolerance(5e-6, 1e-6, "as of `attention_with_sinks`"),
+    Tolerance(5e-6, 1e-6, "as of `attention`", tipped=2.0**-9),
     _compressed_attention_cost,
     shape=_compressed_attention_shape,
 )
@@ -175,6 +176,28 @@ def compressed_attention(
     Returns:
         float32 [rows, heads, size]; scores and sums in float64.
     """
+    near, far = (queries, keys, rows, window), (entries, entry_rows, stride, chosen)
+    return attend_compressed(*near, *far, scale, sinks, rounding="none")
+
+
+def attend_compressed(
+    queries: Floats,
+    keys: StreamPages,
+    rows: PagedRows,
+    window: int,
+    entries: StreamPages,
+    entry_rows: PagedRows,
+    stride: int,
+    chosen: Integers | None,
+    scale: float,
+    sinks: Floats,
+    *,
+    rounding: Rounding,
+) -> Floats:
+    """`compressed_attention` with the rounding of `ops.attention.attend`."""
+    count, heads, size = queries.shape
+    rounded = round_activations(queries.reshape(-1, size), rounding)
+    queries = rounded.reshape(count, heads, size)
     out = np.empty(queries.shape, np.float32)
     sink = sinks.astype(np.float64)[:, None]
     sequences = rows.row_sequences()
@@ -188,5 +211,5 @@ def compressed_attention(
             (_at(keys, rows, sequence, near)[:, 0], _at(entries, entry_rows, sequence, far))
         ).astype(np.float64)
         scores = scale * (queries[row].astype(np.float64) @ seen.T)
-        out[row] = weights_beside(scores, sink) @ seen
+        out[row] = weights_beside(scores, sink, rounding) @ seen
     return out

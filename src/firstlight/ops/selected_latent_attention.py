@@ -11,6 +11,7 @@ from firstlight.ops.contract import Cost, Tolerance, define
 from firstlight.ops.paging import PagedRows
 from firstlight.ops.rounding import Rounding, round_activations
 from firstlight.ops.select_entries import entries_seen
+from firstlight.ops.shape import Shape, context_range, rows_range
 
 Integers = NDArray[np.int32]
 
@@ -33,9 +34,26 @@ def _selected_latent_attention_cost(
     )
 
 
+def _selected_latent_attention_shape(
+    queries: Floats,
+    entries: StreamPages,
+    value_size: int,
+    rows: PagedRows,
+    selected: Integers,
+    scale: float,
+) -> Shape:
+    context = rows.page_table.shape[1] * rows.page_tokens
+    count, heads, size = queries.shape
+    return (
+        *(heads, size, value_size, entries.dtype.itemsize, selected.shape[1]),
+        *(context_range(context), rows_range(count)),
+    )
+
+
 @define(
     Tolerance(5e-6, 1e-6, "as of `attention`", tipped=2.0**-9),
     _selected_latent_attention_cost,
+    shape=_selected_latent_attention_shape,
 )
 def selected_latent_attention(
     queries: Floats,

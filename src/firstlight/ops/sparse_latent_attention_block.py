@@ -134,7 +134,9 @@ def sparse_latent_attention_block(
     no choice. transformers leaves the first two out as well.
 
     A row that sees at most `top_k` positions sees them all: it is computed as by the dense block.
-    Which way a row takes thus follows from its position alone.
+    Which way a row takes thus follows from its position alone. Rows that are not known yet
+    (`PagedRows.known`) all take the second way where one of them could see more than `top_k`: of
+    those that do not, every position is chosen.
 
     Args:
         ops: whose smaller ops this is made of.
@@ -154,7 +156,10 @@ def sparse_latent_attention_block(
     _write_index_keys(ops, normed, indexer, index_keys, rows, cosine_sine)
     query = low_rank(ops, normed, attention)
     absorbed = absorb(ops, *latent_queries(ops, query, attention, cosine_sine), attention)
-    sparse = rows.positions >= indexer.top_k
+    if rows.known:
+        sparse = rows.positions >= indexer.top_k
+    else:
+        sparse = np.full(len(rows.positions), rows.most_positions > indexer.top_k)
     if not sparse.any():
         found = _dense(ops, absorbed, attention, entries, rows)
     elif sparse.all():

@@ -5,8 +5,9 @@ from __future__ import annotations
 from firstlight.checkpoint.checkpoint import Checkpoint
 from firstlight.formats.base import Format
 from firstlight.model.sharding import part_of_model
-from firstlight.model.spec import ModelSpec, TensorSource
+from firstlight.model.spec import ModelSpec
 from firstlight.model.stored import column_unit
+from firstlight.model.tensor_source import TensorSource
 
 
 def rank_part(

@@ -11,7 +11,14 @@ torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
 from firstlight.backends.torch.backend import TorchBackend  # noqa: E402
-from firstlight.backends.torch.triton import few_rows, gates, launching, rows, tiles  # noqa: E402
+from firstlight.backends.torch.triton import (  # noqa: E402
+    few_rows,
+    gates,
+    head_columns,
+    launching,
+    rows,
+    tiles,
+)
 from firstlight.backends.torch.triton.coding import CODINGS  # noqa: E402
 from firstlight.backends.torch.triton.grouping import grouped  # noqa: E402
 from firstlight.backends.torch.triton.operands import experts_operand, operand_of  # noqa: E402
@@ -105,6 +112,20 @@ def test_experts_compile(
 
 
 @each_target
+@pytest.mark.parametrize("format", _FORMATS)
+def test_products_down_the_columns_of_heads_compile(
+    backend: TorchBackend, format: str, target: tuple[Any, ...]
+) -> None:
+    operand = operand_of(_weight(backend, format))
+    assert operand is not None
+    with kept_launches(head_columns, "_down_columns") as (kept,):
+        for count in (1, 4, 9):
+            head_columns.down_columns(torch.zeros(count, 2, 100), operand, 16, 100)
+    for made in kept.compile(*target):
+        assert made.metadata.shared <= _SHARED[target[0]]
+
+
+@each_target
 def test_split_columns_are_combined(backend: TorchBackend, target: tuple[Any, ...]) -> None:
     format = get_format("q8_0")
     data = np.zeros((64, format.row_bytes(2048)), np.uint8)
@@ -124,6 +145,7 @@ def test_norms_and_gates_compile(target: tuple[Any, ...]) -> None:
         rows.normed(x, norm, torch.bfloat16)
         rows.normed(x[:, :128], Norm(128, 1e-6))
         rows.joined(x, torch.zeros(6, 5120), 2, x, torch.zeros(3, 1), norm, 0.5)
+        rows.joined(None, torch.zeros(6, 5120), 2, experts=torch.zeros(6, dtype=torch.int64))
         rows.joined(None, x)
     with kept_launches(gates, "_gates") as (made,):
         for gating in _GATINGS:
@@ -131,5 +153,5 @@ def test_norms_and_gates_compile(target: tuple[Any, ...]) -> None:
                 gates.clamped_gate(x, x, gating)
             else:
                 gates.gate(x, x, gating)
-    assert len(normed.compile(*target)) == len(joined.compile(*target)) == 2
+    assert (len(normed.compile(*target)), len(joined.compile(*target))) == (2, 3)
     assert len(made.compile(*target)) == len(_GATINGS)

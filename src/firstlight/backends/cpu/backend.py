@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from firstlight.backends.base import Backend, Choice, Kernel
 from firstlight.backends.cpu import _native
+from firstlight.backends.cpu.attention import AttentionKernels
 from firstlight.backends.cpu.blocks import BlockKernels
+from firstlight.backends.cpu.elementwise import ElementwiseKernels
 from firstlight.backends.cpu.entries import EntryKernels
-from firstlight.backends.cpu.kernels import CpuKernels
 from firstlight.backends.cpu.latent import LatentKernels
 from firstlight.backends.cpu.latent_block import LatentBlockKernels
 from firstlight.backends.cpu.packed import (
@@ -27,6 +28,7 @@ from firstlight.backends.cpu.packed import (
     pack_into,
     packed_bytes,
 )
+from firstlight.backends.cpu.products import ProductKernels
 from firstlight.backends.cpu.tuned_attention import TunedAttention
 from firstlight.backends.cpu.tuned_matrices import TunedMatrices
 from firstlight.errors import DeviceError
@@ -100,15 +102,19 @@ class CpuBackend(Backend):
         self.threads = threads or usable_cores()
         self.exact = exact
         self.native = _native.Kernels(self.level, self.threads, exact)
-        kernels = CpuKernels(self.native, packed=not exact, exact=exact)
+        products = ProductKernels(self.native, packed=not exact, exact=exact)
+        attention = AttentionKernels(self.native, exact)
+        elementwise = ElementwiseKernels(self.native)
         self._attention = TunedAttention()
-        blocks = BlockKernels(self.native, kernels.rounding, self._attention)
+        blocks = BlockKernels(self.native, products.rounding, self._attention)
         latent = LatentKernels(self.native, exact)
         entries = EntryKernels(self.native, exact)
-        latent_blocks = LatentBlockKernels(self.native, kernels.rounding)
+        latent_blocks = LatentBlockKernels(self.native, products.rounding)
         super().__init__(
             (
-                *kernels.all(),
+                *products.all(),
+                *attention.all(),
+                *elementwise.all(),
                 *latent.all(),
                 *entries.all(),
                 *blocks.all(),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from firstlight.backends.base import Kernel
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.arrays import are_floats, are_integers, are_pages, are_rows
-from firstlight.backends.cpu.kernels import attend
+from firstlight.backends.cpu.attention import attend
 from firstlight.formats.base import Floats
 from firstlight.ops.attention import state_format
 from firstlight.ops.paging import PagedRows
@@ -294,13 +294,10 @@ def _slots(rows: PagedRows, selected: Integers) -> Integers:
     Raises:
         IndexError: a sequence has no page for a position.
     """
-    places = np.maximum(selected, 0)
-    pages = rows.page_table[rows.row_sequences()[:, None], places // rows.page_tokens]
-    if ((pages < 0) & (selected >= 0)).any():
+    slots = rows.slots(rows.row_sequences()[:, None], np.maximum(selected, 0))
+    if ((slots < 0) & (selected >= 0)).any():
         raise IndexError("a position lies in a page that the sequence lacks")
-    slots = np.maximum(pages, 0).astype(np.int64) * rows.page_tokens
-    slots += places % rows.page_tokens
-    narrow: Integers = slots.astype(np.int32)
+    narrow: Integers = np.maximum(slots, 0).astype(np.int32)
     return narrow
 
 

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from firstlight.backends.base import Kernel
 from firstlight.backends.cpu import _native
 from firstlight.backends.cpu.arrays import are_floats, are_pages, are_rows
-from firstlight.backends.cpu.kernels import attend, fixed_point
+from firstlight.backends.cpu.attention import attend
 from firstlight.backends.cpu.matrices import matrix_in_place
 from firstlight.backends.cpu.packed import ALIGNMENT, PANEL_ROWS, PackedMatrix, packed_bytes
+from firstlight.backends.cpu.products import fixed_point
 from firstlight.formats.base import BlockScales, Floats, Weight
 from firstlight.formats.plain import F32
 from firstlight.ops.attention import state_format

@@ -6,6 +6,7 @@ from typing import Any
 
 from firstlight.backends.base import Backend
 from firstlight.ops.attention import attend, state_format
+from firstlight.ops.compressed_attention import attend_compressed
 from firstlight.ops.latent_attention import attend_latents
 from firstlight.ops.rounding import RoundingOf, no_rounding, round_activations
 from firstlight.ops.selected_latent_attention import attend_selected
@@ -16,8 +17,8 @@ class NumpyBackend(Backend):
 
     Args:
         rounding: how `linear` and `head_linear` round their activations, and `attention`,
-            `latent_attention` and `selected_latent_attention` their queries and weights; as an
-            oracle for kernels that do so.
+            `latent_attention`, `selected_latent_attention` and `compressed_attention` their
+            queries and weights; as an oracle for kernels that do so.
     """
 
     name = "numpy"
@@ -57,4 +58,10 @@ class NumpyBackend(Backend):
                 return attend_selected(
                     queries, entries, value_size, rows, selected, scale, rounding
                 )
+        if name == "compressed_attention":
+            _, keys, _, _, entries, *_ = arguments
+            format = state_format(keys, entries)
+            rounding = self._rounding(format)
+            if rounding == "bfloat16" and format.name == "bf16":
+                return attend_compressed(*arguments, rounding=rounding)
         return super().call(name, *arguments)

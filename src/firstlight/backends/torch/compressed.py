@@ -11,7 +11,8 @@ import torch
 
 from firstlight.backends.base import Kernel
 from firstlight.backends.torch.attention import Softmax, mix
-from firstlight.backends.torch.paging import kept
+from firstlight.backends.torch.deferred_paging import is_deferred, row_positions
+from firstlight.backends.torch.paging import kept, own_slots
 from firstlight.backends.torch.runs import Near, chosen_readings, run_readings
 from firstlight.backends.torch.selection import choice_on_device, entries_at
 from firstlight.backends.torch.transfer import Transfer
@@ -57,15 +58,26 @@ class CompressedKernels:
         before the first position: then its own are named)."""
 
         def make() -> tuple[torch.Tensor, torch.Tensor]:
+            if is_deferred(rows):
+                return self._deferred_run_slots(rows, stride, back)
             runs = rows.runs(stride)
             first = runs.positions.astype(np.int64) * stride
             none = first < back
             places = (first - np.where(none, 0, back))[:, None] + np.arange(stride)
-            page = rows.page_table[runs.row_sequences()[:, None], places // rows.page_tokens]
-            slots = page.astype(np.int64) * rows.page_tokens + places % rows.page_tokens
+            slots = rows.slots(runs.row_sequences()[:, None], places)
             return self._transfer.upload(slots), self._transfer.upload(none)
 
         return kept(rows, ("run slots", self._transfer.device, stride, back), make)
+
+    def _deferred_run_slots(
+        self, rows: PagedRows, stride: int, back: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of the runs that rows are in, where positions are on the device only."""
+        last = row_positions(rows, self._transfer)[:, None]
+        first = last - last % stride
+        none = first < back
+        places = torch.where(none, first, first - back) + torch.arange(stride, device=last.device)
+        return own_slots(rows, places, self._transfer), none[:, 0]
 
     def compressed_attention(
         self,
@@ -100,6 +112,8 @@ class CompressedKernels:
         heads = queries.shape[1]
         for reading in run_readings(entry_rows, stride, heads, self._transfer, near):
             seen = _joined(streams, reading.near, reading.far)
+            if is_deferred(entry_rows):
+                seen = _without(seen, reading.hidden)
             yield _Part(reading.rows, seen, reading.hidden)
 
     def _chosen(
@@ -116,7 +130,10 @@ class CompressedKernels:
         for reading in chosen_readings(entry_rows, stride, top_k, width, self._transfer, near):
             far, none = reading.far(choice)
             hidden = torch.cat((reading.hidden, none), 1)[:, None]
-            yield _Part(reading.rows, _joined(streams, reading.near, far), hidden)
+            seen = _joined(streams, reading.near, far)
+            if is_deferred(entry_rows):
+                seen = _without(seen, hidden)
+            yield _Part(reading.rows, seen, hidden)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +157,12 @@ def _joined(
     """Positions near by of one stream, and entries of the other, in one row."""
     keys, entries = streams
     return torch.cat((entries_at(keys, near), entries_at(entries, far)), 1)
+
+
+def _without(seen: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """What one row each sees, zero where it is hidden: while runs of a row may all be incomplete,
+    what stands for them is no entry, and need be no number."""
+    return seen.masked_fill(hidden[:, 0, :, None], 0.0)
 
 
 def _runs_fit(

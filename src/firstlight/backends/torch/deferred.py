@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,8 +16,8 @@ class NotReplayable(Exception):
 class Deferred:
     """Stands for an array of the host, and is a tensor of the device that every replay fills anew.
 
-    Code that runs on the host may ask for its shape, cast it and upload it. Whatever would look at
-    its values cannot be replayed, and says so.
+    Code that runs on the host may ask for its shape, cast it, divide it by a number and upload it.
+    Whatever would look at its values cannot be replayed, and says so.
 
     Attributes:
         tensor: on the device, of the array's shape.
@@ -46,6 +47,17 @@ class Deferred:
         wanted = np.dtype(dtype)
         return Deferred(self.tensor.to(getattr(torch, wanted.name)), wanted)
 
+    def __floordiv__(self, number: object) -> Deferred:
+        return self._divided(number, torch.floor_divide)
+
+    def __mod__(self, number: object) -> Deferred:
+        return self._divided(number, torch.remainder)
+
+    def _divided(self, number: object, divide: Callable[..., torch.Tensor]) -> Deferred:
+        if not isinstance(number, int):
+            _refuse()
+        return Deferred(divide(self.tensor, number), self.dtype)
+
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):  # asked for by copy, NumPy and others, which go on without
             raise AttributeError(name)
@@ -58,7 +70,7 @@ def _refuse(*_: Any, **__: Any) -> NoReturn:
 
 for _name in (
     "array", "array_ufunc", "getitem", "iter", "int", "index", "float", "bool", "add", "radd",
-    "sub", "rsub", "mul", "rmul", "floordiv", "mod", "truediv", "neg", "lt", "le", "gt", "ge",
+    "sub", "rsub", "mul", "rmul", "truediv", "neg", "lt", "le", "gt", "ge",
     "eq", "ne",
 ):  # fmt: skip
     setattr(Deferred, f"__{_name}__", _refuse)

@@ -30,25 +30,18 @@ def row_positions(rows: PagedRows, transfer: Transfer) -> torch.Tensor:
     return transfer.upload(rows.positions).long()
 
 
-def slots_of(rows: PagedRows, positions: torch.Tensor, transfer: Transfer) -> torch.Tensor:
-    """int64 [rows, m]: the entries of as many positions, counted through all pages of a stream."""
-    table = transfer.upload(rows.page_table).long()
-    page = torch.div(positions, rows.page_tokens, rounding_mode="floor")
-    return table.gather(1, page) * rows.page_tokens + positions % rows.page_tokens
-
-
 def most_seen(rows: PagedRows, window: int | None) -> int:
     """Positions that a row may see, with those that its page table has no page for yet."""
-    room = int(rows.page_table.shape[1]) * rows.page_tokens
+    room = rows.most_positions
     return room if window is None else min(room, window)
 
 
-def seen_slots(
+def seen_positions(
     rows: PagedRows, window: int | None, count: int, transfer: Transfer
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The entries of the `count` positions from the first on that each row sees: int64 and bool,
-    both [rows, count]; the second says which lie behind the row, and stand for its own entry."""
+    """The `count` positions from the first on that each row sees: int64 and bool, both
+    [rows, count]; the second says which lie behind the row, and stand for its own."""
     last = row_positions(rows, transfer)[:, None]
     first = torch.zeros_like(last) if window is None else (last - (window - 1)).clamp(min=0)
     position = first + torch.arange(count, device=transfer.device)
-    return slots_of(rows, torch.minimum(position, last), transfer), position > last
+    return torch.minimum(position, last), position > last

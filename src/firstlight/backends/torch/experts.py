@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ class ExpertsKernels:
         self._transfer = transfer
         self._products = products
         self._rounding = rounding
+        self._tables: WeakKeyDictionary[ExpertsBlock, torch.Tensor] = WeakKeyDictionary()
 
     def all(self) -> tuple[Kernel, ...]:
         """Every kernel."""
@@ -83,9 +85,18 @@ class ExpertsKernels:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(int64, float32), both [n, top_k]: the experts of each row of the normed stream, and
         their weights."""
-        chosen = None if block.hash_table is None else block.hash_table[token_ids]
+        chosen = None if block.hash_table is None else self._by_table(block, token_ids)
         logits = self.product(normed, block.router)
         return self._choose(logits, block.routing, block.correction, chosen)
+
+    def _by_table(self, block: ExpertsBlock, token_ids: Integers) -> torch.Tensor:
+        """int32 [n, top_k]: the experts of these tokens. The table is put on the device once, so
+        that steps whose tokens are known there alone can look them up."""
+        if block not in self._tables:
+            assert block.hash_table is not None
+            self._tables[block] = self._transfer.load(block.hash_table)
+        places = self._transfer.upload(token_ids.astype(np.int64))
+        return self._tables[block].index_select(0, places)
 
     def _experts(
         self, x: torch.Tensor, block: ExpertsBlock, places: torch.Tensor, weights: torch.Tensor
@@ -137,12 +148,14 @@ class ExpertsKernels:
         logits: torch.Tensor,
         routing: Routing,
         correction: torch.Tensor | None,
-        chosen: Integers | None,
+        chosen: torch.Tensor | Integers | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(int64, float32), both [n, top_k]: experts and their weights."""
         scores = _scores(logits, routing)
         if chosen is not None:
-            places = self._transfer.upload(chosen.astype(np.int64))
+            if not isinstance(chosen, torch.Tensor):
+                chosen = self._transfer.upload(chosen)
+            places = chosen.long()
         else:
             preference = scores if correction is None else scores + correction
             if routing.groups_kept < routing.groups:

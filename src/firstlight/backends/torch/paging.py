@@ -18,8 +18,7 @@ from firstlight.backends.torch.deferred_paging import (
     is_deferred,
     most_seen,
     row_positions,
-    seen_slots,
-    slots_of,
+    seen_positions,
 )
 from firstlight.backends.torch.transfer import Transfer
 from firstlight.ops.paging import PagedRows
@@ -53,15 +52,33 @@ class Reading:
     hidden: torch.Tensor
 
 
+def page_table(rows: PagedRows, transfer: Transfer) -> torch.Tensor:
+    """int32 [sequences, pages] on the device."""
+    return kept(rows, ("page table", transfer.device), lambda: transfer.upload(rows.page_table))
+
+
+def slots(
+    table: torch.Tensor, sequence: torch.Tensor, entries: torch.Tensor, page_entries: int
+) -> torch.Tensor:
+    """int64 [n, m]: entries counted through all pages of a stream.
+
+    Args:
+        table: as `page_table` gives it.
+        sequence: int64 [n, 1].
+        entries: int64 [n, m]; of each sequence its own numbers, each in a page that it has.
+        page_entries: entries of a page.
+    """
+    page = torch.div(entries, page_entries, rounding_mode="floor")
+    return table[sequence, page].long() * page_entries + entries % page_entries
+
+
 def write_slots(rows: PagedRows, transfer: Transfer) -> torch.Tensor:
     """int64 [rows]: the entry of each row, counted through all pages of a stream."""
 
     def make() -> torch.Tensor:
         if is_deferred(rows):
-            return slots_of(rows, row_positions(rows, transfer)[:, None], transfer)[:, 0]
-        page_index = rows.positions // rows.page_tokens
-        page = rows.page_table[rows.row_sequences(), page_index].astype(np.int64)
-        return transfer.upload(page * rows.page_tokens + rows.positions % rows.page_tokens)
+            return own_slots(rows, row_positions(rows, transfer)[:, None], transfer)[:, 0]
+        return transfer.upload(rows.slots(rows.row_sequences(), rows.positions))
 
     return kept(rows, ("slots", transfer.device), make)
 
@@ -74,9 +91,8 @@ def readings(
     def make() -> tuple[Reading, ...]:
         if is_deferred(rows):
             return tuple(_deferred_readings(rows, window, heads, transfer))
-        table = transfer.upload(rows.page_table.astype(np.int64))
         return tuple(
-            _reading(rows, group, seen, window, table, transfer)
+            _reading(rows, group, seen, window, transfer)
             for seen, group in _groups(rows, window, heads)
         )
 
@@ -87,12 +103,20 @@ def _deferred_readings(
     rows: PagedRows, window: int | None, heads: int, transfer: Transfer
 ) -> Iterator[Reading]:
     seen = padded(most_seen(rows, window))
-    slots, hidden = seen_slots(rows, window, seen, transfer)
-    each = torch.arange(len(slots), device=transfer.device)
+    positions, hidden = seen_positions(rows, window, seen, transfer)
+    found = own_slots(rows, positions, transfer)
+    each = torch.arange(len(found), device=transfer.device)
     together = max(1, MOST_SCORES // max(1, heads * seen))
-    for start in range(0, len(slots), together):
+    for start in range(0, len(found), together):
         part = slice(start, start + together)
-        yield Reading(1, each[part], slots[part], hidden[part, None])
+        yield Reading(1, each[part], found[part], hidden[part, None])
+
+
+def own_slots(rows: PagedRows, positions: torch.Tensor, transfer: Transfer) -> torch.Tensor:
+    """int64 [rows, m]: the slots of as many positions, or entries where `page_tokens` counts those,
+    where row r is sequence r's."""
+    each = torch.arange(len(positions), device=transfer.device)[:, None]
+    return slots(page_table(rows, transfer), each, positions, rows.page_tokens)
 
 
 @dataclass(frozen=True)
@@ -143,7 +167,6 @@ def _reading(
     pieces: list[_Piece],
     seen: int,
     window: int | None,
-    table: torch.Tensor,
     transfer: Transfer,
 ) -> Reading:
     count = pieces[0].count
@@ -154,14 +177,13 @@ def _reading(
     device = transfer.device
     position = first + torch.arange(seen, device=device)
     held = torch.minimum(position, last)
-    page = torch.div(held, rows.page_tokens, rounding_mode="floor")
-    slots = table[sequence, page] * rows.page_tokens + held % rows.page_tokens
+    found = slots(page_table(rows, transfer), sequence, held, rows.page_tokens)
     each = torch.arange(count, device=device)
     row_position = (last - (count - 1) + each)[:, :, None]
     hidden = position[:, None] > row_position
     if window is not None:
         hidden = hidden | (position[:, None] <= row_position - window)
-    return Reading(count, (start + each).reshape(-1), slots, hidden)
+    return Reading(count, (start + each).reshape(-1), found, hidden)
 
 
 def kept(rows: PagedRows, key: tuple[object, ...], make: Callable[[], Made]) -> Made:

@@ -12,7 +12,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from firstlight.backends.torch.paging import MOST_ROWS, MOST_SCORES, kept, padded
+from firstlight.backends.torch.deferred_paging import (
+    is_deferred,
+    most_seen,
+    row_positions,
+    seen_positions,
+)
+from firstlight.backends.torch.paging import (
+    MOST_ROWS,
+    MOST_SCORES,
+    kept,
+    own_slots,
+    padded,
+    page_table,
+    slots,
+)
 from firstlight.backends.torch.transfer import Transfer
 from firstlight.ops.paging import PagedRows
 
@@ -43,7 +57,7 @@ class ChosenReading:
         rows: int64 [n]; which rows of the batch these are.
         near: int64 [n, positions], as of a RunReading.
         hidden: bool [n, positions].
-        table: int64 [sequences, pages]; the page table, for the chosen entries.
+        table: int32 [sequences, pages]; the page table, for the chosen entries.
         sequence: int64 [n, 1]; of each row.
         page_entries: entries of one of these pages.
         most: so many of the chosen entries are looked at; no row of these has more.
@@ -66,8 +80,8 @@ class ChosenReading:
             # A row's first instead, which is its own; every row here has one, unless its scores
             # were no numbers.
             numbers = torch.where(none, numbers[:, :1], numbers).clamp(min=0)
-        slots = _slots(self.table, self.sequence, numbers, self.page_entries)
-        return slots.clamp(min=0), none
+        found = slots(self.table, self.sequence, numbers, self.page_entries)
+        return found.clamp(min=0), none
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,17 @@ class Near:
     def first(self, position: int) -> int:
         """The first position that a row at `position` sees."""
         return max(0, position - self.window + 1)
+
+
+def runs_seen(rows: PagedRows, stride: int, transfer: Transfer) -> torch.Tensor:
+    """int32 [rows] on the device: the complete runs that each row sees."""
+
+    def make() -> torch.Tensor:
+        if is_deferred(rows):
+            return torch.floor_divide(row_positions(rows, transfer) + 1, stride).int()
+        return transfer.upload((rows.positions + 1) // stride)
+
+    return kept(rows, ("runs seen", transfer.device, stride), make)
 
 
 def run_readings(
@@ -99,6 +124,9 @@ def run_readings(
         beyond: only rows that see more complete runs than this.
     """
     key = transfer.device, stride, heads, near, beyond
+    if is_deferred(rows):
+        found = _deferred_run_readings(rows, stride, heads, transfer, near, beyond)
+        return kept(rows, ("runs", *key), lambda: tuple(found))
 
     def make() -> Iterator[RunReading]:
         for group in groups:
@@ -122,7 +150,8 @@ def chosen_readings(
     """
 
     def make() -> tuple[ChosenReading, ...]:
-        return tuple(_chosen_readings(rows, stride, top_k, width, transfer, near))
+        find = _deferred_chosen_readings if is_deferred(rows) else _chosen_readings
+        return tuple(find(rows, stride, top_k, width, transfer, near))
 
     return kept(rows, ("chosen", transfer.device, stride, top_k, width, near), make)
 
@@ -197,33 +226,18 @@ def _run_reading(
     run = torch.arange(far_count, device=device)
     page_runs = rows.page_tokens // stride
     held = torch.minimum(run, (runs - 1).clamp(min=0))
-    far = _slots(_table(rows, transfer), sequence, held, page_runs)
+    far = slots(page_table(rows, transfer), sequence, held, page_runs)
     seen = torch.div(row_position + 1, stride, rounding_mode="floor")
     hidden = run >= seen
     if near is None:
-        slots = torch.empty((len(pieces), 0), dtype=torch.int64, device=device)
-        return RunReading(count, (start + each).reshape(-1), slots, far, hidden)
+        nothing = torch.empty((len(pieces), 0), dtype=torch.int64, device=device)
+        return RunReading(count, (start + each).reshape(-1), nothing, far, hidden)
     position = first + torch.arange(pieces[0].positions, device=device)
     held = torch.minimum(position, last)
-    slots = _slots(_table(near.rows, transfer), sequence, held, near.rows.page_tokens)
+    found = slots(page_table(near.rows, transfer), sequence, held, near.rows.page_tokens)
     unseen = (position[:, None] > row_position) | (position[:, None] <= row_position - near.window)
     hidden = torch.cat((unseen, hidden.expand(len(pieces), count, far_count)), 2)
-    return RunReading(count, (start + each).reshape(-1), slots, far, hidden)
-
-
-def _table(rows: PagedRows, transfer: Transfer) -> torch.Tensor:
-    def make() -> torch.Tensor:
-        return transfer.upload(rows.page_table.astype(np.int64))
-
-    return kept(rows, ("table", transfer.device), make)
-
-
-def _slots(
-    table: torch.Tensor, sequence: torch.Tensor, held: torch.Tensor, page_entries: int
-) -> torch.Tensor:
-    """Entries counted through all pages, of each sequence's own numbers int64 [n, entries]."""
-    page = torch.div(held, page_entries, rounding_mode="floor")
-    return table[sequence, page] * page_entries + held % page_entries
+    return RunReading(count, (start + each).reshape(-1), found, far, hidden)
 
 
 # Chosen entries -----------------------------------------------------------------------------------
@@ -244,28 +258,74 @@ def _chosen_readings(
         together = max(1, MOST_SCORES // max(1, width * sum(size)))
         for start in range(0, len(alike), together):
             taken = alike[start : start + together]
-            yield _chosen_reading(rows, taken, stride, *size, transfer, near)
+            numbers = np.stack((taken, rows.row_sequences()[taken], rows.positions[taken]))
+            places = transfer.upload(numbers.astype(np.int64))
+            yield _chosen_reading(rows, places, stride, *size, transfer, near)
 
 
 def _chosen_reading(
     rows: PagedRows,
-    taken: NDArray[np.int64],
+    places: torch.Tensor,
     stride: int,
     most: int,
     near_count: int,
     transfer: Transfer,
     near: Near | None,
 ) -> ChosenReading:
+    """Of rows of the batch, int64 [3, n]: these, their sequences and positions."""
     device = transfer.device
-    numbers = np.stack((taken, rows.row_sequences()[taken], rows.positions[taken]))
-    row, sequence, last = transfer.upload(numbers.astype(np.int64)).unbind(0)
+    row, sequence, last = places.unbind(0)
     sequence = sequence[:, None]
-    slots = torch.empty((len(taken), 0), dtype=torch.int64, device=device)
-    hidden = torch.empty((len(taken), 0), dtype=torch.bool, device=device)
+    found = torch.empty((len(row), 0), dtype=torch.int64, device=device)
+    hidden = torch.empty((len(row), 0), dtype=torch.bool, device=device)
     if near is not None:
         position = last[:, None] - torch.arange(near_count, device=device)
         hidden = position < 0
-        table = _table(near.rows, transfer)
-        slots = _slots(table, sequence, position.clamp(min=0), near.rows.page_tokens)
-    table = _table(rows, transfer)
-    return ChosenReading(row, slots, hidden, table, sequence, rows.page_tokens // stride, most)
+        table = page_table(near.rows, transfer)
+        found = slots(table, sequence, position.clamp(min=0), near.rows.page_tokens)
+    table = page_table(rows, transfer)
+    return ChosenReading(row, found, hidden, table, sequence, rows.page_tokens // stride, most)
+
+
+# Rows that are not known yet ----------------------------------------------------------------------
+
+
+def _deferred_run_readings(
+    rows: PagedRows, stride: int, heads: int, transfer: Transfer, near: Near | None, beyond: int
+) -> Iterator[RunReading]:
+    """Every row by itself, as far as the page table has room."""
+    most, device = rows.most_positions // stride, transfer.device
+    if most <= beyond:
+        return
+    seen = runs_seen(rows, stride, transfer).long()[:, None]
+    count = len(seen)
+    run = torch.arange(padded(most), device=device)
+    each = torch.arange(count, device=device)
+    held = torch.minimum(run, (seen - 1).clamp(min=0))
+    far = slots(page_table(rows, transfer), each[:, None], held, rows.page_tokens // stride)
+    hidden = run >= seen
+    found = torch.empty((count, 0), dtype=torch.int64, device=device)
+    if near is not None:
+        positions = padded(most_seen(near.rows, near.window))
+        position, unseen = seen_positions(near.rows, near.window, positions, transfer)
+        found = own_slots(near.rows, position, transfer)
+        hidden = torch.cat((unseen, hidden), 1)
+    together = max(1, MOST_SCORES // max(1, heads * hidden.shape[1]))
+    for start in range(0, count, together):
+        part = slice(start, start + together)
+        yield RunReading(1, each[part], found[part], far[part], hidden[part, None])
+
+
+def _deferred_chosen_readings(
+    rows: PagedRows, stride: int, top_k: int, width: int, transfer: Transfer, near: Near | None
+) -> Iterator[ChosenReading]:
+    """Every row by itself, of as much as one could see."""
+    most = min(padded(rows.most_positions // stride), top_k)
+    near_count = 0 if near is None else min(padded(most_seen(near.rows, None)), near.window)
+    last = row_positions(rows, transfer)
+    each = torch.arange(len(last), device=transfer.device)
+    places = torch.stack((each, each, last))
+    together = max(1, MOST_SCORES // max(1, width * (most + near_count)))
+    for start in range(0, len(last), together):
+        some = places[:, start : start + together]
+        yield _chosen_reading(rows, some, stride, most, near_count, transfer, near)

@@ -8,7 +8,8 @@ import torch
 
 from firstlight.backends.base import Kernel
 from firstlight.backends.torch.attention import Softmax, mix
-from firstlight.backends.torch.runs import RunReading, chosen_readings, run_readings
+from firstlight.backends.torch.deferred_paging import is_deferred
+from firstlight.backends.torch.runs import RunReading, chosen_readings, run_readings, runs_seen
 from firstlight.backends.torch.transfer import Transfer
 from firstlight.ops.paging import PagedRows
 from firstlight.ops.select_entries import Integers
@@ -51,7 +52,7 @@ class SelectionKernels:
     ) -> torch.Tensor:
         """int32 on the device; the ops that take a choice take it from there."""
         device, heads = queries.device, queries.shape[1]
-        seen = self._transfer.upload((rows.positions + 1) // stride)
+        seen = runs_seen(rows, stride, self._transfer)
         each = torch.arange(top_k, dtype=torch.int32, device=device)
         out = torch.where(each < seen[:, None], each, -1)
         # Who sees no more than that has its choice already.
@@ -59,7 +60,11 @@ class SelectionKernels:
             query = queries.index_select(0, reading.rows)
             weight = weights.index_select(0, reading.rows)
             scores = _index_scores(query, weight, entries_at(keys, reading.far), reading)
-            out.index_copy_(0, reading.rows, _largest(scores, top_k))
+            chosen = largest(scores, top_k)
+            if is_deferred(rows):
+                beyond = seen.index_select(0, reading.rows)[:, None] > top_k
+                chosen = torch.where(beyond, chosen, out.index_select(0, reading.rows))
+            out.index_copy_(0, reading.rows, chosen)
         return out
 
     def selected_latent_attention(
@@ -98,7 +103,7 @@ def _index_scores(
     return scores.reshape(pieces * count, runs)
 
 
-def _largest(scores: torch.Tensor, top_k: int) -> torch.Tensor:
+def largest(scores: torch.Tensor, top_k: int) -> torch.Tensor:
     """int32 [n, top_k]: the places of each row's largest scores, rising; of equal ones the lowest.
 
     Sorting is not needed: the smallest that is chosen says who is, and counting says where to.

@@ -5,13 +5,11 @@ from __future__ import annotations
 from firstlight.model.angles import Angles
 from firstlight.model.attention import compressed, grouped_query, latent
 from firstlight.model.attention.compressed import CompressedAttentionBlock
+from firstlight.model.attention_spec import AttentionSpec, LatentAttentionSpec
 from firstlight.model.compressed_spec import CompressedAttentionSpec
+from firstlight.model.rope import AngleTable
 from firstlight.model.rope_spec import RopeSpec
-from firstlight.model.spec import (
-    AttentionSpec,
-    LatentAttentionSpec,
-    ResidualSpec,
-)
+from firstlight.model.spec import ResidualSpec
 from firstlight.model.stream import StreamSpec
 from firstlight.model.weights import Weights
 from firstlight.ops import (
@@ -27,7 +25,7 @@ Block = (
     AttentionBlock | LatentAttentionBlock | SparseLatentAttentionBlock | CompressedAttentionBlock
 )
 
-__all__ = ["Block", "attend", "attention_block", "streams"]
+__all__ = ["Block", "angle_tables", "attend", "attention_block", "streams"]
 
 
 def streams(spec: AttentionSpec) -> tuple[StreamSpec, ...]:
@@ -37,6 +35,13 @@ def streams(spec: AttentionSpec) -> tuple[StreamSpec, ...]:
     if isinstance(spec, LatentAttentionSpec):
         return latent.streams(spec)
     return grouped_query.streams(spec)
+
+
+def angle_tables(spec: AttentionSpec) -> tuple[AngleTable, ...]:
+    """The rotary tables that one layer asks for."""
+    if isinstance(spec, CompressedAttentionSpec):
+        return compressed.angle_tables(spec)
+    return () if spec.rope is None else (AngleTable(spec.rope),)
 
 
 def attention_block(spec: AttentionSpec, residual: ResidualSpec, weights: Weights) -> Block:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from firstlight.model.angles import Angles
 from firstlight.model.compressed_spec import CompressedAttentionSpec, CompressorSpec, IndexerSpec
 from firstlight.model.parts import norm, product
+from firstlight.model.rope import AngleTable
 from firstlight.model.rope_spec import RopeSpec
-from firstlight.model.spec import (
-    ResidualSpec,
-)
+from firstlight.model.spec import ResidualSpec
 from firstlight.model.stream import StreamSpec
 from firstlight.model.weights import Weights
 from firstlight.ops import Norm, Ops, PackedWeight, PagedRows, Product, Tensor
@@ -80,6 +79,14 @@ def streams(spec: CompressedAttentionSpec) -> tuple[StreamSpec, ...]:
     if spec.indexer is not None:
         found += _streams("index", spec.indexer.keys)
     return tuple(found)
+
+
+def angle_tables(spec: CompressedAttentionSpec) -> tuple[AngleTable, ...]:
+    """Of queries and keys, of the result that is turned back, and of entries of runs."""
+    compressors = [spec.compressor, None if spec.indexer is None else spec.indexer.keys]
+    strides = dict.fromkeys(each.stride for each in compressors if each is not None)
+    runs = (AngleTable(spec.rope, stride) for stride in strides)
+    return AngleTable(spec.rope), AngleTable(spec.rope, back=True), *runs
 
 
 def _streams(name: str, spec: CompressorSpec) -> list[StreamSpec]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from firstlight.model.attention_spec import GroupedQuerySpec
 from firstlight.model.parts import norm, product
-from firstlight.model.spec import GroupedQuerySpec, ResidualSpec
+from firstlight.model.spec import ResidualSpec
 from firstlight.model.stream import StreamSpec
 from firstlight.model.weights import Weights
 from firstlight.ops import AttentionBlock

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+from firstlight.model.attention_spec import IndexerSpec, LatentAttentionSpec
+from firstlight.model.part_specs import HeadLinearSpec
 from firstlight.model.parts import norm, product
-from firstlight.model.spec import (
-    HeadLinearSpec,
-    IndexerSpec,
-    LatentAttentionSpec,
-    ResidualSpec,
-)
+from firstlight.model.spec import ResidualSpec
 from firstlight.model.stream import StreamSpec
 from firstlight.model.weights import Weights
 from firstlight.ops import (

@@ -8,21 +8,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from firstlight.model.attention_spec import IndexerSpec, LatentAttentionSpec
 from firstlight.model.families.config import Config, shown
 from firstlight.model.families.experts import experts_spec, routing_numbers, sizes
 from firstlight.model.families.names import DEEPSEEK
 from firstlight.model.families.parts import Parts
 from firstlight.model.families.prediction import notes_on, prediction_layers, predictor_spec
 from firstlight.model.families.rope import rope_spec
+from firstlight.model.feed_forward_spec import ExpertsSpec
+from firstlight.model.part_specs import HeadLinearSpec
 from firstlight.model.rope_spec import RopeSpec
-from firstlight.model.spec import (
-    ExpertsSpec,
-    HeadLinearSpec,
-    IndexerSpec,
-    LatentAttentionSpec,
-    LayerSpec,
-    ModelSpec,
-)
+from firstlight.model.spec import LayerSpec, ModelSpec
 from firstlight.ops.routing import Routing
 
 # Far beyond any published model.

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from firstlight.model.attention_spec import IndexerSpec
 from firstlight.model.families.config import shown
 from firstlight.model.families.deepseek_v2 import deepseek
 from firstlight.model.families.deepseek_v3 import routing
 from firstlight.model.families.experts import ROUTER_KEPT
 from firstlight.model.families.parts import Parts
-from firstlight.model.spec import IndexerSpec, LayerNormSpec, ModelSpec, TensorSource
+from firstlight.model.part_specs import LayerNormSpec
+from firstlight.model.spec import ModelSpec
+from firstlight.model.tensor_source import TensorSource
 
 _MOST_HEADS = 1 << 16
 # In DeepSeek's inference code as in transformers, whatever epsilon the config has for other norms.

@@ -29,17 +29,11 @@ from firstlight.model.families.deepseek_v4_prediction import (
 from firstlight.model.families.experts import experts_spec, routing_numbers, sizes
 from firstlight.model.families.parts import Parts
 from firstlight.model.families.rope import rope_spec
+from firstlight.model.feed_forward_spec import ExpertSpec, ExpertsSpec
+from firstlight.model.part_specs import LinearSpec, NormSpec
 from firstlight.model.rope_spec import RopeSpec
-from firstlight.model.spec import (
-    ExpertSpec,
-    ExpertsSpec,
-    LayerSpec,
-    LinearSpec,
-    ModelSpec,
-    NormSpec,
-    ResidualSpec,
-    TensorSource,
-)
+from firstlight.model.spec import LayerSpec, ModelSpec, ResidualSpec
+from firstlight.model.tensor_source import TensorSource
 from firstlight.ops.gating import ClampedSwish, Gating
 
 _SLIDING, _SPARSE, _HEAVY = (

@@ -11,14 +11,9 @@ from dataclasses import dataclass, replace
 
 from firstlight.model.families.config import shown
 from firstlight.model.families.parts import Parts
-from firstlight.model.spec import (
-    ExpertSpec,
-    ExpertsSpec,
-    LinearSpec,
-    RoutingSpec,
-    Stack,
-    TensorSource,
-)
+from firstlight.model.feed_forward_spec import ExpertSpec, ExpertsSpec, RoutingSpec
+from firstlight.model.part_specs import LinearSpec
+from firstlight.model.tensor_source import Stack, TensorSource
 from firstlight.ops.gating import Gating
 from firstlight.ops.routing import GroupScore, Routing, Score
 

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from firstlight.model.attention_spec import GroupedQuerySpec
 from firstlight.model.families.config import Config
+from firstlight.model.feed_forward_spec import ExpertsSpec
 from firstlight.model.rope import inverse_frequencies
 from firstlight.model.rope_spec import RopeSpec
-from firstlight.model.spec import ExpertsSpec, GroupedQuerySpec, ModelSpec, TensorSource
+from firstlight.model.spec import ModelSpec
+from firstlight.model.tensor_source import TensorSource
 
 # Family -> model type, and transformers' class. Others' files say too little, or hold tensors that
 # are published in another shape.

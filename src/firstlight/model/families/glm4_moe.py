@@ -6,7 +6,8 @@ from __future__ import annotations
 from firstlight.model.families.experts import experts_spec, routing_numbers, sizes
 from firstlight.model.families.parts import Parts
 from firstlight.model.families.rope import rope_spec
-from firstlight.model.spec import ExpertsSpec, ModelSpec
+from firstlight.model.feed_forward_spec import ExpertsSpec
+from firstlight.model.spec import ModelSpec
 
 
 def spec(parts: Parts) -> ModelSpec:

@@ -6,7 +6,8 @@ from __future__ import annotations
 from firstlight.model.families.experts import experts_spec, routing_numbers, sizes
 from firstlight.model.families.parts import Parts
 from firstlight.model.families.rope import rope_spec
-from firstlight.model.spec import ModelSpec, TensorSource
+from firstlight.model.spec import ModelSpec
+from firstlight.model.tensor_source import TensorSource
 from firstlight.ops.gating import ClampedSwish
 
 # What configs leave out, and GGUF files have no keys for.

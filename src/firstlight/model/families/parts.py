@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from firstlight.model.attention_spec import AttentionSpec, GroupedQuerySpec
 from firstlight.model.families.config import Config, shown
 from firstlight.model.families.names import GGUF, HUGGING_FACE
+from firstlight.model.feed_forward_spec import FeedForwardSpec, GatedFeedForwardSpec
+from firstlight.model.part_specs import LinearSpec, NormSpec
 from firstlight.model.rope_spec import (
     DynamicScaling,
     LinearScaling,
@@ -15,19 +18,9 @@ from firstlight.model.rope_spec import (
     RopeSpec,
     YarnScaling,
 )
-from firstlight.model.spec import (
-    AttentionSpec,
-    FeedForwardSpec,
-    GatedFeedForwardSpec,
-    GroupedQuerySpec,
-    LayerSpec,
-    LinearSpec,
-    ModelSpec,
-    NormSpec,
-    ResidualSpec,
-    TensorSource,
-)
+from firstlight.model.spec import LayerSpec, ModelSpec, ResidualSpec
 from firstlight.model.tensor_files import TensorFiles
+from firstlight.model.tensor_source import TensorSource
 from firstlight.ops.elementwise import Activation
 
 MOST_LAYERS = 4096

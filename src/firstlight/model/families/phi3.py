@@ -3,15 +3,13 @@ and value in one matrix, gate and up in another, and LongRoPE for long contexts.
 
 from __future__ import annotations
 
+from firstlight.model.attention_spec import GroupedQuerySpec
 from firstlight.model.families.parts import Parts
 from firstlight.model.families.rope import rope_spec
+from firstlight.model.feed_forward_spec import GatedFeedForwardSpec
+from firstlight.model.part_specs import LinearSpec
 from firstlight.model.rope_spec import LongRopeScaling, RopeSpec
-from firstlight.model.spec import (
-    GatedFeedForwardSpec,
-    GroupedQuerySpec,
-    LinearSpec,
-    ModelSpec,
-)
+from firstlight.model.spec import ModelSpec
 
 
 def spec(parts: Parts) -> ModelSpec:

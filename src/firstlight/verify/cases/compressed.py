@@ -43,6 +43,13 @@ _SHAPES = (
     _Shape("runs of three", ((50, 11), (0, 4)), 12, 3, heads=1, size=7, window=1, top_k=1),
     _Shape("a run a page", ((250, 9), (383, 1)), 128, 128, False, 4, 32, 128, 0),
     _Shape("fewer runs than are chosen", ((20, 4), (0, 9)), 64, 4, top_k=64),
+    _Shape(
+        *("one to seventeen rows", ((60, 1), (29, 2), (14, 3), (40, 17))),
+        heads=17,
+        size=40,
+        window=9,
+        top_k=6,
+    ),
     _Shape("published sizes", ((515, 2), (4095, 1)), 128, 4, True, 8, 512, 128, 512),
     _Shape("published sizes, all runs", ((515, 2), (4095, 1)), 128, 128, False, 8, 512, 128, 0),
 )

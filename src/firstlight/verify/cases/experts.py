@@ -169,6 +169,12 @@ _SHAPES = (
     _Shape("weighted before", 4, Routing(1, "sigmoid"), weighted_before=True, post_norm=True),
     _Shape("some of the experts", 9, Routing(3), rows=11, shared=13, here=(4, 7), quick=True),
     _Shape("the first experts, weighted before", 6, Routing(2), weighted_before=True, here=(0, 2)),
+    _Shape(
+        "int8, some of the experts",
+        *(9, Routing(3), ("q8_0",), 64, 32, 2),
+        shared=32,
+        here=(4, 7),
+    ),
     _Shape("no norm, a residual scale", 4, Routing(2), pre_norm=False, residual_scale=0.22),
     _Shape("formats mixed", 4, Routing(2), ("q4_k", "q5_0", "q6_k"), 256, 512, 9, quick=True),
     _Shape("formats mixed, one row", 6, Routing(3), ("q4_k", "q8_0", "q4_0"), 256, 256, 1),

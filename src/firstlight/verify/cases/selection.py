@@ -40,6 +40,14 @@ _SHAPES = (
     _Shape(LatentShape("one token", sequences=((0, 1),))),
     _Shape(LatentShape("border", sequences=((14, 4), (15, 1), (16, 1), (3, 20)), quick=True)),
     _Shape(LatentShape("decode", sequences=((70, 1), (200, 1)), stream="bfloat16", quick=True)),
+    _Shape(
+        LatentShape(
+            *("one to seventeen rows", "f32", ((60, 1), (29, 2), (14, 3), (40, 17))),
+            heads=17,
+            stream="bfloat16",
+        ),
+        top_k=20,
+    ),
     _Shape(LatentShape("one head", heads=1), heads=1, size=7),
     _Shape(LatentShape("bf16", "bf16", stream="bfloat16"), top_k=20),
     # V3.2's sizes of index heads.

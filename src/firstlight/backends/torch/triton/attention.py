@@ -16,7 +16,7 @@ from firstlight.backends.torch.triton.query_tiles import FEW_ROWS
 from firstlight.ops.paging import PagedRows
 from firstlight.ops.rounding import bfloat16_for_bfloat16, no_rounding
 
-_STORED = (torch.float32, torch.bfloat16)
+STORED = (torch.float32, torch.bfloat16)
 
 
 def attention_kernels(transfer: Transfer, exact: bool) -> tuple[Kernel, ...]:
@@ -87,10 +87,14 @@ def _run(
     stages: int = 0,
 ) -> torch.Tensor:
     call = call_of(*arguments)
-    kind: ProductKind = "bfloat16"
-    if not rounds:
-        kind = "parts" if call.keys.dtype == torch.bfloat16 else "float32"
-    return run(call, kind, transfer, tile, warps, stages)
+    return run(call, product_kind(call.keys, rounds), transfer, tile, warps, stages)
+
+
+def product_kind(stream: torch.Tensor, rounds: bool) -> ProductKind:
+    """How entries of a stream are multiplied."""
+    if rounds:
+        return "bfloat16"
+    return "parts" if stream.dtype == torch.bfloat16 else "float32"
 
 
 def _accepts(call_of: Callable[..., Call], rounds: bool, *arguments: Any) -> bool:
@@ -98,7 +102,7 @@ def _accepts(call_of: Callable[..., Call], rounds: bool, *arguments: Any) -> boo
     values = call.keys if call.values is None else call.values
     return (
         call.keys.dtype == values.dtype
-        and call.keys.dtype in ((torch.bfloat16,) if rounds else _STORED)
+        and call.keys.dtype in ((torch.bfloat16,) if rounds else STORED)
         and call.keys.shape[1] == values.shape[1] == call.rows.page_tokens
         and call.keys.is_contiguous()
         and values.is_contiguous()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from firstlight.backends.kernel import Parameter
+from firstlight.backends.torch.paging import page_table
 from firstlight.backends.torch.transfer import Transfer
 from firstlight.backends.torch.triton.attention_plan import (
     Columns,
@@ -16,6 +17,7 @@ from firstlight.backends.torch.triton.attention_plan import (
     columns,
     plan,
     power_of_two,
+    shared_columns,
 )
 from firstlight.backends.torch.triton.launching import on, shared_memory
 from firstlight.backends.torch.triton.paged_attention import attend, combine
@@ -23,7 +25,6 @@ from firstlight.backends.torch.triton.query_tiles import (
     LEAST_PART,
     MOST_PARTS,
     Tiles,
-    page_table,
     split_tiles,
     whole_tiles,
 )
@@ -105,12 +106,10 @@ def _plan(call: Call, kind: ProductKind, queries: int, memory: int) -> Plan:
 
 
 def _columns(call: Call) -> tuple[Columns, Columns]:
-    """Of keys and values. Values that are the keys' first columns are cut as these are."""
-    key, value = columns(call.keys.shape[3]), columns(call.value_size)
+    """Of keys and values."""
     if call.values is None:
-        rest = key.rest if call.value_size > key.low else 0
-        value = replace(value, low=key.low, rest=rest)
-    return key, value
+        return shared_columns(call.keys.shape[3], call.value_size)
+    return columns(call.keys.shape[3]), columns(call.value_size)
 
 
 def _launch_split(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 ProductKind = Literal["bfloat16", "parts", "float32"]
@@ -36,6 +36,13 @@ def columns(size: int) -> Columns:
     if size == whole or low < SMALLEST or low + rest >= whole:
         return Columns(size, whole, 0)
     return Columns(size, low, rest)
+
+
+def shared_columns(size: int, value_size: int) -> tuple[Columns, Columns]:
+    """Of entries whose first `value_size` columns are the values, which are cut as the keys are."""
+    key, value = columns(size), columns(value_size)
+    rest = key.rest if value_size > key.low else 0
+    return key, replace(value, low=key.low, rest=rest)
 
 
 def power_of_two(number: int) -> int:

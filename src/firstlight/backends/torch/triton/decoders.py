@@ -189,3 +189,22 @@ def minima_of(weight, first, chunk, PART: tl.constexpr, FORMAT: tl.constexpr):
         tl.static_assert(FORMAT == "q5_k")
         start = (first + chunk // 4) * 176
         return -(_half(weight, start + 2) * _six_bits(weight, start + 4, chunk % 4 * 2 + PART, 1))
+
+
+@triton.jit
+def values_of(
+    weight, first, chunk, place, columns, row, scales,
+    scales_across, PART: tl.constexpr, FORMAT: tl.constexpr, VALUES: tl.constexpr,
+    SCALED: tl.constexpr, MINIMUM: tl.constexpr,
+    SCALE_ROWS: tl.constexpr, SCALE_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Values of a part of some chunks, in the order of float32 operations of formats/."""
+    value = codes_of(weight, first, chunk, place, columns, PART, FORMAT, VALUES)
+    if SCALED:
+        value *= scales_of(
+            weight, first, chunk, row, scales, scales_across,
+            PART, FORMAT, VALUES, SCALE_ROWS, SCALE_COLUMNS,
+        )  # fmt: skip
+    if MINIMUM:
+        value += minima_of(weight, first, chunk, PART, FORMAT)
+    return value

@@ -20,6 +20,7 @@ from firstlight.backends.torch.triton.operands import Operand, experts_operand
 from firstlight.backends.torch.triton.products import TritonProducts, alike
 from firstlight.backends.torch.triton.request import Request
 from firstlight.backends.torch.triton.rows import MOST_COLUMNS, joined, normed
+from firstlight.backends.torch.triton.sizes import quotient
 from firstlight.backends.torch.triton.tiles import MOST_GATED_ROWS, tile_rows
 from firstlight.ops.experts_block import Expert, ExpertsBlock
 from firstlight.ops.gating import Gating
@@ -67,7 +68,9 @@ class TritonExperts:
         # Each row's pairs in the order of experts, in which they are summed.
         places, order = torch.sort(places, dim=1)
         weights = weights.gather(1, order)
-        results = self._results(stream, given, block, experts, places, weights)
+        whole = len(block.experts) == block.router.weight.shape[0]
+        chosen = (places if whole else _here(places, block)).reshape(-1).contiguous()
+        results = self._results(stream, given, block, experts, chosen, weights)
         shared, shared_logits = None, None
         if block.shared is not None:
             shared = self._shared(stream, given, block.shared, block.gating)
@@ -76,7 +79,7 @@ class TritonExperts:
         scale = block.residual_scale
         return joined(
             None if scale is None else x, results, places.shape[1], shared, shared_logits,
-            block.post_norm, scale or 0.0,
+            block.post_norm, scale or 0.0, None if whole else chosen,
         )  # fmt: skip
 
     def _results(
@@ -85,12 +88,12 @@ class TritonExperts:
         given: torch.Tensor,
         block: ExpertsBlock,
         experts: _Experts,
-        places: torch.Tensor,
+        chosen: torch.Tensor,
         weights: torch.Tensor,
     ) -> torch.Tensor:
-        """float32 [n * top_k, columns]: each pair's result, weighed."""
-        count, top_k = places.shape
-        chosen = places.reshape(-1).contiguous()
+        """float32 [n * top_k, columns]: each pair's result, weighed; of a pair whose expert is
+        elsewhere, whatever memory held."""
+        count, top_k = weights.shape
         factors: torch.Tensor | None = weights.reshape(-1).contiguous()
         rows_each = top_k
         if block.weighted_before:
@@ -99,7 +102,7 @@ class TritonExperts:
             factors, rows_each = None, 1
         groups = None
         if count > MOST_ROWS:
-            expected = -(-len(chosen) // len(block.experts))
+            expected = quotient(len(chosen), block.router.weight.shape[0])
             rows = tile_rows(expected, MOST_GATED_ROWS)
             groups = grouped(chosen, len(block.experts), rows)
         compute = self._products.compute
@@ -125,10 +128,8 @@ class TritonExperts:
         return products.compute(Request(products.gated(given, gate, up, gating), down))
 
     def _takes(self, x: torch.Tensor, block: ExpertsBlock, token_ids: Integers) -> bool:
-        # Of a model over several devices, others have the rest of the experts.
-        whole = len(block.experts) == block.router.weight.shape[0]
         fits = len(x) > 0 and x.shape[-1] <= MOST_COLUMNS
-        return whole and fits and self._experts_of(block) is not None
+        return fits and self._experts_of(block) is not None
 
     def _experts_of(self, block: ExpertsBlock) -> _Experts | None:
         """A block's weights, whose addresses are put on the device once."""
@@ -148,3 +149,9 @@ class TritonExperts:
         if any(self._products.operand(product) is None for product in products):
             return None
         return experts_operand(products, products[0].weight.data.device)
+
+
+def _here(places: torch.Tensor, block: ExpertsBlock) -> torch.Tensor:
+    """Experts that the router has chosen as places among a block's own; -1: it is elsewhere."""
+    found = places - block.first
+    return found.masked_fill((found < 0) | (found >= len(block.experts)), -1)

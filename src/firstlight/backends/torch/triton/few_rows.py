@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 
 from firstlight.backends.kernel import Parameter
-from firstlight.backends.torch.triton.decoders import codes_of, first_column, minima_of, scales_of
+from firstlight.backends.torch.triton.decoders import first_column, values_of
+from firstlight.backends.torch.triton.expert_weights import part_of, weight_of
 from firstlight.backends.torch.triton.finishing import finished, narrowed, to_bfloat16
 from firstlight.backends.torch.triton.launching import interpreted, on
 from firstlight.backends.torch.triton.request import Request
@@ -70,25 +71,6 @@ def _rounded(request: Request) -> str:
     return "by hand" if interpreted() else "by the chip"
 
 
-@triton.jit
-def _values(
-    weight, first, chunk, place, columns, row, scales,
-    scales_across, PART: tl.constexpr, FORMAT: tl.constexpr, VALUES: tl.constexpr,
-    SCALED: tl.constexpr, MINIMUM: tl.constexpr,
-    SCALE_ROWS: tl.constexpr, SCALE_COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Values of a part of some chunks, in the order of float32 operations of formats/."""
-    value = codes_of(weight, first, chunk, place, columns, PART, FORMAT, VALUES)
-    if SCALED:
-        value *= scales_of(
-            weight, first, chunk, row, scales, scales_across,
-            PART, FORMAT, VALUES, SCALE_ROWS, SCALE_COLUMNS,
-        )  # fmt: skip
-    if MINIMUM:
-        value += minima_of(weight, first, chunk, PART, FORMAT)
-    return value
-
-
 @triton.jit(do_not_specialize=("count",))
 def _few_rows(
     x, weight, other, scales, other_scales, bias, other_bias,
@@ -109,18 +91,14 @@ def _few_rows(
     row = tl.arange(0, ROWS)
     if experts is not None:
         expert = tl.load(experts + pair)
-        POINTED: tl.constexpr = tl.bfloat16 if FORMAT == "bf16" else tl.uint8
-        weight = tl.multiple_of(tl.load(weight + expert).to(tl.pointer_type(POINTED)), 16)
-        if GATING != "":
-            other = tl.multiple_of(tl.load(other + expert).to(tl.pointer_type(POINTED)), 16)
-        if scales is not None:
-            scales += expert * scales_each
-            if GATING != "":
-                other_scales += expert * scales_each
-        if bias is not None:
-            bias += expert * outputs
-        if other_bias is not None:
-            other_bias += expert * outputs
+        if expert < 0:
+            return
+        weight = weight_of(weight, expert, FORMAT)
+        other = weight_of(other, expert, FORMAT)
+        scales = part_of(scales, expert, scales_each)
+        other_scales = part_of(other_scales, expert, scales_each)
+        bias = part_of(bias, expert, outputs)
+        other_bias = part_of(other_bias, expert, outputs)
         given_row = row + pair // rows_each
         row += pair
     else:
@@ -146,13 +124,13 @@ def _few_rows(
                 elif ROUNDED == "by hand":
                     given = to_bfloat16(given)
                 given = given.to(tl.float32)
-                values = _values(
+                values = values_of(
                     weight, first, chunk, place, columns, own + first_row, scales, scales_across,
                     PART, FORMAT, VALUES, SCALED, MINIMUM, SCALE_ROWS, SCALE_COLUMNS,
                 )  # fmt: skip
                 total = tl.fma(given, values[None, :, :, :], total)
                 if GATING != "":
-                    values = _values(
+                    values = values_of(
                         other, first, chunk, place, columns, own + first_row, other_scales,
                         scales_across, PART, FORMAT, VALUES, SCALED, MINIMUM, SCALE_ROWS,
                         SCALE_COLUMNS,

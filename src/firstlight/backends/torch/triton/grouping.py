@@ -20,7 +20,7 @@ class Groups:
         experts: int64 [tiles], the expert of each; -1: the tile is one too many.
         starts: int64 [experts + 1], the place of each expert's first pair in `order`.
         first_tiles: int64 [experts], the number of each expert's first tile.
-        order: int64 [pairs], the pairs' numbers.
+        order: int64 [pairs], the pairs' numbers; those that no expert computes come first.
     """
 
     rows: int
@@ -40,7 +40,7 @@ def grouped(chosen: torch.Tensor, experts: int, rows: int) -> Groups:
     """Group pairs by expert.
 
     Args:
-        chosen: int64 [pairs], the expert of each.
+        chosen: int64 [pairs], the expert of each; -1: none.
         experts: how many there are.
         rows: pairs of a tile.
     """

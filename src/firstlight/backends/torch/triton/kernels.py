@@ -16,5 +16,11 @@ def triton_kernels(transfer: Transfer, exact: bool) -> tuple[Kernel, ...]:
     if not usable(transfer.device):
         return ()
     from firstlight.backends.torch.triton.attention import attention_kernels
+    from firstlight.backends.torch.triton.index_scores import IndexScores
+    from firstlight.backends.torch.triton.listed import listed_kernels
 
-    return attention_kernels(transfer, exact)
+    return (
+        *attention_kernels(transfer, exact),
+        *listed_kernels(transfer, exact),
+        *IndexScores(transfer).all(),
+    )

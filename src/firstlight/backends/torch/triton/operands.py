@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -100,6 +100,35 @@ def experts_operand(products: Sequence[Product], device: torch.device) -> Operan
         first.scale_rows,
         first.scale_columns,
         first.first_row,
+    )
+
+
+def heads_operand(whole: Operand, heads: int, first: int, size: int) -> Operand | None:
+    """Rows of each head as if heads were experts; None where kernels do not take them.
+
+    Args:
+        whole: of heads * r rows, of which each head has r; it must live as long as what is made.
+        first, size: rows `first` to `first + size` of each head.
+    """
+    step, row_bytes = whole.outputs // heads, whole.data.nbytes // whole.outputs
+    begins = [head * step + first for head in range(heads)]
+    addresses = [whole.data.data_ptr() + row * row_bytes for row in begins]
+    if any(address % _ALIGNED for address in addresses):
+        return None
+    scales, first_row = None, 0
+    if whole.scales is not None:
+        blocks = [divmod(whole.first_row + row, whole.scale_rows) for row in begins]
+        first_row = blocks[0][1]
+        if any(within != first_row for _, within in blocks):
+            return None
+        needed = -(-(first_row + size) // whole.scale_rows)
+        scales = torch.stack([whole.scales[block : block + needed] for block, _ in blocks])
+    return replace(
+        whole,
+        outputs=size,
+        data=torch.tensor(addresses, dtype=torch.int64).to(whole.data.device),
+        scales=scales,
+        first_row=first_row,
     )
 
 

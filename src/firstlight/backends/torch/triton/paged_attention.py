@@ -11,7 +11,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from firstlight.backends.torch.triton.softmax import NOTHING, product, tanh, weigh
+from firstlight.backends.torch.triton.entry_blocks import (
+    add_block,
+    asked,
+    begin_softmax,
+    consecutive,
+    no_values,
+    put,
+)
+from firstlight.backends.torch.triton.softmax import NOTHING
 
 
 @triton.jit(do_not_specialize=["table_width"])
@@ -60,12 +68,7 @@ def attend(
         tiles: int32 [tiles, 6]; see `Tiles`.
         table: int32 [sequences, table_width], pages.
         group: heads that share a key head.
-        inner_scale, outer_scale: products become outer_scale * tanh(inner_scale * product) if
-            CAPPED, else outer_scale * product; exponents of two.
-        KEY_LOW, KEY_REST: powers of two; the columns that are multiplied together: as many from the
-            first on, and the others. KEY_REST is 0 where there are no others.
-        SHARED: values are the first VALUE_SIZE columns of the keys.
-        PRODUCT: see `product`.
+        inner_scale, outer_scale, KEY_LOW, KEY_REST, SHARED, PRODUCT, CAPPED: see `add_block`.
     """
     numbers = tiles + tl.program_id(0) * 6
     key_head = tl.program_id(1)
@@ -102,32 +105,18 @@ def attend(
         end = tl.minimum(begin + size, end)
     place = ((before + row) * heads + head) * parts + part
 
-    most = tl.full((TILE,), NOTHING, tl.float32)
-    total = tl.zeros((TILE,), tl.float32)
-    if SINKS:  # noqa: SIM102 - only one of the two is known when this is compiled
-        if part == 0:
-            most = tl.load(sinks + head, mask=there, other=0.0) * 1.4426950408889634
-            total = tl.full((TILE,), 1.0, tl.float32)
-    if SPLIT:  # noqa: SIM102
+    most, total = begin_softmax(sinks, head, there, part, TILE, PRODUCT, SINKS)
+    if SPLIT:  # noqa: SIM102 - only one of the two is known when this is compiled
         if begin >= end:
             # `combine` does not read the sums of a part whose total is nothing.
             tl.store(states + place * 2, most, mask=there)
             tl.store(states + place * 2 + 1, total, mask=there)
             return
 
-    key_column = tl.arange(0, KEY_LOW)
-    asked = queries + ((first_row + row) * heads + head)[:, None] * KEY_SIZE
-    wanted = there[:, None] & (key_column < KEY_SIZE)[None, :]
-    query_low = tl.load(asked + key_column[None, :], mask=wanted, other=0.0)
-    query_rest = query_low
-    if KEY_REST > 0:
-        key_column = KEY_LOW + tl.arange(0, KEY_REST)
-        wanted = there[:, None] & (key_column < KEY_SIZE)[None, :]
-        query_rest = tl.load(asked + key_column[None, :], mask=wanted, other=0.0)
-    low = tl.zeros((TILE, VALUE_LOW), tl.float32)
-    rest = low
-    if VALUE_REST > 0:
-        rest = tl.zeros((TILE, VALUE_REST), tl.float32)
+    query_low, query_rest = asked(
+        queries, (first_row + row) * heads + head, there, KEY_SIZE, KEY_LOW, KEY_REST
+    )
+    low, rest = no_values(TILE, VALUE_LOW, VALUE_REST)
 
     own_table = table + sequence.to(tl.int64) * table_width
     # Blocks of which every query sees all lie between two others.
@@ -162,18 +151,12 @@ def attend(
     if SPLIT:
         tl.store(states + place * 2, most, mask=there)
         tl.store(states + place * 2 + 1, total, mask=there)
-        target = sums + place * VALUE_SIZE
+        put(sums, place, there, low, rest, VALUE_SIZE, VALUE_LOW, VALUE_REST)
     else:
         low = low / total[:, None]
         rest = rest / total[:, None]
-        target = out + ((first_row + row) * heads + head) * VALUE_SIZE
-    column = tl.arange(0, VALUE_LOW)
-    written = there[:, None] & (column < VALUE_SIZE)[None, :]
-    tl.store(target[:, None] + column[None, :], low, mask=written)
-    if VALUE_REST > 0:
-        column = VALUE_LOW + tl.arange(0, VALUE_REST)
-        written = there[:, None] & (column < VALUE_SIZE)[None, :]
-        tl.store(target[:, None] + column[None, :], rest, mask=written)
+        place = (first_row + row) * heads + head
+        put(out, place, there, low, rest, VALUE_SIZE, VALUE_LOW, VALUE_REST)
 
 
 @triton.jit
@@ -225,70 +208,16 @@ def _read(
         held = place < end
         if WINDOWED:
             held = held & (place >= oldest)
-        if PAGE_TOKENS % BLOCK == 0:
-            page = tl.load(table + start // PAGE_TOKENS).to(tl.int64)
-            entry = page * PAGE_TOKENS + start % PAGE_TOKENS + tl.arange(0, BLOCK)
-        else:
-            page = tl.load(table + place // PAGE_TOKENS, mask=held, other=0).to(tl.int64)
-            entry = page * PAGE_TOKENS + place % PAGE_TOKENS
-        entry = entry * key_heads + key_head
-        key = _columns(keys, entry, held, KEY_SIZE, 0, KEY_LOW, MASKED)
-        zeros = tl.zeros((query_low.shape[0], BLOCK), tl.float32)
-        exponents = product(query_low, tl.trans(_wide(key, PRODUCT)), zeros, PRODUCT)
-        key_rest = key
-        if KEY_REST > 0:
-            key_rest = _columns(keys, entry, held, KEY_SIZE, KEY_LOW, KEY_REST, MASKED)
-            right = tl.trans(_wide(key_rest, PRODUCT))
-            exponents = product(query_rest, right, exponents, PRODUCT)
-        if CAPPED:
-            exponents = tanh(exponents * inner_scale)
-        exponents *= outer_scale
-        if MASKED:
-            seen = place[None, :] <= position[:, None]
-            if WINDOWED:
-                seen = seen & (place[None, :] > position[:, None] - window)
-            exponents = tl.where(seen, exponents, float("-inf"))
-        weights, most, total, faded = weigh(exponents, most, total, PRODUCT)
-        value = key
-        if not SHARED:
-            value = _columns(values, entry, held, VALUE_SIZE, 0, VALUE_LOW, MASKED)
-        low = product(weights, _wide(value, PRODUCT), low * faded[:, None], PRODUCT)
-        if VALUE_REST > 0:
-            value = key_rest
-            if not SHARED:
-                value = _columns(values, entry, held, VALUE_SIZE, VALUE_LOW, VALUE_REST, MASKED)
-            rest = product(weights, _wide(value, PRODUCT), rest * faded[:, None], PRODUCT)
+        entry = consecutive(table, start, held, PAGE_TOKENS, BLOCK) * key_heads + key_head
+        seen = place[None, :] <= position[:, None]
+        if WINDOWED:
+            seen = seen & (place[None, :] > position[:, None] - window)
+        most, total, low, rest = add_block(
+            entry, held, seen, most, total, low, rest, query_low, query_rest, keys, values,
+            inner_scale, outer_scale, KEY_SIZE, KEY_LOW, KEY_REST, VALUE_SIZE, VALUE_LOW,
+            VALUE_REST, BLOCK, PRODUCT, SHARED, CAPPED, MASKED,
+        )  # fmt: skip
     return most, total, low, rest
-
-
-@triton.jit
-def _columns(
-    pages: tl.tensor,
-    entry: tl.tensor,
-    held: tl.tensor,
-    SIZE: tl.constexpr,
-    FIRST: tl.constexpr,
-    COUNT: tl.constexpr,
-    MASKED: tl.constexpr,
-) -> tl.tensor:
-    """[entries, COUNT]: columns of entries from FIRST on; zero where there are none."""
-    column = FIRST + tl.arange(0, COUNT)
-    places = pages + entry[:, None] * SIZE + column[None, :]
-    if MASKED:
-        found = tl.load(places, mask=held[:, None] & (column < SIZE)[None, :], other=0.0)
-    elif FIRST + COUNT > SIZE:
-        found = tl.load(places, mask=(column < SIZE)[None, :], other=0.0)
-    else:
-        found = tl.load(places)
-    return found
-
-
-@triton.jit
-def _wide(entries: tl.tensor, PRODUCT: tl.constexpr) -> tl.tensor:
-    """Entries as the right side of a product."""
-    if PRODUCT == "float32":
-        entries = entries.to(tl.float32)
-    return entries
 
 
 @triton.jit(do_not_specialize=["parts"])

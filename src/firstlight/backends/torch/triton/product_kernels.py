@@ -36,10 +36,12 @@ def product_kernels(transfer: Transfer, products: TritonProducts | None) -> tupl
         return ()
     from firstlight.backends.torch.triton import gates, rows
     from firstlight.backends.torch.triton.experts import TritonExperts
+    from firstlight.backends.torch.triton.heads import TritonHeads
 
     return (
         *products.all(),
         *TritonExperts(transfer, products).all(),
+        *TritonHeads(products).all(),
         Kernel("rms_norm", "whole rows", rows.rms_norm, rows.takes_norm),
         Kernel("gate", "one pass", gates.gate, parameters=gates.PARAMETERS),
         Kernel("clamped_gate", "one pass", gates.clamped_gate, parameters=gates.PARAMETERS),

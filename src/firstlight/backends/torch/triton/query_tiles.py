@@ -45,24 +45,13 @@ class Tiles:
     parts: int
 
 
-def page_table(rows: PagedRows, transfer: Transfer) -> torch.Tensor:
-    """int32 [sequences, pages] on the device."""
-
-    def make() -> torch.Tensor:
-        if is_deferred(rows):
-            return transfer.upload(rows.page_table)
-        return transfer.upload(np.ascontiguousarray(rows.page_table))
-
-    return kept(rows, ("page table", transfer.device), make)
-
-
 def split_tiles(
     rows: PagedRows, window: int | None, group: int, size: int, transfer: Transfer
 ) -> Tiles | None:
     """Tiles of the sequences with few rows, if there are any; `group` queries a row share a key."""
 
     def make() -> Tiles | None:
-        chosen = _sequences(rows, few=True)
+        chosen = sequences_of(rows, few=True)
         if not len(chosen):
             return None
         if is_deferred(rows):
@@ -80,7 +69,7 @@ def whole_tiles(rows: PagedRows, group: int, size: int, transfer: Transfer) -> T
     """Tiles of the sequences with many rows, if there are any."""
 
     def make() -> Tiles | None:
-        chosen = _sequences(rows, few=False)
+        chosen = sequences_of(rows, few=False)
         return _tiles(rows, chosen, group, size, 1, transfer) if len(chosen) else None
 
     return kept(rows, ("whole tiles", transfer.device, group, size), make)
@@ -114,7 +103,8 @@ def _deferred_tiles(
     return Tiles(size, torch.stack(columns, 1).int(), place.int(), parts)
 
 
-def _sequences(rows: PagedRows, few: bool) -> NDArray[np.intp]:
+def sequences_of(rows: PagedRows, few: bool) -> NDArray[np.intp]:
+    """The sequences with few rows in the step, or those with many."""
     counts = np.diff(rows.row_starts)
     return np.flatnonzero((counts > 0) & ((counts <= FEW_ROWS) == few))
 

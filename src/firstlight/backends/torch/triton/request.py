@@ -19,8 +19,9 @@ class Request:
         operand: the weight; of a gated product the gate's.
         other: of a gated product the weight of what is gated, alike but for values; else None.
         joined: what a gated product joins the two with; None: it is not gated.
-        experts: int64 [pairs]: each pair of a row and an expert is a row of the result; None: the
-            operand is one weight, and every row of x has a row of the result.
+        experts: int64 [pairs]: each pair of a row and an expert is a row of the result; -1: that
+            row is not computed. None: the operand is one weight, and every row of x has a row of
+            the result.
         rows_each: pairs of each row of x: pair p has row p // rows_each.
         factors: float32, of each row of the result; None: one.
         residual: float32 of the result's shape; None: nothing is added.

@@ -65,6 +65,7 @@ def joined(
     shared_logits: torch.Tensor | None = None,
     norm: Norm | None = None,
     scale: float = 1.0,
+    experts: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """stream + scale * norm(sum of results + sigmoid(shared_logits) * shared), [n, columns].
 
@@ -74,6 +75,8 @@ def joined(
         shared: float32 [n, columns], added last; None: nothing.
         shared_logits: float32 [n, 1]; None: shared is added as it is.
         norm: of the sum; None: not normed.
+        experts: int64 [n * each]; a result whose number here is below zero was not computed, and
+            is left out. None: all of them were.
     """
     columns = results.shape[1]
     rows = len(results) // each
@@ -81,7 +84,8 @@ def joined(
     wide, together, warps = _sizes(columns)
     with on(results.device):
         _joined[(quotient(rows, together),)](
-            None if stream is None else stream.contiguous(), results, shared, shared_logits,
+            None if stream is None else stream.contiguous(), results, experts, shared,
+            shared_logits,
             None if norm is None else norm.weight, out, rows, columns, each,
             0.0 if norm is None else norm.epsilon, scale,
             NORMED=norm is not None, WIDE=wide, ROWS=together, num_warps=warps,
@@ -123,7 +127,7 @@ def _normed(
 
 @triton.jit(do_not_specialize=("rows",))
 def _joined(
-    stream, results, shared, shared_logits,
+    stream, results, experts, shared, shared_logits,
     weight, out, rows, columns, each,
     epsilon, scale,
     NORMED: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
@@ -134,9 +138,13 @@ def _joined(
     inside = (row < rows) & there
     place = row.to(tl.int64) * columns + column
     first = row.to(tl.int64) * each * columns + column
-    total = tl.load(results + first, mask=inside, other=0.0)
-    for number in range(1, each):
-        total += tl.load(results + first + number * columns, mask=inside, other=0.0)
+    total = tl.zeros((ROWS, WIDE), dtype=tl.float32)
+    for number in range(each):
+        computed = inside
+        if experts is not None:
+            expert = tl.load(experts + row.to(tl.int64) * each + number, mask=row < rows, other=-1)
+            computed = inside & (expert >= 0)
+        total += tl.load(results + first + number * columns, mask=computed, other=0.0)
     if shared is not None:
         added = tl.load(shared + place, mask=inside, other=0.0)
         if shared_logits is not None:

@@ -17,6 +17,7 @@ import triton.language as tl
 
 from firstlight.backends.kernel import Parameter
 from firstlight.backends.torch.triton.decoders import codes_of, first_column, minima_of, scales_of
+from firstlight.backends.torch.triton.expert_weights import part_of, weight_of
 from firstlight.backends.torch.triton.finishing import finished, narrowed
 from firstlight.backends.torch.triton.grouping import Groups
 from firstlight.backends.torch.triton.launching import interpreted, on
@@ -29,6 +30,9 @@ LEAST_TILE = 16
 
 MOST_GATED_ROWS = 64
 """Rows of a tile of a gated product: the sums of both of its products must fit into registers."""
+
+MOST_HEAD_ROWS = 64
+"""Rows of a tile of one head's product, of which there are as many at once as heads."""
 
 PARAMETERS = (
     Parameter("outputs", (64, 128, 32), 64),
@@ -208,18 +212,12 @@ def _tiles(
         expert = tl.load(experts + tile)
         if expert < 0:
             return
-        POINTED: tl.constexpr = tl.bfloat16 if FORMAT == "bf16" else tl.uint8
-        weight = tl.multiple_of(tl.load(weight + expert).to(tl.pointer_type(POINTED)), 16)
-        if GATING != "":
-            other = tl.multiple_of(tl.load(other + expert).to(tl.pointer_type(POINTED)), 16)
-        if scales is not None:
-            scales += expert * scales_each
-            if GATING != "":
-                other_scales += expert * scales_each
-        if bias is not None:
-            bias += expert * outputs
-        if other_bias is not None:
-            other_bias += expert * outputs
+        weight = weight_of(weight, expert, FORMAT)
+        other = weight_of(other, expert, FORMAT)
+        scales = part_of(scales, expert, scales_each)
+        other_scales = part_of(other_scales, expert, scales_each)
+        bias = part_of(bias, expert, outputs)
+        other_bias = part_of(other_bias, expert, outputs)
         start = tl.load(starts + expert) + (tile - tl.load(first_tiles + expert)) * ROWS
         stop = tl.load(starts + expert + 1)
         position = start + tl.arange(0, ROWS)
