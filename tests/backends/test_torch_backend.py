@@ -61,6 +61,8 @@ def test_without_an_accelerator_the_remedy_names_what_is_there() -> None:
 def test_without_pytorch_the_remedy_is_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in [name for name in sys.modules if name.startswith("firstlight.backends.torch")]:
         monkeypatch.delitem(sys.modules, module)
+    # The package is imported anew, and would stay in the place of the one that other tests know.
+    monkeypatch.setattr(backends, "torch", backends.torch)
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(backends, "find_spec", lambda _: None)
     with pytest.raises(DeviceError, match="installed without PyTorch") as caught:
