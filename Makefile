@@ -24,7 +24,7 @@ types: $(VENV)/.dev
 
 unit: $(VENV)/.dev
 	$(BIN)/pytest -m "not slow and not hardware and not speed" -rs \
-		-n logical --maxprocesses 4 --dist loadfile $(PYTEST_ARGUMENTS)
+		-n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGUMENTS)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m "slow or speed" -rs

@@ -12,8 +12,10 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+from collections import Counter
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("ci", derandomize=True, deadline=None)
@@ -28,3 +30,10 @@ os.environ["FIRSTLIGHT_CACHE"] = str(
 # inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that build native programs come first, then those with most tests: workers take whole
+    files, and what is begun last should not keep one of them long after the others."""
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.parent.name != "native", -tests[item.path]))
