@@ -24,7 +24,7 @@ CHILD = """
 import sys
 import firstlight
 from firstlight.checkpoint.checkpoint import open_checkpoint
-from firstlight.loading import conversion_target
+from firstlight.formats.registry import conversion_target
 from firstlight.model.weights import weight_bytes
 small, large, weights = sys.argv[1:]
 options = {"context_length": 64, "sequences": 1, "token_budget": 64, "cache": False, "tune": None}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from firstlight.backends import open_device, rank_devices
-from firstlight.backends.base import Backend
 from firstlight.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from firstlight.checkpoint.resolve import resolve_model
 from firstlight.checkpoint.tokenizer import Tokenizer, load_tokenizer
@@ -23,13 +22,12 @@ from firstlight.engine.memory_plan import (
 from firstlight.engine.options import PAGE_TOKENS, PROMPT_BUDGET, TOKEN_BUDGET, check_options
 from firstlight.engine.speculation import Speculation, check_prediction
 from firstlight.errors import (
-    FormatError,
     InsufficientMemoryError,
     RequestError,
     TokenizerError,
 )
 from firstlight.formats.base import Format
-from firstlight.formats.registry import ALIASES, get_format, known_formats
+from firstlight.formats.registry import conversion_target
 from firstlight.host.memory import address_space_left, available_memory
 from firstlight.language_model import LanguageModel, no_chat_template
 from firstlight.model.decoder import Decoder
@@ -41,7 +39,7 @@ from firstlight.model.weights import check_sources
 from firstlight.ops import Ops
 from firstlight.packing import load_packed_weights
 from firstlight.progress import progress
-from firstlight.tuning.store import Store
+from firstlight.tuning.store import Store, apply_tuning
 
 if TYPE_CHECKING:
     from firstlight.held_weights import HeldWeights
@@ -212,41 +210,12 @@ def check_seconds(seconds: float) -> None:
         )
 
 
-def apply_tuning(backend: Backend) -> Store | None:
-    """Have a backend run as tuned before; None where it has nothing to tune."""
-    if not backend.kernels():
-        return None
-    store = Store(backend)
-    store.apply()
-    return store
-
-
 def _tune_now(model: LanguageModel, store: Store, seconds: float, state: str) -> None:
     from firstlight.tuning.model import tune_model
 
     with progress("Tuning", total=round(seconds), unit="s") as advance:
         for _ in tune_model(model, store, seconds, state=state, advance=advance):
             pass
-
-
-def conversion_target(name: str | None) -> Format | None:
-    """The format that weights are to be converted to; None keeps them as they are stored.
-
-    Raises:
-        FormatError: no such format, or firstlight only reads it.
-    """
-    if name is None:
-        return None
-    target = get_format(name)
-    if target.encode is None:
-        writable = [known for known in known_formats() if get_format(known).encode is not None]
-        raise FormatError(
-            f"weights {name!r}",
-            f"firstlight reads {target.name} but does not write it, so nothing can be converted "
-            "to it",
-            f"Use one of: {', '.join((*ALIASES, *writable))}",
-        )
-    return target
 
 
 def check_formats(checkpoint: Checkpoint, spec: ModelSpec) -> None:

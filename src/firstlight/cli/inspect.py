@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     from firstlight.checkpoint.checkpoint import open_checkpoint
     from firstlight.checkpoint.resolve import resolve_model
     from firstlight.cli.inspect_text import report_text
-    from firstlight.loading import conversion_target
+    from firstlight.formats.registry import conversion_target
 
     target = conversion_target(arguments.weights)
     backend = open_device(arguments.device)

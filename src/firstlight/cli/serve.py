@@ -263,7 +263,7 @@ def _devices(arguments: argparse.Namespace) -> list[str]:
     if not all(devices):
         _refuse("replicas", f"is {given!r}", "Give devices with commas between, as cpu,cpu")
     from firstlight.backends import open_device, rank_devices
-    from firstlight.loading import conversion_target
+    from firstlight.formats.registry import conversion_target
 
     conversion_target(arguments.weights)
     # What is misspelt is said before anything is fetched.

@@ -87,6 +87,26 @@ def get_format(name: str) -> Format:
     )
 
 
+def conversion_target(name: str | None) -> Format | None:
+    """The format that weights are to be converted to; None keeps them as they are stored.
+
+    Raises:
+        FormatError: no such format, or firstlight only reads it.
+    """
+    if name is None:
+        return None
+    target = get_format(name)
+    if target.encode is None:
+        writable = [known for known in known_formats() if get_format(known).encode is not None]
+        raise FormatError(
+            f"weights {name!r}",
+            f"firstlight reads {target.name} but does not write it, so nothing can be converted "
+            "to it",
+            f"Use one of: {', '.join((*ALIASES, *writable))}",
+        )
+    return target
+
+
 def convert(weight: Weight, format: Format) -> Weight:
     """`weight` in another format; `weight` itself where it is in that format already.
 

@@ -17,6 +17,8 @@ import msgspec
 
 from firstlight.errors import FirstlightError
 from firstlight.parallel.messages import (
+    FAILED,
+    LEFT_ALONE,
     Failed,
     FromFollower,
     Hidden,
@@ -38,11 +40,6 @@ if TYPE_CHECKING:
     from firstlight.backends.base import Backend
     from firstlight.model.batch import Batch
     from firstlight.model.decoder import Decoder
-
-FAILED = 3
-"""Exit code of a follower that has said why."""
-LEFT_ALONE = 4
-"""Exit code of a follower that another rank has failed."""
 
 
 class _Pipes:
@@ -113,8 +110,8 @@ def main() -> int:
 
 def _follow(pipes: _Pipes) -> None:
     from firstlight.backends import DeviceWarning, open_device
-    from firstlight.loading import apply_tuning
     from firstlight.progress import set_quiet
+    from firstlight.tuning.store import apply_tuning
 
     launch = pipes.receive()
     assert isinstance(launch, Launch)
@@ -141,7 +138,7 @@ def _follow(pipes: _Pipes) -> None:
 
 def _load(pipes: _Pipes, launch: Launch, backend: Backend) -> Decoder:
     from firstlight.checkpoint.checkpoint import open_checkpoint
-    from firstlight.loading import conversion_target
+    from firstlight.formats.registry import conversion_target
     from firstlight.model.decoder import Decoder
     from firstlight.model.families.registry import make_spec
     from firstlight.packing import load_packed_weights

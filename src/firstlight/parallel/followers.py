@@ -19,8 +19,7 @@ import msgspec
 
 import firstlight.errors
 from firstlight.errors import DeviceError, FirstlightError
-from firstlight.parallel.follower import LEFT_ALONE
-from firstlight.parallel.messages import Failed, FromFollower, Launch, ToFollower
+from firstlight.parallel.messages import LEFT_ALONE, Failed, FromFollower, Launch, ToFollower
 from firstlight.parallel.pipe import read_frame, write_frame
 
 COLLECTIVE_SECONDS = 60.0

@@ -10,6 +10,11 @@ from __future__ import annotations
 
 import msgspec
 
+FAILED = 3
+"""Exit code of a follower that has said why."""
+LEFT_ALONE = 4
+"""Exit code of a follower that another rank has failed."""
+
 
 class Launch(msgspec.Struct, frozen=True, tag="launch"):
     """What a process is to be.

@@ -178,3 +178,12 @@ def _plain(value: object) -> int | str:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise TypeError(f"{value!r} is neither a whole number nor a word")
     return value
+
+
+def apply_tuning(backend: Backend) -> Store | None:
+    """Have a backend run as tuned before; None where it has nothing to tune."""
+    if not backend.kernels():
+        return None
+    store = Store(backend)
+    store.apply()
+    return store

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
-from firstlight.backends.torch.decoding import (
-    Decoder,
+from firstlight.backends.torch.code_fields import (
     fields,
     half,
     look_up,
@@ -112,7 +113,7 @@ def _iq1_m(blocks: torch.Tensor) -> torch.Tensor:
     return scaled(_shifted(codes), _odd(d, fields(words, (0, 3, 6, 9), 7)))
 
 
-CODEBOOKS: dict[str, Decoder] = {
+CODEBOOKS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "iq3_s": _iq3_s,
     "iq3_xxs": _iq3_xxs,
     "iq2_s": _iq2_s,
