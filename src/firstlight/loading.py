@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from firstlight.backends import open_device, rank_devices
 from firstlight.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from firstlight.checkpoint.resolve import resolve_model
-from firstlight.checkpoint.tokenizer import Tokenizer, load_tokenizer
+from firstlight.checkpoint.tokenizer import Tokenizer
+from firstlight.checkpoint.tokenizer_loading import load_tokenizer
 from firstlight.engine.engine import Engine
 from firstlight.engine.memory_plan import (
     MemoryPlan,

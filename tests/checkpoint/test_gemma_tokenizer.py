@@ -7,7 +7,8 @@ import random
 import pytest
 
 from firstlight.checkpoint.checkpoint import open_checkpoint
-from firstlight.checkpoint.tokenizer import Tokenizer, load_tokenizer
+from firstlight.checkpoint.tokenizer import Tokenizer
+from firstlight.checkpoint.tokenizer_loading import load_tokenizer
 from tests.support.gemma import gemma_path, transformers_gemma_tokenizer
 from tests.support.texts import all_texts
 

@@ -18,7 +18,8 @@ from transformers import AutoTokenizer
 
 from firstlight.checkpoint import gguf_tokenizer
 from firstlight.checkpoint.checkpoint import open_checkpoint
-from firstlight.checkpoint.tokenizer import Tokenizer, load_tokenizer
+from firstlight.checkpoint.tokenizer import Tokenizer
+from firstlight.checkpoint.tokenizer_loading import load_tokenizer
 from firstlight.checkpoint.word_patterns import WORD_PATTERNS
 from firstlight.errors import FirstlightError, TokenizerError
 from tests.support.texts import all_texts

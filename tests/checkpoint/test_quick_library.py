@@ -20,8 +20,8 @@ from firstlight.checkpoint.checkpoint import open_checkpoint
 from firstlight.checkpoint.huggingface_tokenizer import HuggingFaceTokenizer, byte_alphabet
 from firstlight.checkpoint.piece_table import CorruptTable
 from firstlight.checkpoint.quick_library import QuickLibrary, byte_pairs
-from firstlight.checkpoint.tokenizer import load_tokenizer
 from firstlight.checkpoint.tokenizer_folder import load_tokenizer_folder
+from firstlight.checkpoint.tokenizer_loading import load_tokenizer
 from firstlight.checkpoint.word_patterns import WORD_PATTERNS
 from firstlight.errors import TokenizerError
 from tests.support.texts import all_texts

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from firstlight.checkpoint.checkpoint import open_checkpoint
-from firstlight.checkpoint.tokenizer import load_tokenizer
+from firstlight.checkpoint.tokenizer_loading import load_tokenizer
 from firstlight.conversion.convert import Report, convert_checkpoint
 from firstlight.conversion.schemes import target_of
 from firstlight.errors import UnsupportedModelError

@@ -24,8 +24,9 @@ from tokenizers import (
 )
 
 from firstlight.checkpoint.checkpoint import open_checkpoint
-from firstlight.checkpoint.tokenizer import Tokenizer, load_tokenizer
+from firstlight.checkpoint.tokenizer import Tokenizer
 from firstlight.checkpoint.tokenizer_folder import load_tokenizer_folder
+from firstlight.checkpoint.tokenizer_loading import load_tokenizer
 from tests.support.texts import CHINESE, CODE, PROSE
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6

@@ -10,7 +10,6 @@ from firstlight.checkpoint.text_stream import ByteErrors, LeadingSpace, TextStre
 
 if TYPE_CHECKING:
     from firstlight.checkpoint.chat_template import ChatTemplate
-    from firstlight.checkpoint.checkpoint import Checkpoint
 
 
 class Tokenizer(ABC):
@@ -82,21 +81,6 @@ class Tokenizer(ABC):
             self._byte_errors,
             "keep" if continues else self._leading_space,
         )
-
-
-def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer that belongs to a checkpoint, from its own files only.
-
-    Raises:
-        TokenizerError: it is missing, damaged, or of a kind that firstlight does not know.
-    """
-    if checkpoint.kind == "gguf":
-        from firstlight.checkpoint.gguf_tokenizer import load_gguf_tokenizer
-
-        return load_gguf_tokenizer(checkpoint)
-    from firstlight.checkpoint.tokenizer_folder import load_tokenizer_folder
-
-    return load_tokenizer_folder(checkpoint.location)
 
 
 def without_lone_surrogates(text: str) -> str:

@@ -87,7 +87,7 @@ def _files(checkpoint: Checkpoint) -> dict[str, Any]:
 def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
     """Whether text can be given, and conversations. One that is there but broken is an error."""
     from firstlight.checkpoint.gguf_metadata import KINDS
-    from firstlight.checkpoint.tokenizer import load_tokenizer
+    from firstlight.checkpoint.tokenizer_loading import load_tokenizer
 
     if checkpoint.kind == "gguf":
         present = checkpoint.config.get("tokenizer.ggml.model") in KINDS

@@ -11,7 +11,8 @@ from firstlight.checkpoint.checkpoint import open_checkpoint
 from firstlight.checkpoint.generation import GenerationDefaults
 from firstlight.checkpoint.resolve import resolve_model
 from firstlight.checkpoint.text_stream import TextStream
-from firstlight.checkpoint.tokenizer import Tokenizer, load_tokenizer
+from firstlight.checkpoint.tokenizer import Tokenizer
+from firstlight.checkpoint.tokenizer_loading import load_tokenizer
 from firstlight.errors import RequestError
 
 THINK, END_THINK = "<think>", "</think>"

@@ -124,7 +124,7 @@ def _both(
 def _encode(path: Path, texts: Mapping[str, str], tokens: int | None) -> dict[str, list[int]]:
     """Each text's token ids, cut to what the model's context holds."""
     from firstlight.checkpoint.checkpoint import open_checkpoint
-    from firstlight.checkpoint.tokenizer import load_tokenizer
+    from firstlight.checkpoint.tokenizer_loading import load_tokenizer
     from firstlight.model.families.registry import make_spec
 
     if not texts:
