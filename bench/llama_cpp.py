@@ -71,7 +71,8 @@ class LlamaCpp:
 
 def _run(program: Path, *arguments: object) -> str:
     command = [str(program), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # With random weights it says what need not be UTF-8.
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         raise RuntimeError(f"{program.name} failed: {done.stderr.strip()[-400:]}")
     return done.stdout

@@ -32,8 +32,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_COMPILE = ("native", "triton")
+"""Folders whose few tests take long."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that build native programs come first, then those with most tests: workers take whole
+    """Files that compile for minutes come first, then those with most tests: workers take whole
     files, and what is begun last should not keep one of them long after the others."""
     tests = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path.parent.name != "native", -tests[item.path]))
+    items.sort(key=lambda item: (item.path.parent.name not in _COMPILE, -tests[item.path]))
